@@ -1,0 +1,7 @@
+"""`python -m hpcdistill`."""
+
+import sys
+
+from hpcdistill.cli import main
+
+sys.exit(main())

@@ -1,0 +1,198 @@
+"""What a run is made of: TOML file < command line (`--section.key=value`); unknown keys fail.
+
+Every key has one place, one type and one line of help here; `hpcdistill train --help` prints them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from hpcdistill.errors import UserError, suggestion
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Section(BaseModel):
+    """A table of the TOML file; a key that is not declared is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """What a model learns from."""
+
+    path: Path
+    """Token store made by `hpcdistill prepare text`."""
+    batch_size: PositiveInt = 16
+    """Sequences a group takes per step, shared out among its ranks."""
+    sequence_length: PositiveInt = 64
+    """Tokens per sequence."""
+
+
+class LSTMConfig(Section):
+    """The LSTM language model."""
+
+    name: Literal["lstm"] = "lstm"
+    """Which model."""
+    hidden: PositiveInt = 128
+    """Units of the embedding and of each layer."""
+    layers: PositiveInt = 2
+    """LSTM layers."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of units dropped between layers."""
+
+
+class OptimizerConfig(Section):
+    """How weights move."""
+
+    name: Literal["adam", "sgd"] = "adam"
+    """Update rule."""
+    lr: PositiveFloat = 1e-2
+    """Learning rate, constant."""
+
+
+class CodistillConfig(Section):
+    """How groups teach each other (Anil et al. 2018, Algorithm 1)."""
+
+    weight: NonNegativeFloat = 1.0
+    """Weight of the distillation term; 0 turns codistillation off."""
+    temperature: PositiveFloat = 1.0
+    """Softens both distributions in the distillation term."""
+    burn_in: NonNegativeInt = 400
+    """Steps before distillation begins."""
+    exchange_interval: PositiveInt = 50
+    """Steps between two publishes of a group's weights."""
+
+
+class ExchangeConfig(Section):
+    """How snapshots travel."""
+
+    transport: Literal["window"] = "window"
+    """'window': MPI one-sided windows inside one world."""
+
+
+class TrainConfig(Section):
+    """How long, and how often to look."""
+
+    steps: PositiveInt = 1000
+    """Optimizer steps."""
+    validate_every: PositiveInt = 200
+    """Steps between two validations."""
+
+
+class CheckpointConfig(Section):
+    """Restart files."""
+
+    interval: PositiveInt = 500
+    """Steps between two checkpoints; the last step always makes one."""
+    keep: int = Field(default=2, ge=2)
+    """How many checkpoints stay; at least 2, so that a damaged one has a predecessor."""
+
+
+class Config(BaseSettings):
+    """One run."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, nested_model_default_partial_update=True
+    )
+
+    run_dir: Path
+    """Folder for metrics, checkpoints and the report; must be the same on every rank."""
+    groups: PositiveInt = 2
+    """Groups that codistil; the ranks are split evenly among them."""
+    seed: NonNegativeInt = 0
+    """Of initial weights, shuffling and dropout; groups and ranks derive their own from it."""
+    data: DataConfig
+    model: LSTMConfig = LSTMConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    codistill: CodistillConfig = CodistillConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _one_group_has_no_peers(self) -> Config:
+        if self.groups == 1 and self.codistill.weight > 0:
+            raise ValueError(
+                f"groups = 1 has nobody to learn from, but codistill.weight = {self.codistill.weight:g}; "
+                "use --groups=2 or more, or --codistill.weight=0 for plain synchronous SGD"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The file and the command line only: no environment variables."""
+        return (init_settings,)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> CliSettingsSource[Config]:
+    """Give `parser` one `--section.key` option for each key; pass the result to `load_config`."""
+    return CliSettingsSource(
+        Config, root_parser=parser, cli_parse_args=None, cli_avoid_json=True, cli_hide_none_type=True
+    )
+
+
+def load_config(
+    path: Path, overrides: CliSettingsSource[Config] | None = None, args: argparse.Namespace | None = None
+) -> Config:
+    """The run that the TOML file at `path` describes, as changed by parsed command line `args`.
+
+    Raises:
+        UserError: the file cannot be read, or a key is unknown, missing or of the wrong type; each is named.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    source = overrides(parsed_args=args) if overrides is not None and args is not None else None
+    try:
+        return Config(**values, _cli_settings_source=source)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key!r}{suggestion(key, _keys(Config))}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key} is missing; set it in the file or with --{key}=…")
+        elif key:
+            lines.append(f"{key} = {problem['input']!r}: {problem['msg'].lower()}")
+        else:
+            lines.append(problem["msg"].removeprefix("Value error, "))
+    return "; ".join(lines)
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _keys(field.annotation, f"{prefix}{name}.")
+    return keys

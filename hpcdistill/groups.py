@@ -1,0 +1,200 @@
+"""The world and its groups: who trains with whom. The only file that imports Horovod."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import torch
+from torch import nn
+
+from hpcdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+T = TypeVar("T")
+
+# Set by Hydra, Open MPI, PMIx and srun for each rank they start.
+LAUNCHER_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+
+@dataclass(frozen=True)
+class Groups:
+    """This process's place in the world: `count` groups of equal size, one model each.
+
+    World rank w is rank w % size of group w // size, so a group's ranks are neighbours and share nodes.
+    """
+
+    world: MPI.Intracomm
+    comm: MPI.Comm
+    """The ranks of this group; for everything but gradients, which travel through Horovod's own."""
+    count: int
+    """How many groups there are."""
+    group: int
+    """Which of them this process belongs to."""
+    device: torch.device
+
+    @classmethod
+    def create(cls, count: int) -> Groups:
+        """Split the world into `count` groups, one Horovod each.
+
+        Collective over the world, once per process.
+
+        Raises:
+            UserError: the world does not split evenly, MPI grants too low a thread level, or a wrong PMI has
+                made N worlds of one rank.
+        """
+        # Importing MPI initialises it, so only those who train pay for it and need it.
+        import horovod.torch as hvd
+        from mpi4py import MPI
+
+        world = MPI.COMM_WORLD
+        _require_one_world(world.size)
+        _require_thread_multiple(MPI.Query_thread(), MPI.THREAD_MULTIPLE)
+        if world.size % count:
+            raise UserError(
+                f"{world.size} ranks cannot be split evenly into groups = {count}; "
+                f"start a multiple of {count} ranks or set --groups to a divisor of {world.size}"
+            )
+        group = world.rank // (world.size // count)
+        comm = world.Split(group, world.rank)
+        # Not process sets: with those a stopped rank of one group stalls every group.
+        hvd.init(comm=comm)
+        return cls(world, comm, count, group, _local_device(world))
+
+    @property
+    def rank(self) -> int:
+        """This process's number inside its group."""
+        return self.comm.rank
+
+    @property
+    def size(self) -> int:
+        """Ranks per group."""
+        return self.comm.size
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this is rank 0 of its group."""
+        return self.comm.rank == 0
+
+    @property
+    def peers(self) -> list[int]:
+        """The other groups."""
+        return [group for group in range(self.count) if group != self.group]
+
+    def distribute(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+        """`optimizer` with gradients averaged over the group by Horovod before each step."""
+        import horovod.torch as hvd
+
+        distributed: torch.optim.Optimizer = hvd.DistributedOptimizer(
+            optimizer, named_parameters=model.named_parameters()
+        )
+        return distributed
+
+    def broadcast(self, model: nn.Module) -> None:
+        """Give every rank of the group the leader's parameters and buffers.
+
+        The optimizer needs no broadcast: its state is empty at the start, and on a restart every rank has read
+        the same checkpoint. (Horovod's own broadcast would run a step to create the state first.)
+        """
+        import horovod.torch as hvd
+
+        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+
+    def sum(self, value: float) -> float:
+        """The sum of `value` over the group. Collective over the group."""
+        total: float = self.comm.allreduce(value)
+        return total
+
+    def require_same(self, name: str, value: str) -> None:
+        """Refuse to go on where `value` is not the same on all ranks. Collective over the world.
+
+        Raises:
+            UserError: naming the first rank that differs from rank 0; on every rank.
+        """
+        values = self.world.allgather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise UserError(
+                    f"{name} differs between ranks: {values[0]} on world rank 0, {other} on rank {rank}; give every "
+                    "node the same"
+                )
+
+    def from_leader(self, make: Callable[[], T]) -> T:
+        """What the leader's `make()` returned, or the `UserError` it raised, on every rank of the group."""
+        outcome: T | UserError | None = None
+        if self.is_leader:
+            try:
+                outcome = make()
+            except UserError as error:
+                outcome = error
+        outcome = self.comm.bcast(outcome)
+        if isinstance(outcome, UserError):
+            raise outcome
+        return outcome  # type: ignore[return-value]
+
+
+def end_job(error: BaseException) -> NoReturn:
+    """Say what went wrong and end this process; under MPI, every process of the job.
+
+    A rank that merely exited would leave the others waiting for it for ever (MPI 4.1, Section 11.2.2).
+    """
+    status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
+    launched = any(name in os.environ for name in LAUNCHER_RANKS)
+    if not (launched or "mpi4py.MPI" in sys.modules):
+        print(_message(error), file=sys.stderr)
+        sys.exit(status)
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    if world.rank and isinstance(error, UserError):
+        time.sleep(1)  # where all ranks have the same error, rank 0 says it for all and ends the job
+    where = f"[world rank {world.rank} of {world.size}] " if world.size > 1 else ""
+    print(where + _message(error), file=sys.stderr, flush=True)
+    world.Abort(status)
+    raise AssertionError("unreachable: MPI_Abort returned")
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return f"hpcdistill: error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return "hpcdistill: interrupted"
+    return "".join(traceback.format_exception(error))
+
+
+def _require_one_world(size: int) -> None:
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if size == 1 and tasks > 1:
+        raise UserError(
+            f"srun started {tasks} tasks but each sees an MPI world of one rank: the PMI plugin does not fit this "
+            "MPI; use srun --mpi=pmi2 for MPICH, --mpi=pmix for Open MPI, or start with mpirun"
+        )
+
+
+def _require_thread_multiple(granted: int, needed: int) -> None:
+    if granted < needed:
+        raise UserError(
+            "MPI does not grant MPI_THREAD_MULTIPLE, which Horovod beside one-sided windows needs; unset "
+            f"MPI4PY_RC_THREAD_LEVEL (now {os.environ.get('MPI4PY_RC_THREAD_LEVEL', 'unset')}) or use an MPI built "
+            "with thread support"
+        )
+
+
+def _local_device(world: Any) -> torch.device:
+    """This node's GPUs are dealt out to its ranks in order; several ranks may share one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    from mpi4py import MPI
+
+    node = world.Split_type(MPI.COMM_TYPE_SHARED)
+    device = torch.device("cuda", node.rank % torch.cuda.device_count())
+    node.Free()
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,111 @@
+"""What the training loop tells about itself: metrics for machines, one live line for people."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from hpcdistill.config import Config
+from hpcdistill.errors import UserError
+from hpcdistill.groups import Groups
+from hpcdistill.metrics import Metrics, Record, metrics_path
+
+RECORD_EVERY = 10
+"""Steps between two records. The loss is looked at only then, so that a GPU need not wait for its host."""
+
+
+class Recorder:
+    """Follows one group's training; a context manager.
+
+    Args:
+        config: the run.
+        groups: who is who; leaders write the metrics, the world's rank 0 shows the bar.
+        header: facts of the run, the first line of the metrics.
+        step: at which this start of the run begins.
+    """
+
+    def __init__(self, config: Config, groups: Groups, header: Record, step: int) -> None:
+        self._groups = groups
+        self._metrics = Metrics(metrics_path(config.run_dir, groups.group), header, step) if groups.is_leader else None
+        self._bar = _progress_bar(config.train.steps, step, shown=groups.world.rank == 0)
+        self._losses = torch.zeros((), device=groups.device)
+        self._steps = 0
+        self._latest: Record = {}
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        """Add the wall time of the `with` block to `part` of the next record, in seconds."""
+        begin = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - begin
+
+    def stepped(self, step: int, loss: torch.Tensor, staleness: dict[int, int]) -> None:
+        """Take note of one step; now and then, collectively over the group, make a record of the last few.
+
+        Raises:
+            UserError: a loss since the last record was not finite.
+        """
+        self._bar.update()
+        self._losses += loss.detach()
+        self._steps += 1
+        if step % RECORD_EVERY:
+            return
+        mean = self._losses.item() / self._steps
+        if not math.isfinite(mean):
+            raise UserError(
+                f"group {self._groups.group}: the loss became {mean} in the {self._steps} steps up to step {step}; "
+                "lower --optimizer.lr and go on from the last checkpoint with --resume"
+            )
+        seconds = {part: total / self._steps for part, total in self._seconds.items()}
+        self._record(
+            step, {"loss": self._groups.sum(mean) / self._groups.size, "staleness": staleness, "part_seconds": seconds}
+        )
+        self._losses.zero_()
+        self._steps = 0
+        self._seconds.clear()
+
+    def validated(self, step: int, loss: float) -> None:
+        """Record a validation loss, in nats per token."""
+        self._record(step, {"validation_loss": loss})
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._metrics:
+            self._metrics.close()
+
+    def _record(self, step: int, values: Record) -> None:
+        if self._metrics:
+            self._metrics.record(step, values)
+        self._latest.update(values)
+        shown = {
+            "loss": f"{self._latest.get('loss', math.nan):.3f}",
+            "validation": f"{self._latest.get('validation_loss', math.nan):.3f}",
+            "staleness": max(self._latest.get("staleness", {}).values(), default="-"),
+        }
+        self._bar.set_postfix(shown, refresh=False)
+
+
+def _progress_bar(total: int, done: int, shown: bool) -> Any:
+    # mpirun hands ranks a pipe and not the terminal, so a pipe alone does not mean a log; a batch job or CI does.
+    logged = not sys.stderr.isatty() and any(name in os.environ for name in ("SLURM_JOB_ID", "CI"))
+    return tqdm(
+        total=total,
+        initial=done,
+        unit="step",
+        disable=not shown,
+        mininterval=30 if logged else 0.5,
+        dynamic_ncols=True,
+    )

@@ -1,0 +1,122 @@
+"""What a group must remember to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import nn
+
+from hpcdistill.checkpoint import Checkpoints, State
+from hpcdistill.config import Config
+from hpcdistill.data.batches import Batches
+from hpcdistill.errors import UserError
+from hpcdistill.groups import Groups
+from hpcdistill.snapshot import Layout
+
+
+class Restart:
+    """Saves and restores one group's training; all methods are collective over the group.
+
+    Args:
+        config: the run.
+        groups: who is who; the leader writes and reads the files.
+        model: the student.
+        optimizer: its optimizer.
+        batches: its data.
+    """
+
+    def __init__(
+        self, config: Config, groups: Groups, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches
+    ) -> None:
+        self._config = config
+        self._groups = groups
+        self._model = model
+        self._optimizer = optimizer
+        self._batches = batches
+        owner = {
+            "tensors": [str(entry) for entry in Layout.of(model).entries],
+            "optimizer": config.optimizer.name,
+            "groups": groups.count,
+            "ranks per group": groups.size,
+        }
+        self._checkpoints = Checkpoints(config.run_dir / "checkpoints", groups.group, config.checkpoint.keep, owner)
+
+    def save(self, step: int) -> None:
+        """Make a checkpoint of `step`; a disk that cannot take it costs the checkpoint, not the run.
+
+        Raises:
+            UserError: a weight is not finite, and nothing worth keeping is left to save.
+        """
+        _require_finite(self._model, self._groups.group, step)
+        ranks = self._groups.comm.gather(_rng_state(self._groups.device))
+        if ranks is None:
+            return
+        optimizer = self._optimizer.state_dict()
+        state = {
+            "step": step,
+            "batches_drawn": self._batches.drawn,
+            "config": self._config.model_dump(mode="json"),
+            "model": self._model.state_dict(),
+            "optimizer": {
+                "state": {str(index): values for index, values in optimizer["state"].items()},
+                "param_groups": optimizer["param_groups"],
+            },
+            "rng": {str(rank): generators for rank, generators in enumerate(ranks)},
+        }
+        try:
+            self._checkpoints.save(step, state)
+        except OSError as error:
+            print(f"hpcdistill: warning: no checkpoint at step {step}: {error}", file=sys.stderr, flush=True)
+
+    def resume(self, mode: str) -> int:
+        """The step to go on from; 0 for a new run.
+
+        Args:
+            mode: "no", "yes" or "strict", as for `train`.
+
+        Raises:
+            UserError: "no", but there are checkpoints already; or no usable checkpoint among those there are.
+        """
+        state = self._groups.from_leader(lambda: self._newest(mode))
+        if state is None:
+            return 0
+        self._model.load_state_dict(state["model"])
+        saved = state["optimizer"]
+        moments = {int(index): values for index, values in saved.get("state", {}).items()}
+        self._optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
+        self._batches.drawn = state["batches_drawn"]
+        _set_rng_state(state["rng"][str(self._groups.rank)])
+        return int(state["step"])
+
+    def _newest(self, mode: str) -> State | None:
+        if mode != "no":
+            return self._checkpoints.newest(strict=mode == "strict")
+        if paths := self._checkpoints.paths():
+            raise UserError(
+                f"run_dir = {self._config.run_dir} holds a run already ({paths[0].name}); "
+                "add --resume to go on with it, or choose another --run_dir"
+            )
+        return None
+
+
+def _require_finite(model: nn.Module, group: int, step: int) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(
+                f"group {group}: {name} is no longer finite at step {step}; lower --optimizer.lr and go on from the "
+                "last checkpoint with --resume"
+            )
+
+
+def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
