@@ -1,0 +1,165 @@
+"""Pytest plumbing: one suite, run on 1 rank as usual and on several ranks under mpirun.
+
+Under mpirun every rank runs the same tests in the same order, so tests may use collectives. Rank 0 reports as
+usual; the others stay silent until something fails there. A failure on any rank ends the whole job at once:
+from then on the ranks may be out of step, and waiting would only turn one failure into a timeout.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from importlib import metadata
+from pathlib import Path
+from typing import TextIO
+
+import hypothesis
+import pytest
+from mpi4py import MPI
+
+WORLD = MPI.COMM_WORLD
+THREAD_LEVELS = {
+    MPI.THREAD_SINGLE: "SINGLE",
+    MPI.THREAD_FUNNELED: "FUNNELED",
+    MPI.THREAD_SERIALIZED: "SERIALIZED",
+    MPI.THREAD_MULTIPLE: "MULTIPLE",
+}
+# What an MPI launcher tells its ranks: an mpirun started from a test must not take it for its own.
+LAUNCHER_VARIABLES = ("PMI_", "PMIX", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_APP_", "PRTE_LAUNCHED")
+
+MpirunResult = subprocess.CompletedProcess[str]
+
+# The same examples on every rank, however slow a shared machine is today.
+hypothesis.settings.register_profile("mpi", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("mpi")
+
+
+class QuietTerminal(io.StringIO):
+    """The terminal of a rank other than 0: keeps its report in memory until it is worth showing."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def show(self) -> None:
+        self.terminal.write(f"\n===== report of rank {WORLD.rank} =====\n{self.getvalue()}")
+        self.terminal.flush()
+
+    def flush(self) -> None:
+        # pytest-timeout reports from its timer thread, flushes, and exits the process: now or never.
+        if threading.current_thread() is not threading.main_thread():
+            self.show()
+
+
+@pytest.hookimpl(trylast=True)  # after the terminal reporter has been made
+def pytest_configure(config: pytest.Config) -> None:
+    if WORLD.size > 1:
+        config.option.maxfail = 1
+    if WORLD.rank > 0:
+        writer = config.get_terminal_writer()
+        writer._file = QuietTerminal(writer._file)
+
+
+def pytest_report_header() -> list[str]:
+    name, version = MPI.get_vendor()
+    vendor = f"{name} {'.'.join(map(str, version))}"
+    level = THREAD_LEVELS[MPI.Query_thread()]
+    packages = ("horovod", "torch", "triton", "h5py", "mpi4py")
+    return [
+        f"MPI: {vendor}, thread level {level}, rank {WORLD.rank} of {WORLD.size}",
+        "versions: " + ", ".join(f"{name} {_version(name)}" for name in packages),
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests that start jobs of their own to the 1-rank suite."""
+    if WORLD.size == 1:
+        return
+    launching = [item for item in items if item.get_closest_marker("launch")]
+    items[:] = [item for item in items if item not in launching]
+    config.hook.pytest_deselected(items=launching)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    yield
+    if session.exitstatus != 0 and WORLD.size > 1:
+        terminal = session.config.get_terminal_writer()._file
+        terminal.show() if isinstance(terminal, QuietTerminal) else terminal.flush()
+        time.sleep(1)  # the other ranks may be about to report the same failure
+        WORLD.Abort(int(session.exitstatus))
+
+
+@pytest.fixture(scope="session")
+def world() -> MPI.Intracomm:
+    return WORLD
+
+
+@pytest.fixture(scope="session")
+def mpirun() -> Callable[..., MpirunResult]:
+    """`mpirun(n, *python_args)`: Python on n ranks, its output captured; all of it is killed on a timeout."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    launcher = shutil.which("mpirun", path=path)
+    assert launcher, f"no mpirun in {path}: run `make setup`"
+
+    # The default timeout is below pytest's own, which would end this process and leave the ranks behind.
+    def run(
+        ranks: int,
+        *python_args: str | Path,
+        timeout: float = 100,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> MpirunResult:
+        command = [launcher, "-n", str(ranks), sys.executable, *map(str, python_args)]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env=_outside_mpi() | (env or {}),
+            start_new_session=True,
+        )
+        stdout, stderr = _output(process, timeout)
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+    return run
+
+
+def _outside_mpi() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
+
+
+def _output(process: subprocess.Popen[str], timeout: float) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        _kill_job(process)
+        stdout, stderr = process.communicate(timeout=5)
+        pytest.fail(f"{process.args!r} had not ended after {timeout} s\n{stdout}\n{stderr}")
+    except BaseException:  # Ctrl-C
+        _kill_job(process)
+        raise
+
+
+def _kill_job(process: subprocess.Popen[str]) -> None:
+    # Open MPI puts its ranks into process groups of their own, which only mpirun can end: ask it first.
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,88 @@
+"""The plumbing itself: a failure on one rank only must end every rank, soon and non-zero."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+PytestRun = Callable[[str], CompletedProcess[str]]
+
+pytestmark = pytest.mark.launch
+
+FAILS_ON_RANK_1 = """
+def test_passes_everywhere(world):
+    assert world.allreduce(1) == world.size
+
+def test_fails_on_rank_1(world):
+    assert world.rank != 1, "the message of rank 1"
+
+def test_would_hang_without_rank_1(world):
+    world.barrier()
+"""
+
+HANGS_ON_RANK_1 = """
+import time, pytest
+
+@pytest.mark.timeout(2)
+def test_hangs_on_rank_1(world):
+    time.sleep(60 * world.rank)
+
+def test_waits_for_rank_1(world):
+    world.barrier()
+"""
+
+
+@pytest.fixture
+def pytest_on_two_ranks(mpirun: Callable[..., CompletedProcess[str]], tmp_path: Path) -> PytestRun:
+    def run(tests: str) -> CompletedProcess[str]:
+        shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+        (tmp_path / "test_sample.py").write_text(tests)
+        return mpirun(2, "-m", "pytest", tmp_path, "--rootdir", tmp_path, timeout=60)
+
+    return run
+
+
+def test_failure_on_one_rank_ends_the_job(
+    pytest_on_two_ranks: PytestRun,
+) -> None:
+    begin = time.monotonic()
+    result = pytest_on_two_ranks(FAILS_ON_RANK_1)
+    assert result.returncode != 0
+    assert "report of rank 1" in result.stdout
+    assert "the message of rank 1" in result.stdout
+    assert time.monotonic() - begin < 30
+
+
+def test_timeout_on_one_rank_shows_where_it_hung(
+    pytest_on_two_ranks: PytestRun,
+) -> None:
+    result = pytest_on_two_ranks(HANGS_ON_RANK_1)
+    assert result.returncode != 0
+    assert "report of rank 1" in result.stdout
+    assert "time.sleep(60 * world.rank)" in result.stdout
+
+
+def test_only_rank_0_reports_success(pytest_on_two_ranks: PytestRun) -> None:
+    result = pytest_on_two_ranks("def test_passes(world): pass")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("1 passed") == 1
+    assert "rank 0 of 2" in result.stdout
+
+
+def test_tests_that_launch_are_left_to_one_rank(
+    pytest_on_two_ranks: PytestRun,
+) -> None:
+    result = pytest_on_two_ranks(
+        "import pytest\ndef test_runs(): pass\n@pytest.mark.launch\ndef test_launches(): assert False"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1 passed, 1 deselected" in result.stdout
+
+
+def test_mpirun_kills_what_does_not_end(mpirun: Callable[..., CompletedProcess[str]]) -> None:
+    endless = "import time; print('started', flush=True); time.sleep(60)"
+    with pytest.raises(pytest.fail.Exception, match=r"had not ended after 3 s\nstarted"):
+        mpirun(2, "-c", endless, timeout=3)
