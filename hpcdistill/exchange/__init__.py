@@ -25,7 +25,8 @@ class Exchange(ABC):
     def publish(self, step: int) -> bool:
         """Offer the model as it is now, after `step` steps, to all peers; False when it was skipped.
 
-        It is skipped, rather than waited for, when the transport is still busy with the previous one.
+        It is skipped, rather than waited for, when the transport is still busy with the previous one. Collective
+        over the group.
         """
 
     @abstractmethod

@@ -107,8 +107,9 @@ class WindowExchange(Exchange):
         self._open()
 
     def publish(self, step: int) -> bool:
-        """See `Exchange.publish`. Costs one copy of this rank's shard."""
-        if self._published != self._offered:
+        """See `Exchange.publish`. Costs a small allreduce and one copy of this rank's shard."""
+        # All ranks or none: one that skipped alone would number its later shards differently from its neighbours.
+        if not self._group_comm.allreduce(self._published == self._offered, op=MPI.LAND):
             return False
         version = self._offered + 1
         torch._foreach_copy_(self._slots[version % SLOTS], self._sources)

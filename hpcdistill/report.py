@@ -1,0 +1,182 @@
+"""One self-contained HTML page with the curves of one or more runs."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hpcdistill.errors import UserError
+from hpcdistill.metrics import Record, metrics_path, read_metrics
+
+matplotlib.use("svg")
+matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small files, searchable
+
+PAGE = Template(
+    """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd }
+th { text-align: left } td.number { text-align: right; font-variant-numeric: tabular-nums }
+svg { max-width: 100%; height: auto } .note { color: #666 }
+</style>
+<h1>$title</h1>
+<p>Data: $source.</p>
+$table
+$figures
+</html>
+"""
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One group of one run."""
+
+    label: str
+    header: Record
+    records: list[Record]
+
+    def column(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of the records that have `key`."""
+        chosen = [record for record in self.records if key in record]
+        return [record["step"] for record in chosen], [record[key] for record in chosen]
+
+    @property
+    def steps_per_second(self) -> float:
+        """Average over the whole run."""
+        last = self.records[-1] if self.records else {"step": 0, "seconds": 0.0}
+        return last["step"] / last["seconds"] if last["seconds"] else math.nan
+
+    @property
+    def best(self) -> float:
+        """Lowest validation loss, nats per token."""
+        return min(self.column("validation_loss")[1], default=math.nan)
+
+    def steps_to(self, target: float) -> int | None:
+        """The first validated step at which the loss was `target` or less."""
+        return next((s for s, loss in zip(*self.column("validation_loss"), strict=True) if loss <= target), None)
+
+
+def write_report(runs: Sequence[Path], output: Path) -> None:
+    """Compare `runs` on one page.
+
+    Args:
+        runs: run folders with metrics; the first is the reference for "steps to reach".
+        output: the HTML file to write.
+
+    Raises:
+        UserError: a folder holds no metrics.
+    """
+    curves = [curve for run in runs for curve in _curves(run)]
+    page = PAGE.substitute(
+        title=html.escape("Codistillation: " + " and ".join(run.name for run in runs)),
+        source=html.escape("; ".join(sorted({str(curve.header["data_source"]) for curve in curves}))),
+        table=_table(curves, runs[0].name),
+        figures="\n".join(_figures(curves)),
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page)
+    print(f"report: {output.resolve()}")
+
+
+def _curves(run: Path) -> list[Curve]:
+    curves = []
+    while metrics_path(run, len(curves)).exists():
+        header, records = read_metrics(metrics_path(run, len(curves)))
+        curves.append(Curve(f"{run.name}, group {len(curves)}", header, records))
+    if not curves:
+        raise UserError(f"{run} holds no metrics of a run; name the run_dir of a training")
+    return curves
+
+
+def _table(curves: list[Curve], reference: str) -> str:
+    # The reference's worst group sets the target: every group of the reference run has reached it.
+    target = max(curve.best for curve in curves if curve.label.startswith(f"{reference}, "))
+    titles = ["", "ranks", "batch", "parameters", "steps/s", "best validation loss", f"steps to {target:.3f}"]
+    rows = ["".join(f"<th>{title}</th>" for title in titles)]
+    for curve in curves:
+        reached = curve.steps_to(target)
+        cells = [
+            str(curve.header["ranks_per_group"]),
+            str(curve.header["config"]["data"]["batch_size"]),
+            f"{curve.header['parameters']:,}",
+            f"{curve.steps_per_second:.1f}",
+            f"{curve.best:.3f}",
+            "not reached" if reached is None else f"{reached:,}",
+        ]
+        rows.append(f"<td>{html.escape(curve.label)}</td>" + "".join(f'<td class="number">{c}</td>' for c in cells))
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<table>{body}</table><p class="note">Losses in nats per token; ranks and batch per group.</p>'
+
+
+def _figures(curves: list[Curve]) -> list[str]:
+    taught = [curve for curve in curves if any(curve.column("staleness")[1])]
+    figures = [
+        _figure("Validation loss", "step", "nats per token", curves, _by_step("validation_loss")),
+        _figure("Validation loss in time", "seconds", "nats per token", curves, _by_time),
+        _figure("Training loss, distillation term included", "step", "nats per token", curves, _by_step("loss")),
+        _figure("Throughput", "step", "steps per second", curves, _throughput),
+    ]
+    if taught:
+        figures += [
+            _figure("Staleness of the teachers", "step", "steps", taught, _staleness),
+            _figure("Cost of exchange and teachers", "step", "% of a step", taught, _cost),
+        ]
+    return figures
+
+
+def _figure(title: str, x: str, y: str, curves: list[Curve], draw: Callable[[Axes, Curve], None]) -> str:
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    for curve in curves:
+        draw(axes, curve)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg")
+    return f"<h2>{title}</h2>\n{svg.getvalue()[svg.getvalue().index('<svg') :]}"
+
+
+def _by_step(key: str) -> Callable[[Axes, Curve], None]:
+    def draw(axes: Axes, curve: Curve) -> None:
+        axes.plot(*curve.column(key), label=curve.label)
+
+    return draw
+
+
+def _by_time(axes: Axes, curve: Curve) -> None:
+    chosen = [record for record in curve.records if "validation_loss" in record]
+    axes.plot([r["seconds"] for r in chosen], [r["validation_loss"] for r in chosen], label=curve.label)
+
+
+def _throughput(axes: Axes, curve: Curve) -> None:
+    """Between one validation and the next, so that each point bears its share of validating."""
+    marks = [record for record in curve.records if "validation_loss" in record]
+    pairs = list(zip(marks, marks[1:], strict=False))
+    rates = [(b["step"] - a["step"]) / (b["seconds"] - a["seconds"]) for a, b in pairs]
+    axes.plot([b["step"] for _, b in pairs], rates, label=curve.label)
+
+
+def _staleness(axes: Axes, curve: Curve) -> None:
+    steps, values = curve.column("staleness")
+    for peer in sorted({peer for value in values for peer in value}):
+        axes.plot(steps, [value.get(peer, math.nan) for value in values], label=f"{curve.label}, of group {peer}")
+
+
+def _cost(axes: Axes, curve: Curve) -> None:
+    steps, values = curve.column("part_seconds")
+    for part, style in (("exchange", "-"), ("teachers", "--")):
+        shares = [100 * value.get(part, math.nan) * curve.steps_per_second for value in values]
+        axes.plot(steps, shares, style, label=f"{curve.label}: {part}", linewidth=1)

@@ -1,0 +1,72 @@
+"""A run's configuration: the file, then the command line; mistakes are named and mended."""
+
+from pathlib import Path
+
+import pytest
+
+from hpcdistill.cli import Parser, _parsers, main
+from hpcdistill.config import Config, load_config
+from hpcdistill.errors import UserError
+
+MINIMAL = 'run_dir = "runs/x"\n[data]\npath = "data.h5"\n'
+
+
+def load(tmp_path: Path, text: str, *options: str) -> Config:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    parser, _ = _parsers()
+    args = parser.parse_args(["train", str(file), *options])
+    return load_config(args.config, args.overrides, args)
+
+
+def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
+    text = MINIMAL + "[optimizer]\nname = 'sgd'\nlr = 0.5\n[train]\nsteps = 7\n"
+    config = load(tmp_path, text, "--optimizer.lr=0.1", "--data.batch_size", "32")
+    assert (config.optimizer.name, config.optimizer.lr) == ("sgd", 0.1)
+    assert (config.data.path, config.data.batch_size) == (Path("data.h5"), 32)
+    assert (config.train.steps, config.train.validate_every) == (7, 200)
+
+
+def test_the_demo_configuration_is_valid() -> None:
+    config = load_config(Path(__file__).parents[1] / "configs" / "demo.toml")
+    assert config.groups == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (MINIMAL + "[optimizer]\nrate = 1\n", [], r"unknown key 'optimizer.rate'"),
+        ("goups = 2\n" + MINIMAL, [], r"unknown key 'goups' \(did you mean 'groups'\?\)"),
+        (MINIMAL + "[codistil]\nweight = 1\n", [], r"unknown key 'codistil' \(did you mean 'codistill'\?\)"),
+        (MINIMAL, ["--train.steps=many"], r"train.steps = 'many': .*integer"),
+        (MINIMAL + "[optimizer]\nlr = -1\n", [], r"optimizer.lr = -1: .*greater than 0"),
+        ("groups = 0\n" + MINIMAL, [], r"groups = 0: .*greater than 0"),
+        (MINIMAL, ["--checkpoint.keep=1"], r"checkpoint.keep = '1': .*greater than or equal to 2"),
+        ('run_dir = "x"\n', [], r"data is missing"),
+        ("groups = 1\n" + MINIMAL, [], r"groups = 1 has nobody to learn from.*--codistill.weight=0"),
+        ("groups = \n", [], r"not valid TOML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, text, *options)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read the configuration .*nowhere\.toml: No such file"):
+        load_config(tmp_path / "nowhere.toml")
+
+
+def test_every_key_has_help() -> None:
+    _, train = _parsers()
+    assert isinstance(train, Parser)
+    for action in train._actions:
+        assert len((action.help or "").split(" (")[0]) > 5, action.option_strings
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["prepare"], ["report", "--output=x.html"]])
+def test_incomplete_commands_raise_with_usage(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[BaseException] = []
+    monkeypatch.setattr("hpcdistill.cli.end_job", said.append)
+    main(arguments)
+    assert "usage: hpcdistill" in str(said[0])

@@ -1,0 +1,93 @@
+"""The one-sided exchange between real ranks: whole snapshots, of the step they claim, and nobody waits."""
+
+import time
+
+import pytest
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from hpcdistill.errors import UserError
+from hpcdistill.exchange.window import WindowExchange
+from hpcdistill.groups import Groups
+from hpcdistill.snapshot import Layout
+
+pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="needs peers: run under mpirun")
+
+
+@pytest.fixture(params=[2, 4])
+def groups(request: pytest.FixtureRequest, world: MPI.Intracomm) -> Groups:
+    count = request.param
+    if world.size % count:
+        pytest.skip(f"{world.size} ranks do not make {count} groups")
+    group = world.rank // (world.size // count)
+    return Groups(world, world.Split(group, world.rank), count, group, torch.device("cpu"))
+
+
+class Constant(nn.Module):
+    """A model whose every element, buffers included, says which group and step it is of."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(elements))
+        self.register_buffer("counts", torch.zeros(elements // 3, dtype=torch.int64))
+
+    @torch.no_grad()
+    def become(self, number: int) -> None:
+        self.weights.fill_(number)
+        self.counts.fill_(number)
+
+
+def number(group: int, step: int) -> int:
+    return 100_000 * (group + 1) + step
+
+
+@pytest.mark.parametrize("elements", [1000, 1_000_000])
+def test_snapshots_are_whole_and_of_one_step_while_writers_never_pause(groups: Groups, elements: int) -> None:
+    model, last = Constant(elements), 300
+    layout = Layout.of(model)
+    newest = dict.fromkeys(groups.peers, 0)
+
+    def take_up(exchange: WindowExchange) -> None:
+        for peer, step, flat in exchange.collect():
+            for view in layout.views(flat[: layout.nbytes], 0, layout.nbytes):
+                assert (view == number(peer, step)).all(), f"torn or mixed: {view.unique()} at step {step}"
+            assert step > newest[peer]
+            newest[peer] = step
+
+    with WindowExchange(groups, model, layout) as exchange:
+        for step in range(1, last):
+            model.become(number(groups.group, step))
+            exchange.publish(step)
+            take_up(exchange)
+        model.become(number(groups.group, last))
+        while not exchange.publish(last):
+            time.sleep(1e-3)
+        while any(step < last for step in newest.values()):  # bounded by the test's timeout
+            take_up(exchange)
+            time.sleep(1e-3)
+
+
+def test_nobody_waits_for_a_group_that_stands_still(groups: Groups) -> None:
+    model, still = Constant(1000), groups.count - 1
+    with WindowExchange(groups, model, Layout.of(model)) as exchange:
+        if groups.group != still:
+            for step in range(1, 51):
+                exchange.publish(step)
+                list(exchange.collect())
+            groups.world.send(None, dest=still * groups.size)
+        elif groups.is_leader:
+            for _ in range(groups.world.size - groups.size):  # until all others have made all their steps
+                groups.world.recv()
+
+
+def test_groups_with_different_models_are_refused_on_every_rank(groups: Groups) -> None:
+    model = nn.Linear(3, 4 if groups.group == 0 else 5)
+    with pytest.raises(UserError, match=r"group 0 against group 1: weight \[4, 3\] float32 against weight \[5, 3\]"):
+        WindowExchange(groups, model, Layout.of(model))
+
+
+def test_after_an_exception_the_block_is_left_without_waiting_for_others(groups: Groups) -> None:
+    model = Constant(10)
+    with pytest.raises(RuntimeError, match="mine"), WindowExchange(groups, model, Layout.of(model)):
+        raise RuntimeError("mine")
