@@ -106,12 +106,18 @@ def _prepare_text(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from hpcdistill.config import load_config
+    from mpi4py import MPI  # initialised first: from here on an error can end the job on every rank
 
-    config = load_config(args.config, args.overrides, args)
+    from hpcdistill.config import load_config
     from hpcdistill.train import train
 
+    config = load_config(args.config, args.overrides, args)
     train(config, args.resume)
+    MPI.COMM_WORLD.Barrier()  # all groups' metrics are complete
+    if MPI.COMM_WORLD.rank == 0:
+        from hpcdistill.report import write_report
+
+        write_report([config.run_dir], config.run_dir / "report.html")
     return 0
 
 

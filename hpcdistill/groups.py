@@ -146,9 +146,11 @@ def end_job(error: BaseException) -> NoReturn:
     A rank that merely exited would leave the others waiting for it for ever (MPI 4.1, Section 11.2.2).
     """
     status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
-    launched = any(name in os.environ for name in LAUNCHER_RANKS)
-    if not (launched or "mpi4py.MPI" in sys.modules):
-        print(_message(error), file=sys.stderr)
+    if "mpi4py.MPI" not in sys.modules:
+        # Only the command line has been looked at, which is the same for all: one rank says it for all.
+        rank = next((os.environ[name] for name in LAUNCHER_RANKS if name in os.environ), "0")
+        if rank == "0" or not isinstance(error, UserError):
+            print(_message(error), file=sys.stderr)
         sys.exit(status)
     from mpi4py import MPI
 
@@ -158,7 +160,7 @@ def end_job(error: BaseException) -> NoReturn:
     where = f"[world rank {world.rank} of {world.size}] " if world.size > 1 else ""
     print(where + _message(error), file=sys.stderr, flush=True)
     world.Abort(status)
-    raise AssertionError("unreachable: MPI_Abort returned")
+    os._exit(status)  # MPICH returns from Abort and lets its launcher do the killing
 
 
 def _message(error: BaseException) -> str:

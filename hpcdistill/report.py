@@ -7,8 +7,10 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -47,7 +49,7 @@ class Curve:
     header: Record
     records: list[Record]
 
-    def column(self, key: str) -> tuple[list[int], list[float]]:
+    def column(self, key: str) -> tuple[list[int], list[Any]]:
         """Steps and values of the records that have `key`."""
         chosen = [record for record in self.records if key in record]
         return [record["step"] for record in chosen], [record[key] for record in chosen]
@@ -91,7 +93,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
 
 
 def _curves(run: Path) -> list[Curve]:
-    curves = []
+    curves: list[Curve] = []
     while metrics_path(run, len(curves)).exists():
         header, records = read_metrics(metrics_path(run, len(curves)))
         curves.append(Curve(f"{run.name}, group {len(curves)}", header, records))
@@ -164,7 +166,7 @@ def _by_time(axes: Axes, curve: Curve) -> None:
 def _throughput(axes: Axes, curve: Curve) -> None:
     """Between one validation and the next, so that each point bears its share of validating."""
     marks = [record for record in curve.records if "validation_loss" in record]
-    pairs = list(zip(marks, marks[1:], strict=False))
+    pairs = list(pairwise(marks))
     rates = [(b["step"] - a["step"]) / (b["seconds"] - a["seconds"]) for a, b in pairs]
     axes.plot([b["step"] for _, b in pairs], rates, label=curve.label)
 

@@ -83,7 +83,9 @@ def test_damage_falls_back_with_a_word_and_strict_refuses(tmp_path: Path, capsys
 def test_a_foreign_checkpoint_is_refused_and_the_difference_named(tmp_path: Path) -> None:
     checkpoints(tmp_path).save(1, STATE)
     other = checkpoints(tmp_path, tensors=["a.weight [3, 6] float32"])
-    with pytest.raises(UserError, match=r"tensors has a\.weight \[3, 5\] float32 there, a\.weight \[3, 6\] float32 here"):
+    with pytest.raises(
+        UserError, match=r"tensors has a\.weight \[3, 5\] float32 there, a\.weight \[3, 6\] float32 here"
+    ):
         other.newest(strict=True)
 
 

@@ -85,7 +85,9 @@ def test_ranks_share_the_validation_sequences(store: TokenStore) -> None:
         (1, 1, 9999, "gives each of 1 groups 0 sequences of 9999 tokens"),
     ],
 )
-def test_batches_that_cannot_be_are_refused(store: TokenStore, batch: int, size: int, length: int, message: str) -> None:
+def test_batches_that_cannot_be_are_refused(
+    store: TokenStore, batch: int, size: int, length: int, message: str
+) -> None:
     config = DataConfig(path=store.path, batch_size=batch, sequence_length=length)
     with pytest.raises(UserError, match=message):
         Batches(store, config, 0, 1, 0, size, seed=0)

@@ -1,0 +1,215 @@
+"""What works on this machine, and the remedy for what does not: `python -m hpcdistill doctor`.
+
+A check is one small function that returns a `Result`; a row of the table is that function's place in `CHECKS`. Under
+mpirun or srun the checks are collective, so doctor can be started just as a run would be.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+SETUP = "run `make setup`"
+GIB = 2**30
+
+
+class Status(Enum):
+    """Whether something works, and whether training depends on it."""
+
+    OK = "OK"
+    OPTIONAL = "missing, optional"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row: what was found, and what to do where that is not enough."""
+
+    status: Status
+    found: str
+    remedy: str = ""
+
+
+def main() -> int:
+    """Run all checks and print them; 1 where the main job could not run."""
+    results = {name: run(check, remedy) for name, check, remedy in CHECKS}
+    if _rank() == 0:
+        for name, result in results.items():
+            print(f"{name:<16}{result.status.value:<19}{result.found}")
+            if result.remedy:
+                print(f"{'':<16}remedy: {result.remedy}")
+        failed = [name for name, result in results.items() if result.status is Status.FAIL]
+        print(f"\nTraining cannot run: {', '.join(failed)}." if failed else "\nTraining can run.", flush=True)
+    return int(any(result.status is Status.FAIL for result in results.values()))
+
+
+def run(check: Callable[[], Result], remedy: str) -> Result:
+    """The check's result; a check that raises has failed, and `remedy` is what usually helps."""
+    try:
+        return check()
+    except Exception as error:
+        message = str(error).partition("\n")[0]
+        return Result(Status.FAIL, f"{type(error).__name__}: {message}", remedy)
+
+
+def check_mpi() -> Result:
+    """MPI loads, and every rank that was started is in one world."""
+    from mpi4py import MPI
+
+    name, version = MPI.get_vendor()
+    world = MPI.COMM_WORLD
+    found = f"{name} {'.'.join(map(str, version))}, world of {world.size}"
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", world.size))
+    if world.size != tasks:
+        return Result(
+            Status.FAIL,
+            f"{found}, but srun started {tasks} tasks: each is a world of its own",
+            "give srun the PMI of this MPI: --mpi=pmi2 for MPICH, --mpi=pmix for Open MPI (slurm/env.sh)",
+        )
+    return Result(Status.OK, found)
+
+
+def check_threads() -> Result:
+    """Horovod's thread and the exchange's call MPI beside ours."""
+    from mpi4py import MPI
+
+    levels = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
+    level = MPI.Query_thread()
+    found = f"MPI_THREAD_{levels[level]}"
+    if level < MPI.THREAD_MULTIPLE:
+        return Result(
+            Status.FAIL, found, "unset MPI4PY_RC_THREAD_LEVEL; else choose an MPI built with MPI_THREAD_MULTIPLE"
+        )
+    return Result(Status.OK, found)
+
+
+def check_windows() -> Result:
+    """The exchange reads peers through windows of the unified model, with atomic headers."""
+    import numpy as np
+    from mpi4py import MPI
+
+    window = MPI.Win.Allocate(8, 8, comm=MPI.COMM_WORLD)
+    try:
+        if window.Get_attr(MPI.WIN_MODEL) != MPI.WIN_UNIFIED:
+            return Result(
+                Status.FAIL, "MPI_WIN_MODEL is not MPI_WIN_UNIFIED", "choose another MPI: MPI=mpich make setup"
+            )
+        me = MPI.COMM_WORLD.rank
+        written, before, after = (np.array([value], np.int64) for value in (42, -1, -1))
+        window.Lock(me)
+        window.Fetch_and_op(written, before, me, op=MPI.REPLACE)
+        window.Flush(me)
+        window.Fetch_and_op(written, after, me, op=MPI.NO_OP)
+        window.Unlock(me)
+        assert after[0] == 42, f"wrote 42 with Fetch_and_op, read {after[0]}"
+    finally:
+        window.Free()
+    return Result(Status.OK, "MPI_WIN_UNIFIED, Fetch_and_op round trip")
+
+
+def check_horovod() -> Result:
+    """Horovod averages gradients inside a group."""
+    import horovod
+    import horovod.torch as hvd
+    import torch
+    from mpi4py import MPI
+
+    hvd.init(comm=MPI.COMM_WORLD)
+    total = hvd.allreduce(torch.ones(1000), op=hvd.Sum)
+    assert bool((total == hvd.size()).all()), f"the sum of ones over {hvd.size()} ranks is {float(total[0])}"
+    return Result(Status.OK, f"{horovod.__version__}, torch {torch.__version__}, allreduce on {hvd.size()} rank(s)")
+
+
+def check_gpu() -> Result:
+    """Optional: training runs on CPUs too."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Result(Status.OPTIONAL, "none", "on a machine with an NVIDIA GPU: its driver, and a CUDA build of torch")
+    names = {torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())}
+    return Result(Status.OK, f"{torch.cuda.device_count()} × {', '.join(sorted(names))}")
+
+
+def check_triton() -> Result:
+    """Optional: the loss on GPUs is faster with it."""
+    try:
+        triton = importlib.import_module("triton")
+    except ImportError as error:
+        return Result(
+            Status.OPTIONAL, str(error), f"{SETUP}: it installs Triton where there is a build for this machine"
+        )
+    return Result(Status.OK, str(triton.__version__))
+
+
+def check_native_kernels() -> Result:
+    """Optional: the loss on CPUs is faster with them."""
+    return Result(Status.OPTIONAL, "not built: the loss uses torch on CPUs")
+
+
+def check_hdf5() -> Result:
+    """Data and checkpoints are HDF5, checksummed."""
+    import h5py
+    import numpy as np
+
+    written = np.arange(1000)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "check.h5"
+        with h5py.File(path, "w") as file:
+            file.create_dataset("data", data=written, chunks=(100,), fletcher32=True)
+        with h5py.File(path, "r") as file:
+            assert (file["data"][:] == written).all(), "what was read differs from what was written"
+    return Result(Status.OK, f"{h5py.version.hdf5_version}, h5py {h5py.__version__}, checksummed round trip")
+
+
+def check_shared_memory() -> Result:
+    """MPI keeps windows of ranks on one node there, and dies with SIGBUS when it is full."""
+    free = shutil.disk_usage("/dev/shm").free
+    found = f"{free / GIB:.1f} GiB free in /dev/shm"
+    if free < GIB:
+        return Result(
+            Status.FAIL,
+            found,
+            "remove old files there, or enlarge it: mount -o remount,size=4G /dev/shm; docker --shm-size=4g",
+        )
+    return Result(Status.OK, found)
+
+
+def check_slurm() -> Result:
+    """Optional: mpirun does without."""
+    missing = [command for command in ("sbatch", "srun") if not shutil.which(command)]
+    if missing:
+        return Result(
+            Status.OPTIONAL, f"no {', no '.join(missing)}", "only for slurm/train.sbatch: run on a cluster's login node"
+        )
+    version = subprocess.run(["srun", "--version"], capture_output=True, text=True, timeout=10)
+    return Result(Status.OK, version.stdout.strip() or "installed, not configured")
+
+
+def _rank() -> int:
+    """This process's rank, 0 where MPI does not even load."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        return 0
+    return MPI.COMM_WORLD.rank
+
+
+CHECKS: list[tuple[str, Callable[[], Result], str]] = [
+    ("MPI", check_mpi, f"{SETUP}; on a cluster load the MPI module first"),
+    ("MPI threads", check_threads, SETUP),
+    ("MPI windows", check_windows, "MPI=mpich make setup"),
+    ("Horovod", check_horovod, SETUP),
+    ("GPU", check_gpu, SETUP),
+    ("Triton", check_triton, SETUP),
+    ("native kernels", check_native_kernels, SETUP),
+    ("HDF5", check_hdf5, SETUP),
+    ("shared memory", check_shared_memory, "doctor expects Linux with /dev/shm"),
+    ("Slurm", check_slurm, "ask your site"),
+]

@@ -1,0 +1,197 @@
+"""The main job on real ranks: it trains, teaches, restarts, and ends cleanly whatever it is given."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import h5py
+import pytest
+import torch
+
+from hpcdistill.checkpoint import load
+from hpcdistill.data.text import prepare_text
+from hpcdistill.metrics import metrics_path, read_metrics
+
+pytestmark = pytest.mark.launch
+
+Run = Callable[..., CompletedProcess[str]]
+
+SMALL = """
+[model]
+hidden = 16
+layers = 1
+dropout = 0.1
+[data]
+batch_size = 8
+sequence_length = 16
+[codistill]
+burn_in = 10
+exchange_interval = 5
+[train]
+steps = 40
+validate_every = 20
+[checkpoint]
+interval = 10
+"""
+
+ALONE = ("--groups=1", "--codistill.weight=0")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few hundred kilobytes of real text: a package of the standard library."""
+    path = tmp_path_factory.mktemp("data") / "text.h5"
+    prepare_text([Path(asyncio.__file__).parent], path, include="*.py")
+    return path
+
+
+@pytest.fixture
+def train(mpirun: Run, data: Path, tmp_path: Path) -> Run:
+    """`train(ranks, *options)` in a run folder of this test's own."""
+    config = tmp_path / "small.toml"
+    config.write_text(f'run_dir = "{tmp_path / "run"}"\n{SMALL}')
+
+    def run(ranks: int, *options: str, **mpirun_options: object) -> CompletedProcess[str]:
+        command = ("-m", "hpcdistill", "train", config, f"--data.path={data}", *options)
+        return mpirun(ranks, *command, **mpirun_options)
+
+    return run
+
+
+def test_groups_train_and_teach_each_other(train: Run, tmp_path: Path) -> None:
+    result = train(4)
+    assert result.returncode == 0, result.stderr
+    assert "40/40" in result.stderr  # the progress bar's last line
+    for group in (0, 1):
+        header, records = read_metrics(metrics_path(tmp_path / "run", group))
+        assert header["config"]["groups"] == 2
+        assert header["ranks_per_group"] == 2
+        validation = [record["validation_loss"] for record in records if "validation_loss" in record]
+        assert validation[-1] < validation[0] < 5.5  # ln 256 = 5.545 is guessing
+        taught = [record for record in records if record.get("staleness")]
+        assert taught, "no teacher ever arrived"
+        assert all(record["step"] >= 10 and str(1 - group) in record["staleness"] for record in taught)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<svg") == 6
+    assert "asyncio" in page
+
+
+def test_groups_begin_apart_and_ranks_of_a_group_stay_together(train: Run, tmp_path: Path) -> None:
+    result = train(4, "--codistill.weight=0", "--train.steps=3")
+    assert result.returncode == 0, result.stderr
+    weights = [
+        load(tmp_path / "run" / "checkpoints" / f"g{group}-step0000000003.h5")["state"]["model"]["head.weight"]
+        for group in (0, 1)
+    ]
+    assert not torch.equal(*weights)
+
+
+def test_a_restart_is_bit_identical(train: Run, tmp_path: Path) -> None:
+    assert train(2, *ALONE).returncode == 0
+    straight = load(tmp_path / "run" / "checkpoints" / "g0-step0000000040.h5")["state"]
+    restarted = f"--run_dir={tmp_path / 'restarted'}"
+    assert train(2, *ALONE, restarted, "--train.steps=20").returncode == 0
+    result = train(2, *ALONE, restarted, "--resume")
+    assert result.returncode == 0, result.stderr
+    resumed = load(tmp_path / "restarted" / "checkpoints" / "g0-step0000000040.h5")["state"]
+    for part in ("model", "optimizer", "rng"):
+        assert_equal(straight[part], resumed[part])
+    _, records = read_metrics(metrics_path(tmp_path / "restarted", 0))
+    assert [record["step"] for record in records if "loss" in record] == [10, 20, 30, 40]
+
+
+def assert_equal(left: object, right: object) -> None:
+    if isinstance(left, dict) and isinstance(right, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_equal(left[key], right[key])
+    elif isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        assert torch.equal(left, right)
+    else:
+        assert json.dumps(left) == json.dumps(right)
+
+
+def test_a_damaged_checkpoint_falls_back_or_is_refused(train: Run, tmp_path: Path) -> None:
+    assert train(2, *ALONE, "--train.steps=20").returncode == 0
+    newest = tmp_path / "run" / "checkpoints" / "g0-step0000000020.h5"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    strict = train(2, *ALONE, "--resume=strict")
+    assert strict.returncode != 0
+    assert "--resume=strict: checkpoint" in strict.stderr
+    lenient = train(2, *ALONE, "--train.steps=20", "--resume")
+    assert lenient.returncode == 0, lenient.stderr
+    assert f"{newest} is damaged" in lenient.stderr
+    assert load(newest)["state"]["step"] == 20  # made again
+
+
+def test_a_run_is_never_overwritten_by_accident(train: Run) -> None:
+    assert train(2, *ALONE, "--train.steps=1").returncode == 0
+    again = train(2, *ALONE)
+    assert again.returncode != 0
+    assert "holds a run already" in again.stderr
+    foreign = train(2, *ALONE, "--resume", "--model.hidden=32")
+    assert foreign.returncode != 0
+    assert "is of another run: tensors has embedding.weight [256, 16]" in foreign.stderr
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options", "message"),
+    [
+        (3, [], "3 ranks cannot be split evenly into groups = 2"),
+        (2, ["--groups=1"], "groups = 1 has nobody to learn from"),
+        (2, ["--optimizer.rate=1"], "unknown argument '--optimizer.rate=1'"),
+        (2, ["--train.steps=few"], "train.steps = 'few'"),
+        (2, ["--data.path=/nowhere/data.h5"], "data.path = /nowhere/data.h5: no such file"),
+        (2, [*ALONE, "--data.batch_size=7"], "data.batch_size = 7 cannot be split evenly over the 2 ranks"),
+        (2, ["--optimizer.lr=1e30"], "the loss became nan in the 10 steps up to step 10"),
+    ],
+)
+def test_bad_input_ends_every_rank_with_a_word(train: Run, ranks: int, options: list[str], message: str) -> None:
+    result = train(ranks, *options)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_damaged_store_ends_the_job(train: Run, data: Path, tmp_path: Path) -> None:
+    content = bytearray(data.read_bytes())
+    with h5py.File(data) as file:  # the whole of the training part
+        begin, count = file["train"].id.get_chunk_info(0).byte_offset, file["train"].id.get_storage_size()
+    content[begin : begin + count : 1000] = bytes(len(content[begin : begin + count : 1000]))
+    (tmp_path / "damaged.h5").write_bytes(content)
+    result = train(2, f"--data.path={tmp_path / 'damaged.h5'}")
+    assert result.returncode != 0
+    assert "the file is damaged" in result.stderr
+
+
+def test_mpi_without_threads_is_refused(train: Run) -> None:
+    result = train(2, env={"MPI4PY_RC_THREAD_LEVEL": "serialized"})
+    assert result.returncode != 0
+    assert "unset MPI4PY_RC_THREAD_LEVEL (now serialized)" in result.stderr
+
+
+RAISES_ON_RANK_3 = """
+import sys
+from mpi4py import MPI
+import hpcdistill.train
+from hpcdistill.cli import main
+
+def loss(*args, **options):
+    if MPI.COMM_WORLD.rank == 3:
+        raise RuntimeError("lightning")
+    return real(*args, **options)
+
+real, hpcdistill.train.codistillation_loss = hpcdistill.train.codistillation_loss, loss
+main(sys.argv[1:])
+"""
+
+
+def test_one_rank_raising_ends_the_whole_job(mpirun: Run, data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "small.toml"
+    config.write_text(f'run_dir = "{tmp_path / "run"}"\n{SMALL}')
+    result = mpirun(4, "-c", RAISES_ON_RANK_3, "train", config, f"--data.path={data}", timeout=60)
+    assert result.returncode != 0
+    assert "[world rank 3 of 4] Traceback" in result.stderr
+    assert "RuntimeError: lightning" in result.stderr

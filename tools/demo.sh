@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The main job end to end: two codistilling groups, plain synchronous SGD beside them, one report.
+# Interrupt it when you like; the next call goes on from the last checkpoints. Remove runs/demo to start afresh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tools/env.sh
+
+RUN=runs/demo
+if [ ! -f $RUN/stdlib.h5 ]; then
+  stdlib=$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+  python -m hpcdistill prepare text --input "$stdlib" --output $RUN/stdlib.h5 \
+    --include '*.py' --exclude site-packages dist-packages __pycache__
+fi
+echo "== codistillation: 2 groups of 2 ranks"
+mpirun -np 4 python -m hpcdistill train configs/demo.toml --resume
+echo "== plain synchronous SGD: the same batch as one group, on 4 ranks, twice the steps"
+mpirun -np 4 python -m hpcdistill train configs/demo.toml --resume \
+  --run_dir=$RUN/plain --groups=1 --codistill.weight=0 --train.steps=5600
+python -m hpcdistill report $RUN/plain $RUN/codistilled --output $RUN/report.html
