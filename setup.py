@@ -1,0 +1,5 @@
+"""What pyproject.toml cannot say; the metadata is there."""
+
+from setuptools import setup
+
+setup()

@@ -1,0 +1,19 @@
+# Source me: activates .venv and sets what the MPIs need. What one MPI needs the others ignore.
+# shellcheck shell=bash
+
+# shellcheck source=/dev/null
+. "$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/activate"
+
+# Ranks, not threads, fill the cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+# Open MPI: as root (containers), and with more ranks than cores (tests, laptops); PRTE is the launcher of version 5.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+export PRTE_MCA_hwloc_default_binding_policy=none
+# Its UCX windows gave wrong sums over TCP; without this it also prints a warning on every start.
+export OMPI_MCA_osc=^ucx
+
+# MPICH over TCP is fastest, and correct, through libfabric.
+export MPIR_CVAR_CH4_NETMOD=ofi

