@@ -21,7 +21,10 @@ from typing import TextIO
 
 import hypothesis
 import pytest
+import torch
 from mpi4py import MPI
+
+from hpcdistill.groups import Groups
 
 WORLD = MPI.COMM_WORLD
 THREAD_LEVELS = {
@@ -106,6 +109,16 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 @pytest.fixture(scope="session")
 def world() -> MPI.Intracomm:
     return WORLD
+
+
+@pytest.fixture(params=[2, 4])
+def groups(request: pytest.FixtureRequest) -> Groups:
+    """The world in 2 or 4 groups, without Horovod."""
+    count = request.param
+    if WORLD.size % count:
+        pytest.skip(f"{WORLD.size} ranks do not make {count} groups")
+    group = WORLD.rank // (WORLD.size // count)
+    return Groups(WORLD, WORLD.Split(group, WORLD.rank), count, group, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

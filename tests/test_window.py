@@ -15,15 +15,6 @@ from hpcdistill.snapshot import Layout
 pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="needs peers: run under mpirun")
 
 
-@pytest.fixture(params=[2, 4])
-def groups(request: pytest.FixtureRequest, world: MPI.Intracomm) -> Groups:
-    count = request.param
-    if world.size % count:
-        pytest.skip(f"{world.size} ranks do not make {count} groups")
-    group = world.rank // (world.size // count)
-    return Groups(world, world.Split(group, world.rank), count, group, torch.device("cpu"))
-
-
 class Constant(nn.Module):
     """A model whose every element, buffers included, says which group and step it is of."""
 
