@@ -21,8 +21,9 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 class Batches:
     """An endless iterator over one rank's training batches, which can go on from any batch.
 
-    The training part is cut into sequences; group g of N owns the g-th N-th of them and draws them without
-    replacement, in an order of its own in each pass.
+    The training part is cut into sequences; group g of N owns sequences g, g + N, g + 2N… and draws them without
+    replacement, in an order of its own in each pass. Contiguous parts would be as disjoint, but neighbouring files
+    are alike, and the groups would then learn different things.
 
     Args:
         store: the data.
@@ -49,12 +50,11 @@ class Batches:
         self._config = config
         self._seed = (seed, group)
         sequences = (store.size("train") - 1) // config.sequence_length
-        self._first, last = group * sequences // groups, (group + 1) * sequences // groups
-        self._count = last - self._first
-        self._per_pass = self._count // config.batch_size
+        self._owned = range(group, sequences, groups)
+        self._per_pass = len(self._owned) // config.batch_size
         if not self._per_pass:
             raise UserError(
-                f"{store.path} gives each of {groups} groups {self._count} sequences of "
+                f"{store.path} gives each of {groups} groups {len(self._owned)} sequences of "
                 f"{config.sequence_length} tokens, fewer than data.batch_size = {config.batch_size}; "
                 "prepare more data, or lower --data.batch_size or --data.sequence_length"
             )
@@ -71,7 +71,7 @@ class Batches:
     def __next__(self) -> Batch:
         number, index = divmod(self.drawn, self._per_pass)
         if number != self._order_pass:
-            self._order = np.random.default_rng((*self._seed, number)).permutation(self._count) + self._first
+            self._order = np.random.default_rng((*self._seed, number)).permutation(self._owned)
             self._order_pass = number
         self.drawn += 1
         batch = self._order[index * self._config.batch_size :][: self._config.batch_size]
