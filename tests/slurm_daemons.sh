@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Runs a real Slurm, private to DIR and to loopback, with one virtual node for each NODE_PORT; needs no root.
+#
+#   tests/slurm_daemons.sh DIR CONTROLLER_PORT NODE_PORT...
+#
+# Prints "ready" when SLURM_CONF=DIR/slurm.conf takes jobs and lives until its standard input ends. So the daemons go
+# when the process that holds the other end goes, in whatever way it does. DIR must be enterable for all (munge).
+set -euo pipefail
+
+DIR=$1
+CONTROLLER_PORT=$2
+NODE_PORTS=("${@:3}")
+CPUS=4 # that each node pretends to have
+export SLURM_CONF=$DIR/slurm.conf PATH=$PATH:/usr/sbin:/sbin
+PIDS=()
+
+main() {
+  exec 3<&0 </dev/null # the daemons must not eat the input that keeps us alive
+  trap stop EXIT
+  write_configuration
+  start munged --foreground --key-file="$DIR/munge/key" --socket="$DIR/munge/socket" \
+    --pid-file="$DIR/munge/pid" --log-file="$DIR/munge/log" --seed-file="$DIR/munge/seed"
+  start slurmctld -D -c
+  for node in "${!NODE_PORTS[@]}"; do start_node "node$((node + 1))"; done
+  wait_until_ready
+  echo ready
+  cat <&3 >/dev/null
+}
+
+start() {
+  "$@" >>"$DIR/log/$1" 2>&1 3<&- &
+  PIDS+=($!)
+}
+
+# A node has its own host name, processes and shared memory, as on a cluster. Its bash is process 1 there and reaps
+# what jobs leave behind; it dies with unshare, and everything on the node with it.
+start_node() {
+  local namespaces=(--uts --mount --pid --ipc --fork --mount-proc --kill-child=KILL)
+  if [ "$(id -u)" != 0 ]; then namespaces+=(--user --map-current-user --keep-caps); fi
+  # shellcheck disable=SC2016 # expanded inside
+  start unshare "${namespaces[@]}" bash -euc '
+    hostname "$2"
+    mount --bind "$1/hosts" /etc/hosts
+    mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+    slurmd -D -N "$2" &
+    wait' bash "$DIR" "$1"
+}
+
+wait_until_ready() {
+  local attempt
+  for ((attempt = 0; attempt < 300; attempt++)); do
+    if [ "$(timeout 5 sinfo -h -N -o %T 2>/dev/null | grep -c idle)" = ${#NODE_PORTS[@]} ]; then return; fi
+    sleep 0.1
+  done
+  echo "slurm_daemons.sh: the nodes are not idle after 30 s; the logs end with" >&2
+  tail --lines=5 "$DIR"/log/* >&2
+  exit 1
+}
+
+stop() {
+  kill -KILL "${PIDS[@]}" || true
+  wait
+} 2>/dev/null # bash announces the death of each
+
+write_configuration() {
+  mkdir "$DIR"/{log,state,spool}
+  mkdir -m 711 "$DIR/munge"
+  (umask 077 && head -c 1024 /dev/urandom >"$DIR/munge/key")
+  echo "127.0.0.1 localhost $(hostname) $(seq -s ' ' -f 'node%g' ${#NODE_PORTS[@]})" >"$DIR/hosts"
+  {
+    settings
+    for node in "${!NODE_PORTS[@]}"; do
+      echo "NodeName=node$((node + 1)) NodeHostname=localhost NodeAddr=127.0.0.1 Port=${NODE_PORTS[node]} CPUs=$CPUS"
+    done
+    echo "PartitionName=test Nodes=ALL Default=YES"
+  } >"$SLURM_CONF"
+}
+
+settings() {
+  cat <<CONF
+ClusterName=test
+SlurmctldHost=localhost
+SlurmctldPort=$CONTROLLER_PORT
+SlurmUser=$(id -un)
+SlurmdUser=$(id -un)
+AuthType=auth/munge
+CredType=cred/munge
+# Credentials that live shortly let a requeued job start after 6 s instead of 2 minutes.
+AuthInfo=socket=$DIR/munge/socket,cred_expire=5
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+StateSaveLocation=$DIR/state
+SlurmdSpoolDir=$DIR/spool/%n
+SlurmctldPidFile=$DIR/state/slurmctld.pid
+SlurmdPidFile=$DIR/state/slurmd.%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+MailProg=/bin/true
+KillWait=5
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
+CONF
+}
+
+main
