@@ -10,11 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
 DAEMONS = Path(__file__).with_name("slurm_daemons.sh")
@@ -57,23 +60,37 @@ class Cluster:
     environment: dict[str, str]
 
     def run(self, *sbatch_args: str | Path) -> Job:
-        """Submit a job from the repository's root and wait for its end."""
-        output = self.folder / f"job-{time.monotonic_ns()}.out"
-        number = self._slurm("sbatch", "--parsable", f"--output={output}", f"--nodes={NODES}", *sbatch_args).strip()
+        """Submit a job and wait for its end."""
+        number = self.submit(*sbatch_args)
         try:
-            while (record := self._record(number))["JobState"] not in ENDED:
-                time.sleep(0.1)
+            return self.wait(number)
         finally:
-            self._slurm("scancel", number)
-        return Job(record["JobState"], int(record["ExitCode"].split(":")[0]), output.read_text())
+            self.slurm("scancel", number)
 
-    def _record(self, number: str) -> dict[str, str]:
-        return dict(re.findall(r"(\w+)=(\S*)", self._slurm("scontrol", "show", "job", number)))
+    def submit(self, *sbatch_args: str | Path) -> str:
+        """Submit a job from the repository's root; its number."""
+        output = self.folder / "job-%j.out"
+        return self.slurm("sbatch", "--parsable", f"--output={output}", f"--nodes={NODES}", *sbatch_args).strip()
 
-    def _slurm(self, *command: str | Path) -> str:
+    def wait(self, number: str) -> Job:
+        """How the job ended."""
+        while (record := self._record(number))["JobState"] not in ENDED:
+            time.sleep(0.1)
+        return Job(record["JobState"], int(record["ExitCode"].split(":")[0]), self.output(number))
+
+    def output(self, number: str) -> str:
+        """What the job has printed so far."""
+        path = self.folder / f"job-{number}.out"
+        return path.read_text() if path.exists() else ""
+
+    def slurm(self, *command: str | Path) -> str:
+        """What the Slurm command prints."""
         result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=self.environment, timeout=30)
         assert result.returncode == 0, f"{command}: {result.stderr}"
         return result.stdout
+
+    def _record(self, number: str) -> dict[str, str]:
+        return dict(re.findall(r"(\w+)=(\S*)", self.slurm("scontrol", "show", "job", number)))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +109,7 @@ LOOPBACK = {"OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_mpi_yield_when_idle":
 
 @contextlib.contextmanager
 def _daemons(folder: Path) -> Iterator[None]:
-    command = [DAEMONS, folder, *map(str, _free_ports(1 + NODES))]
+    command = [str(DAEMONS), str(folder), *map(str, _free_ports(1 + NODES))]
     # A session of its own keeps Ctrl-C from it; it ends when the pipe to it is closed, even by our sudden death.
     process = subprocess.Popen(
         command,
@@ -177,6 +194,31 @@ def test_a_failing_run_fails_the_job(cluster: Cluster, tokens: Path, tmp_path: P
     assert job.exit_code != 0
     assert "stepps" in job.output
     assert time.monotonic() - begin < 60
+
+
+def test_a_requeued_job_goes_on(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
+    def checkpoints() -> set[str]:
+        return {path.name for path in tmp_path.rglob("g0-step*.h5")}
+
+    endless = [*short_run(tokens, tmp_path), "--train.steps=1000000", "--checkpoint.interval=10"]
+    number = cluster.submit("--ntasks=4", "slurm/train.sbatch", *endless)
+    try:
+        before = wait_for(checkpoints)
+        cluster.slurm("scontrol", "requeue", number)
+        wait_for(lambda: "SLURM_RESTART_COUNT=1" in cluster.output(number))
+        last = max(checkpoints() | before)
+        # Without --resume the run would refuse to begin in a folder that holds one.
+        wait_for(lambda: max(checkpoints()) > last or "error:" in cluster.output(number))
+        assert "error:" not in cluster.output(number).partition("SLURM_RESTART_COUNT=1")[2]
+    finally:
+        cluster.slurm("scancel", number)
+        cluster.wait(number)
+
+
+def wait_for(condition: Callable[[], T]) -> T:
+    while not (value := condition()):
+        time.sleep(0.1)
+    return value
 
 
 def test_the_wrong_pmi_is_an_error(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:

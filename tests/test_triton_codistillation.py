@@ -1,6 +1,9 @@
 """The Triton kernel in Triton's interpreter, on the CPU: few rows, for an interpreted block takes milliseconds."""
 
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -47,3 +50,36 @@ def test_gradient_is_written_everywhere(monkeypatch: pytest.MonkeyPatch) -> None
     case.target[1] = -100
     gradient = loss_and_gradient(case.logits, case.target, case.teachers, **case.numbers())[1]
     assert gradient.isfinite().all()
+
+
+COMPILE = """
+import subprocess, sys, tempfile
+from pathlib import Path
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from hpcdistill.kernels.triton_codistillation import _BLOCK, _kernel
+
+pointers = {name: "*bf16" for name in ("logits", "gradient")} | {"losses": "*fp32", "teacher_sums": "*fp32"}
+numbers = dict.fromkeys(("weight", "temperature", "label_smoothing"), "fp32") | {"V": "i32", "ignore_index": "i32"}
+constants = {"N": "constexpr", "BLOCK": "constexpr"}
+cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+for N in (0, 1, 3):
+    types = pointers | numbers | constants | {"target": "*i64", "teachers": ("*bf16",) * N}
+    source = ASTSource(_kernel, {name: types[name] for name in _kernel.arg_names}, {"N": N, "BLOCK": _BLOCK})
+    compiled = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": 8})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        Path(cubin.name).write_bytes(compiled.asm["cubin"])
+        print(subprocess.run([cuobjdump, "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout)
+"""
+
+
+@pytest.mark.launch  # a process of its own: this one's Triton interprets
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_compiles_for_gpus_without_spilling_registers(capability: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", COMPILE, str(capability)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert result.returncode == 0, result.stderr
+    # Spilled registers live on the stack, in local memory.
+    assert len(re.findall(r"REG:\d+ STACK:0 .*LOCAL:0", result.stdout)) == 3, result.stdout
