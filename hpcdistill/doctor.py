@@ -7,7 +7,6 @@ mpirun or srun the checks are collective, so doctor can be started just as a run
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+
+from hpcdistill.errors import UserError
+from hpcdistill.groups import require_one_world, require_thread_multiple
 
 SETUP = "run `make setup`"
 # Four ranks of the demo took 19 MiB; with 8 MiB they died.
@@ -62,6 +64,8 @@ def run(check: Callable[[], Result], remedy: str) -> Result:
     """The check's result; a check that raises has failed, and `remedy` is what usually helps."""
     try:
         return check()
+    except UserError as error:  # its message holds the remedy
+        return Result(Status.FAIL, str(error))
     except Exception as error:
         message = str(error).partition("\n")[0]
         return Result(Status.FAIL, f"{type(error).__name__}: {message}", remedy)
@@ -71,31 +75,15 @@ def check_mpi() -> Result:
     """MPI loads, and every rank that was started is in one world."""
     from mpi4py import MPI
 
+    require_one_world()
     name, version = MPI.get_vendor()
-    world = MPI.COMM_WORLD
-    found = f"{name} {'.'.join(map(str, version))}, world of {world.size}"
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", world.size))
-    if world.size != tasks:
-        return Result(
-            Status.FAIL,
-            f"{found}, but srun started {tasks} tasks: each is a world of its own",
-            "give srun the PMI of this MPI: --mpi=pmi2 for MPICH, --mpi=pmix for Open MPI (slurm/env.sh)",
-        )
-    return Result(Status.OK, found)
+    return Result(Status.OK, f"{name} {'.'.join(map(str, version))}, world of {MPI.COMM_WORLD.size}")
 
 
 def check_threads() -> Result:
     """Horovod's thread and the exchange's call MPI beside ours."""
-    from mpi4py import MPI
-
-    levels = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
-    level = MPI.Query_thread()
-    found = f"MPI_THREAD_{levels[level]}"
-    if level < MPI.THREAD_MULTIPLE:
-        return Result(
-            Status.FAIL, found, "unset MPI4PY_RC_THREAD_LEVEL; else choose an MPI built with MPI_THREAD_MULTIPLE"
-        )
-    return Result(Status.OK, found)
+    require_thread_multiple()
+    return Result(Status.OK, "MPI_THREAD_MULTIPLE")
 
 
 def check_windows() -> Result:

@@ -55,8 +55,8 @@ class Groups:
         from mpi4py import MPI
 
         world = MPI.COMM_WORLD
-        _require_one_world(world.size)
-        _require_thread_multiple(MPI.Query_thread(), MPI.THREAD_MULTIPLE)
+        require_one_world()
+        require_thread_multiple()
         if world.size % count:
             raise UserError(
                 f"{world.size} ranks cannot be split evenly into groups = {count}; "
@@ -171,17 +171,23 @@ def _message(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def _require_one_world(size: int) -> None:
+def require_one_world() -> None:
+    """Raise a `UserError` where srun started several ranks and MPI made of each a world of its own."""
+    from mpi4py import MPI
+
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if size == 1 and tasks > 1:
+    if MPI.COMM_WORLD.size == 1 and tasks > 1:
         raise UserError(
             f"srun started {tasks} tasks but each sees an MPI world of one rank: the PMI plugin does not fit this "
             "MPI; use srun --mpi=pmi2 for MPICH, --mpi=pmix for Open MPI, or start with mpirun"
         )
 
 
-def _require_thread_multiple(granted: int, needed: int) -> None:
-    if granted < needed:
+def require_thread_multiple() -> None:
+    """Raise a `UserError` where MPI does not let several threads call it at once."""
+    from mpi4py import MPI
+
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise UserError(
             "MPI does not grant MPI_THREAD_MULTIPLE, which Horovod beside one-sided windows needs; unset "
             f"MPI4PY_RC_THREAD_LEVEL (now {os.environ.get('MPI4PY_RC_THREAD_LEVEL', 'unset')}) or use an MPI built "

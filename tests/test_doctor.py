@@ -1,5 +1,6 @@
 """doctor: says what works, and names the remedy for what does not."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,24 +50,21 @@ def test_a_missing_package_fails_with_its_remedy() -> None:
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_too_low_a_thread_level_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpi4py import MPI
-
-    monkeypatch.setattr(MPI, "Query_thread", lambda: MPI.THREAD_SERIALIZED)
-    result = doctor.check_threads()
-    assert result.status is Status.FAIL
-    assert "MPI_THREAD_SERIALIZED" in result.found
-    assert "MPI4PY_RC_THREAD_LEVEL" in result.remedy
-
-
-def test_worlds_of_one_rank_under_srun_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpi4py import MPI
-
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", str(MPI.COMM_WORLD.size + 1))
-    result = doctor.check_mpi()
-    assert result.status is Status.FAIL
-    assert "each is a world of its own" in result.found
-    assert "--mpi=pmi2" in result.remedy
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    ("variable", "value", "remedy"),
+    [
+        ("MPI4PY_RC_THREAD_LEVEL", "serialized", "unset MPI4PY_RC_THREAD_LEVEL"),
+        ("SLURM_STEP_NUM_TASKS", "2", "use srun --mpi=pmi2 for MPICH"),
+    ],
+)
+def test_an_environment_in_which_training_would_refuse_to_start_fails(variable: str, value: str, remedy: str) -> None:
+    environment = os.environ | {variable: value}
+    command = [sys.executable, "-m", "hpcdistill", "doctor"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 1
+    (row,) = (line for line in result.stdout.splitlines() if "FAIL" in line)
+    assert remedy in row
 
 
 def test_a_check_that_raises_fails_with_its_message() -> None:
