@@ -16,9 +16,9 @@ demo: setup ## codistil two groups for some minutes and write a report
 	@$(ENV) tools/demo.sh
 
 test: lint ## lint, then the suite on 1, 2 and 4 ranks
-	$(ENV) $(LIMIT) 1200 python -m pytest
-	$(ENV) $(LIMIT) 600 mpirun -np 2 python -m pytest
-	$(ENV) $(LIMIT) 600 mpirun -np 4 python -m pytest
+	$(ENV) $(LIMIT) 1800 python -m pytest
+	$(ENV) $(LIMIT) 900 mpirun -np 2 python -m pytest
+	$(ENV) $(LIMIT) 900 mpirun -np 4 python -m pytest
 
 lint: setup ## check style and types
 	$(ENV) ruff check . && ruff format --check . && mypy

@@ -5,6 +5,7 @@
 #
 # Prints "ready" when SLURM_CONF=DIR/slurm.conf takes jobs and lives until its standard input ends. So the daemons go
 # when the process that holds the other end goes, in whatever way it does. DIR must be enterable for all (munge).
+# Exits with 3 where the kernel does not let us make virtual nodes.
 set -euo pipefail
 
 DIR=$1
@@ -13,9 +14,12 @@ NODE_PORTS=("${@:3}")
 CPUS=4 # that each node pretends to have
 export SLURM_CONF=$DIR/slurm.conf PATH=$PATH:/usr/sbin:/sbin
 PIDS=()
+NAMESPACES=(unshare --uts --mount --pid --ipc --fork --mount-proc --kill-child=KILL)
+if [ "$(id -u)" != 0 ]; then NAMESPACES+=(--user --map-current-user --keep-caps); fi
 
 main() {
   exec 3<&0 </dev/null # the daemons must not eat the input that keeps us alive
+  "${NAMESPACES[@]}" mount -t tmpfs tmpfs /dev/shm || exit 3 # as in many containers; unshare has said why
   trap stop EXIT
   write_configuration
   start munged --foreground --key-file="$DIR/munge/key" --socket="$DIR/munge/socket" \
@@ -35,10 +39,8 @@ start() {
 # A node has its own host name, processes and shared memory, as on a cluster. Its bash is process 1 there and reaps
 # what jobs leave behind; it dies with unshare, and everything on the node with it.
 start_node() {
-  local namespaces=(--uts --mount --pid --ipc --fork --mount-proc --kill-child=KILL)
-  if [ "$(id -u)" != 0 ]; then namespaces+=(--user --map-current-user --keep-caps); fi
   # shellcheck disable=SC2016 # expanded inside
-  start unshare "${namespaces[@]}" bash -euc '
+  start "${NAMESPACES[@]}" bash -euc '
     hostname "$2"
     mount --bind "$1/hosts" /etc/hosts
     mount -t tmpfs -o mode=1777 tmpfs /dev/shm

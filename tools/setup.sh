@@ -36,7 +36,8 @@ main() {
 
   check_tools
   rm -f "$STAMP"
-  trap report_failure EXIT
+  STEP=preparation LOG=/dev/null
+  trap on_exit EXIT
   echo "Setting up .venv: torch $TORCH, MPI from $MPI"
   if ! venv_is_sound; then step "virtual environment" python3 -m venv --clear "$VENV"; fi
   export PATH=$VENV/bin:$PATH
@@ -49,7 +50,6 @@ main() {
   step "hpcdistill, editable" pip_install --no-build-isolation --editable ".[train,dev]"
   step "check: an allreduce on two ranks" check_allreduce
   echo "$wanted" >"$STAMP"
-  trap - EXIT
   echo "Set-up done in $SECONDS s"
 }
 
@@ -161,19 +161,17 @@ install_horovod() {
 }
 
 build_horovod() {
-  local unfinished
   mkdir -p "$CACHE"
-  unfinished=$(mktemp -d "$CACHE/unfinished.XXXXXX")
-  echo "horovod==$HOROVOD --hash=sha256:$HOROVOD_SHA256" >"$unfinished/requirements.txt"
+  UNFINISHED=$(mktemp -d "$CACHE/unfinished.XXXXXX")
+  echo "horovod==$HOROVOD --hash=sha256:$HOROVOD_SHA256" >"$UNFINISHED/requirements.txt"
   if [ "$MPI" != system ]; then export MPI_HOME=$VENV; fi
   CMAKE_TOOLCHAIN_FILE=$PWD/tools/horovod.cmake HOROVOD_CMAKE=$VENV/bin/cmake MAKEFLAGS=-j$(parallel_jobs) \
     HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 \
     HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1 HOROVOD_CPU_OPERATIONS=MPI \
     pip_run wheel --verbose --no-build-isolation --no-deps --no-cache-dir --no-binary horovod \
-    --wheel-dir "$unfinished" --requirement "$unfinished/requirements.txt"
+    --wheel-dir "$UNFINISHED" --requirement "$UNFINISHED/requirements.txt"
   mkdir -p "$1"
-  mv -f "$unfinished"/horovod-*.whl "$1" # a rename: the cache never holds half a wheel
-  rm -rf "$unfinished"
+  mv -f "$UNFINISHED"/horovod-*.whl "$1" # a rename: the cache never holds half a wheel
 }
 
 # One file takes 2.4 GB of memory to compile.
@@ -234,7 +232,10 @@ step() {
   printf '%5d s\n' $((SECONDS - begin))
 }
 
-report_failure() {
+on_exit() {
+  local status=$?
+  rm -rf "${UNFINISHED:-}"
+  if [ $status = 0 ]; then return; fi
   printf '\nSet-up failed: %s\n' "$STEP"
   grep -E -m 10 'error:|CMake Error|^ERROR|Error:' "$LOG" || tail -n 10 "$LOG"
   printf 'Full log: %s\n' "$LOG"
