@@ -90,7 +90,7 @@ def _add_train(commands: Any) -> Parser:
 
 def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="one page with the curves of one or more runs")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run folders; the first is the reference")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run folders")
     report.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="the page to write")
     report.set_defaults(command=_report)
 

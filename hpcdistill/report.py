@@ -74,7 +74,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     """Compare `runs` on one page.
 
     Args:
-        runs: run folders with metrics; the first is the reference for "steps to reach".
+        runs: run folders with metrics.
         output: the HTML file to write.
 
     Raises:
@@ -84,7 +84,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     page = PAGE.substitute(
         title=html.escape("Codistillation: " + " and ".join(run.name for run in runs)),
         source=html.escape("; ".join(sorted({str(curve.header["data_source"]) for curve in curves}))),
-        table=_table(curves, runs[0].name),
+        table=_table(curves),
         figures="\n".join(_figures(curves)),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -102,9 +102,8 @@ def _curves(run: Path) -> list[Curve]:
     return curves
 
 
-def _table(curves: list[Curve], reference: str) -> str:
-    # The reference's worst group sets the target: every group of the reference run has reached it.
-    target = max(curve.best for curve in curves if curve.label.startswith(f"{reference}, "))
+def _table(curves: list[Curve]) -> str:
+    target = max(curve.best for curve in curves)  # the lowest loss that all have reached
     titles = ["", "ranks", "batch", "parameters", "steps/s", "best validation loss", f"steps to {target:.3f}"]
     rows = ["".join(f"<th>{title}</th>" for title in titles)]
     for curve in curves:

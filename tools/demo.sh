@@ -16,4 +16,4 @@ mpirun -np 4 python -m hpcdistill train configs/demo.toml --resume
 echo "== plain synchronous SGD: the same batch as one group, on 4 ranks, twice the steps"
 mpirun -np 4 python -m hpcdistill train configs/demo.toml --resume \
   --run_dir=$RUN/plain --groups=1 --codistill.weight=0 --train.steps=5600
-python -m hpcdistill report $RUN/plain $RUN/codistilled --output $RUN/report.html
+python -m hpcdistill report $RUN/codistilled $RUN/plain --output $RUN/report.html
