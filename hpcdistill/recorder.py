@@ -39,7 +39,7 @@ class Recorder:
         self._bar = _progress_bar(config.train.steps, step, shown=groups.world.rank == 0)
         self._losses = torch.zeros((), device=groups.device)
         self._steps = 0
-        self._latest: Record = {}
+        self._shown = {"loss": "-", "validation": "-", "staleness": "-"}
         self._seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -89,13 +89,12 @@ class Recorder:
     def _record(self, step: int, values: Record) -> None:
         if self._metrics:
             self._metrics.record(step, values)
-        self._latest.update(values)
-        shown = {
-            "loss": f"{self._latest.get('loss', math.nan):.3f}",
-            "validation": f"{self._latest.get('validation_loss', math.nan):.3f}",
-            "staleness": max(self._latest.get("staleness", {}).values(), default="-"),
-        }
-        self._bar.set_postfix(shown, refresh=False)
+        if "loss" in values:
+            self._shown["loss"] = f"{values['loss']:.3f}"
+            self._shown["staleness"] = max(values["staleness"].values(), default="-")
+        else:
+            self._shown["validation"] = f"{values['validation_loss']:.3f}"
+        self._bar.set_postfix(self._shown, refresh=False)
 
 
 def _progress_bar(total: int, done: int, shown: bool) -> Any:
