@@ -106,7 +106,7 @@ def _prepare_text(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from mpi4py import MPI  # initialised first: from here on an error can end the job on every rank
+    from mpi4py import MPI
 
     from hpcdistill.config import load_config
     from hpcdistill.train import train

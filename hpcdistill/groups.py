@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Set by Hydra, Open MPI, PMIx and srun for each rank they start.
-LAUNCHER_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+# Set by Hydra, Open MPI and srun for each rank they start.
+LAUNCHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 @dataclass(frozen=True)
@@ -146,21 +146,19 @@ def end_job(error: BaseException) -> NoReturn:
     A rank that merely exited would leave the others waiting for it for ever (MPI 4.1, Section 11.2.2).
     """
     status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
-    if "mpi4py.MPI" not in sys.modules:
-        # Only the command line has been looked at, which is the same for all: one rank says it for all.
-        rank = next((os.environ[name] for name in LAUNCHER_RANKS if name in os.environ), "0")
-        if rank == "0" or not isinstance(error, UserError):
-            print(_message(error), file=sys.stderr)
-        sys.exit(status)
-    from mpi4py import MPI
+    in_company = any(int(os.environ.get(name, "1")) > 1 for name in LAUNCHER_SIZES)
+    if in_company or "mpi4py.MPI" in sys.modules:
+        from mpi4py import MPI  # where it is not initialised yet, this waits for the other ranks
 
-    world = MPI.COMM_WORLD
-    if world.rank and isinstance(error, UserError):
-        time.sleep(1)  # where all ranks have the same error, rank 0 says it for all and ends the job
-    where = f"[world rank {world.rank} of {world.size}] " if world.size > 1 else ""
-    print(where + _message(error), file=sys.stderr, flush=True)
-    world.Abort(status)
-    os._exit(status)  # MPICH returns from Abort and lets its launcher do the killing
+        world = MPI.COMM_WORLD
+        if world.size > 1:
+            if world.rank and isinstance(error, UserError):
+                time.sleep(1)  # where all ranks have the same error, rank 0 says it for all and ends the job
+            print(f"[world rank {world.rank} of {world.size}] {_message(error)}", file=sys.stderr, flush=True)
+            world.Abort(status)
+            os._exit(status)  # MPICH returns from Abort and lets its launcher do the killing
+    print(_message(error), file=sys.stderr)
+    sys.exit(status)
 
 
 def _message(error: BaseException) -> str:
