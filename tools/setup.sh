@@ -37,6 +37,7 @@ main() {
   check_tools
   rm -f "$STAMP"
   STEP=preparation LOG=/dev/null
+  exec 8>&2 # a failed step's own output goes to its log, even while the trap runs
   trap on_exit EXIT
   echo "Setting up .venv: torch $TORCH, MPI from $MPI"
   if ! venv_is_sound; then step "virtual environment" python3 -m venv --clear "$VENV"; fi
@@ -239,7 +240,7 @@ on_exit() {
   printf '\nSet-up failed: %s\n' "$STEP"
   grep -E -m 10 'error:|CMake Error|^ERROR|Error:' "$LOG" || tail -n 10 "$LOG"
   printf 'Full log: %s\n' "$LOG"
-} >&2
+} >&8
 
 die() {
   printf 'set-up: %s\n%s\n' "$1" "$2" >&2
