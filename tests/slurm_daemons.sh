@@ -39,6 +39,7 @@ start() {
 # A node has its own host name, processes and shared memory, as on a cluster. Its bash is process 1 there and reaps
 # what jobs leave behind; it dies with unshare, and everything on the node with it.
 start_node() {
+  mkdir "$DIR/tmp/$1"
   # shellcheck disable=SC2016 # expanded inside
   start "${NAMESPACES[@]}" bash -euc '
     hostname "$2"
@@ -65,9 +66,12 @@ stop() {
 } 2>/dev/null # bash announces the death of each
 
 write_configuration() {
-  mkdir "$DIR"/{log,state,spool}
+  mkdir "$DIR"/{log,state,spool,tmp}
   mkdir -m 711 "$DIR/munge"
   (umask 077 && head -c 1024 /dev/urandom >"$DIR/munge/key")
+  # shellcheck disable=SC2016 # Slurm expands it for each task
+  printf '#!/bin/sh\necho "export TMPDIR=%s/tmp/$SLURMD_NODENAME"\n' "$DIR" >"$DIR/taskprolog"
+  chmod +x "$DIR/taskprolog"
   echo "127.0.0.1 localhost $(hostname) $(seq -s ' ' -f 'node%g' ${#NODE_PORTS[@]})" >"$DIR/hosts"
   {
     settings
@@ -92,6 +96,9 @@ AuthInfo=socket=$DIR/munge/socket,cred_expire=5
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/spool/%n
+# PMIx and Open MPI name files there by process numbers, which virtual nodes share.
+TmpFS=$DIR/tmp/%n
+TaskProlog=$DIR/taskprolog
 SlurmctldPidFile=$DIR/state/slurmctld.pid
 SlurmdPidFile=$DIR/state/slurmd.%n.pid
 ProctrackType=proctrack/linuxproc

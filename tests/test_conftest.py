@@ -8,6 +8,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 PytestRun = Callable[[str], CompletedProcess[str]]
 
 pytestmark = pytest.mark.launch
@@ -40,7 +41,8 @@ def pytest_on_two_ranks(mpirun: Callable[..., CompletedProcess[str]], tmp_path: 
     def run(tests: str) -> CompletedProcess[str]:
         shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
         (tmp_path / "test_sample.py").write_text(tests)
-        return mpirun(2, "-m", "pytest", tmp_path, "--rootdir", tmp_path, timeout=60)
+        plain = ["--color=no", "-p", "no:cacheprovider"]  # Open MPI gives rank 0 a terminal
+        return mpirun(2, "-m", "pytest", "-c", PYPROJECT, *plain, tmp_path, timeout=60)
 
     return run
 
