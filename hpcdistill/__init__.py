@@ -1,6 +1,7 @@
 """Codistillation over MPI and Horovod; the fused loss stands alone and needs torch only."""
 
-from hpcdistill.loss import codistillation_loss
+from hpcdistill.binary_loss import binary_codistillation_loss
+from hpcdistill.loss import CodistillationLoss, LossParts, codistillation_loss
 
-__all__ = ["__version__", "codistillation_loss"]
+__all__ = ["CodistillationLoss", "LossParts", "__version__", "binary_codistillation_loss", "codistillation_loss"]
 __version__ = "0.1.0"

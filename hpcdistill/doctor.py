@@ -146,7 +146,12 @@ def check_triton() -> Result:
 
 def check_native_kernels() -> Result:
     """Optional: the loss on CPUs is faster with them."""
-    return Result(Status.OPTIONAL, "not built: the loss uses torch on CPUs")
+    from hpcdistill.kernels.native_codistillation import instruction_set
+
+    try:
+        return Result(Status.OK, f"the loss on CPUs uses {instruction_set()} instructions")
+    except ImportError as error:
+        return Result(Status.OPTIONAL, f"{error}; the loss uses torch on CPUs", f"a C++ compiler, then {SETUP}")
 
 
 def check_hdf5() -> Result:

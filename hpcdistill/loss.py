@@ -4,15 +4,38 @@ Source: Anil et al., "Large scale distributed neural network training through on
 ICLR 2018 (arXiv 1804.03235), section 2 and algorithm 1.
 """
 
-import math
+import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-_REDUCTIONS = ("none", "mean", "sum")
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from hpcdistill import fused
+from hpcdistill.kernels.rows import compute_dtype
+from hpcdistill.loss_arguments import (
+    as_sequence,
+    check_implementation,
+    check_inplace,
+    check_numbers,
+    check_reduction,
+    check_teacher_lse,
+    check_teacher_weights,
+    check_tensors,
+    mixture,
+)
+
+
+class LossParts(NamedTuple):
+    """What a loss is made of, detached.
+
+    The cross-entropy (label smoothing and class weights included) and the divergence KL(mean teacher || student),
+    without `weight` and T**2, are reduced as the loss is; the logsumexp of the student's logits is ``[...]``.
+    """
+
+    cross_entropy: Tensor
+    divergence: Tensor
+    logsumexp: Tensor
 
 
 def codistillation_loss(
@@ -23,197 +46,183 @@ def codistillation_loss(
     weight: float = 1.0,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+    z_loss: float = 0.0,
     ignore_index: int = -100,
+    teacher_weights: Sequence[float] | None = None,
+    teacher_lse: Tensor | None = None,
     reduction: str = "mean",
-) -> Tensor:
+    normalizer: float | Tensor | None = None,
+    inplace_grad: bool = False,
+    implementation: str = "auto",
+    check_target: bool = False,
+    return_parts: bool = False,
+) -> Any:
     """Cross-entropy to the labels plus distillation towards the mean prediction of the teachers.
 
-    Per row, ``CE(target, logits) + weight * T**2 * KL(mean_j softmax(teacher_j / T) || softmax(logits / T))``
-    with ``T = temperature``. The mean is one of probabilities, as in the paper. The cross-entropy is
-    never tempered, and nothing but `weight` and T**2 scales the divergence. Without teachers, or with
-    ``weight=0``, it is plain cross-entropy. Teachers get no gradient.
+    Per row, ``CE(target, logits) + weight * T**2 * KL(mean_j softmax(teacher_j / T) || softmax(logits / T))
+    + z_loss * logsumexp(logits)**2`` with ``T = temperature``. The mean is one of probabilities, as in the paper.
+    The cross-entropy is never tempered, and nothing but `weight` and T**2 scales the divergence. Without teachers,
+    or with ``weight=0``, it is plain cross-entropy. Teachers get no gradient.
+
+    The gradient is made in the forward and handed on by the backward, so there can be one backward only for a call,
+    and no second derivative. Memory: one tensor like `logits`; none with `inplace_grad`.
 
     Args:
-        logits: the student's, ``[..., V]``; float64, float32, bfloat16 or float16. Arithmetic is in
-            float64 for float64 and in float32 otherwise.
-        target: labels ``[...]``, int64, each in ``[0, V)`` or equal to `ignore_index`. The range is
-            checked on the CPU; on a GPU, where a check would stall the stream, it is the caller's duty.
-        teacher_logits: ``[N, ..., V]``, or a sequence of N tensors ``[..., V]``; N may be 0. Same dtype
-            and device as `logits`.
+        logits: the student's, ``[..., V]``; float64, float32, bfloat16 or float16. Arithmetic is in float64 for
+            float64 and in float32 otherwise. Like the teachers' they are used as they lie if they can be viewed as
+            ``[rows, V]`` with adjacent columns (a slice of a padded vocabulary can), and copied otherwise.
+        target: labels ``[...]``, int64, each in ``[0, V)`` or equal to `ignore_index`. On a CPU others raise; on a
+            GPU, which is not waited for, they make their row's loss and gradient NaN (see `check_target`).
+        teacher_logits: ``[N, ..., V]``, or a sequence of N tensors ``[..., V]``; N may be 0. Same dtype and device
+            as `logits`.
         weight: of the divergence; a plain number, so that it may change with the step.
         temperature: T, of the divergence only.
-        label_smoothing: as in `torch.nn.functional.cross_entropy`; does not touch the divergence.
-        ignore_index: rows with this label add neither cross-entropy nor divergence nor gradient.
-        reduction: "mean" over the rows that are not ignored (0 if there are none), "sum", or "none".
+        label_smoothing: as in `torch.nn.functional.cross_entropy`, of the cross-entropy only.
+        class_weight: ``[V]``, any floating dtype; what is called `weight` there, of the cross-entropy only.
+        z_loss: of the squared logsumexp, which it keeps near 0 (Chowdhery et al., "PaLM", arXiv 2204.02311, section 5).
+        ignore_index: rows with this label add nothing to any term, and get no gradient.
+        teacher_weights: N shares in the mean, normalised to sum to 1; a teacher whose share is 0 is not looked at.
+        teacher_lse: ``[N, ...]``, logsumexp(teacher_j / T) where it is known: it saves a GPU work. float64 for
+            float64 logits, else float32. Its rounding, ``|lse| * 6e-8``, is a relative error of the probabilities.
+        reduction: "mean" over the rows that are not ignored (0 if there are none), "sum", or "none". With
+            `class_weight`, "mean" divides the cross-entropy by the sum of its labels' weights, as torch does, and the
+            other terms by the number of rows.
+        normalizer: a number or 0-d tensor > 0 that "mean" divides by instead: for gradient accumulation, the count of
+            labels in all the batches together.
+        inplace_grad: let the gradient overwrite `logits`, which nothing else may need afterwards (autograd notices if
+            its own saved tensors do). Under torch.compile, which plans memory itself, it changes nothing.
+        implementation: "auto", or one by name: "native" (C++) on CPUs, "triton" or "cuda" (C++, thread-block clusters,
+            compute capability 9.0) on NVIDIA GPUs, "torch" anywhere. "auto" takes the first that is there of native
+            and torch, or of triton and torch.
+        check_target: look for labels out of range on a GPU, too: an assertion that fails there some time later.
+        return_parts: return ``(loss, LossParts)``.
 
     Returns:
-        A scalar, or ``[...]`` for "none" (0 in ignored rows); float64 for float64 logits, else float32.
+        A scalar, or ``[...]`` for "none" (0 in ignored rows); float64 for float64 logits, else float32. With
+        `return_parts` a tuple of it and `LossParts`.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that differ, V = 0, a number out of its range, a target out of
-            range, or a teacher that requires grad.
-        RuntimeError: a second derivative is asked for (``create_graph=True``).
+        ValueError: shapes or devices that differ, V = 0, a number out of its range, a target out of range, a tensor
+            that requires grad and would get none, or arguments that exclude each other; the message names them.
+        ImportError: the implementation that was asked for is not installed.
+        RuntimeError: in the backward, for a second derivative (``create_graph=True``) or a second backward.
     """
-    teachers = _as_sequence(teacher_logits)
-    _check_tensors(logits, target, teachers)
-    _check_numbers(weight, temperature, label_smoothing, reduction)
+    teachers = as_sequence(teacher_logits)
+    check_tensors(logits, target, teachers, class_weight)
+    check_numbers(weight, temperature, label_smoothing, z_loss)
+    check_teacher_weights(len(teachers), teacher_weights)
+    check_teacher_lse(logits, len(teachers), teacher_lse)
+    check_reduction(logits, reduction, normalizer)
+    check_implementation(logits, implementation)
+    check_inplace(logits, inplace_grad)
+
+    labels, real = target.reshape(-1), compute_dtype(logits.dtype)
     classes = logits.shape[-1]
-    _check_target(target, classes, ignore_index)
-    rows = target.reshape(-1)
-    losses: Tensor = _FusedLoss.apply(  # type: ignore[no-untyped-call]
-        logits.reshape(-1, classes),
-        rows,
-        # A weight of zero means burn-in: the teachers may then hold anything, and 0 * inf would be NaN.
-        [teacher.reshape(-1, classes) for teacher in teachers] if weight else [],
-        weight,
-        temperature,
-        label_smoothing,
+    kept = labels != ignore_index
+    if check_target and target.is_cuda:
+        in_range = (labels >= 0) & (labels < classes) | ~kept
+        torch._assert_async(in_range.all(), f"target holds a label outside [0, {classes})")
+    if class_weight is not None:
+        class_weight = class_weight.to(real).contiguous()
+    shares = torch.ones(2, dtype=real, device=logits.device)
+    if reduction == "mean":
+        shares = _mean_shares(labels, kept, class_weight, normalizer, shares)
+    # A mean's gradient would underflow in float16: the sum's is made there, and scaled in the backward.
+    outer = shares[1] if logits.dtype == torch.float16 else None
+    inner = shares if outer is None else shares / outer
+    # A weight of zero means burn-in: the teachers may then hold anything, and 0 * inf would be NaN.
+    believed = mixture(len(teachers), teacher_weights) if weight else {}
+
+    rows = _as_rows(logits)
+    arguments = (
+        labels.contiguous(),
+        [_as_rows(teachers[j]) for j in believed],
+        list(believed.values()),
+        torch.stack([teacher_lse[j].reshape(-1) for j in believed]) if believed and teacher_lse is not None else None,
+        class_weight,
+        torch.stack([inner[0], inner[1] * weight, inner[1] * z_loss]),
+        float(temperature),
+        float(label_smoothing),
         ignore_index,
+        implementation,
     )
+    with_gradient = logits.requires_grad and torch.is_grad_enabled()
+    if inplace_grad and with_gradient and not torch.compiler.is_compiling():
+        losses, parts = fused.InPlace.apply(rows, *arguments)  # type: ignore[no-untyped-call]
+    else:
+        losses, parts, _ = fused.codistillation(rows, *arguments, with_gradient)
+
     if reduction == "none":
-        return losses.view(target.shape)
-    if reduction == "sum":
-        return losses.sum()
-    return losses.sum() / (rows != ignore_index).sum().clamp(min=1)
+        loss = losses.view(target.shape)
+        parts = parts.view(3, *target.shape)
+        return (loss, LossParts(*parts)) if return_parts else loss
+    loss = losses.sum() if outer is None else losses.sum() * outer
+    if not return_parts:
+        return loss
+    cross_entropy, divergence = parts[:2].sum(-1) * shares
+    return loss, LossParts(cross_entropy, divergence, parts[2].view(target.shape))
 
 
-class _FusedLoss(torch.autograd.Function):
-    """Per-row losses; the gradient is made in the forward, while the row is at hand."""
+class CodistillationLoss(nn.Module):
+    """`codistillation_loss` with its options kept; see there for what they mean.
 
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        logits = args[0]
-        losses, gradient = (_triton_loss_and_gradient if logits.is_cuda else loss_and_gradient)(*args)
-        ctx.save_for_backward(gradient)
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # else a gradient penalty would take the gradient for a constant
-            raise RuntimeError("codistillation_loss has no second derivative; leave create_graph=True out")
-        (gradient,) = ctx.saved_tensors
-        scaled = (gradient * grad_outputs[0].unsqueeze(-1)).to(gradient.dtype)
-        return scaled, None, None, None, None, None, None
-
-
-def _triton_loss_and_gradient(*args: Any) -> tuple[Tensor, Tensor]:
-    from hpcdistill.kernels.triton_codistillation import loss_and_gradient  # Triton is a GPU's alone
-
-    return loss_and_gradient(*args)
-
-
-def loss_and_gradient(
-    logits: Tensor,
-    target: Tensor,
-    teachers: list[Tensor],
-    weight: float,
-    temperature: float,
-    label_smoothing: float,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor]:
-    """The reference, in torch: losses ``[rows]`` and their gradient ``[rows, V]`` (`logits`' dtype).
-
-    Takes checked arguments: `logits` and each teacher ``[rows, V]``, `target` ``[rows]``.
+    `weight` is an attribute, to be changed as training goes on, and `class_weight` a buffer, which moves with the
+    module.
     """
-    rows, classes = logits.shape
-    student = logits.to(compute_dtype(logits.dtype))
-    ignored = target == ignore_index
-    label = target.masked_fill(ignored, 0).unsqueeze(-1)
 
-    log_p = student.log_softmax(-1)
-    losses = -(1 - label_smoothing) * log_p.gather(-1, label).squeeze(-1)
-    if label_smoothing:
-        losses -= label_smoothing / classes * log_p.sum(-1)
-    gradient = log_p.exp() - label_smoothing / classes
-    gradient.scatter_add_(-1, label, gradient.new_full((rows, 1), label_smoothing - 1))
+    class_weight: Tensor | None
 
-    if teachers:
-        log_q = (student / temperature).log_softmax(-1)
-        log_mean = _log_mean_probability([teacher.to(student.dtype) / temperature for teacher in teachers])
-        mean = log_mean.exp()
-        # A class that no teacher believes in adds nothing, though 0 * (-inf) is NaN.
-        terms = torch.where(mean > 0, mean * (log_mean - log_q), 0.0)
-        # A divergence is never negative; its rounding may be.
-        losses += weight * temperature**2 * terms.sum(-1).clamp(min=0)
-        gradient += weight * temperature * (log_q.exp() - mean)
+    def __init__(self, *, weight: float = 1.0, class_weight: Tensor | None = None, **options: Any) -> None:
+        super().__init__()
+        known = inspect.signature(codistillation_loss).parameters.keys() - inspect.signature(self.forward).parameters
+        if unknown := options.keys() - known:
+            raise TypeError(f"CodistillationLoss has no option {min(unknown)!r}; it has {', '.join(sorted(known))}")
+        self.weight = weight
+        self.register_buffer("class_weight", class_weight)
+        self.options = options
 
-    losses.masked_fill_(ignored, 0)
-    gradient.masked_fill_(ignored.unsqueeze(-1), 0)
-    return losses, gradient.to(logits.dtype)
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic and of the loss: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _log_mean_probability(teachers: list[Tensor]) -> Tensor:
-    log_sum = torch.stack([teacher.log_softmax(-1) for teacher in teachers]).logsumexp(0)
-    return log_sum - math.log(len(teachers))
-
-
-def _as_sequence(teacher_logits: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor]:
-    if teacher_logits is None:
-        return ()
-    if not isinstance(teacher_logits, Tensor):
-        return teacher_logits
-    if teacher_logits.dim() == 0:
-        raise ValueError("teacher_logits has no dimensions; pass [N, ..., V] or a list of N tensors [..., V]")
-    return teacher_logits.unbind(0)
-
-
-def _check_tensors(logits: Tensor, target: Tensor, teachers: Sequence[Tensor]) -> None:
-    if logits.dtype not in _DTYPES:
-        raise TypeError(f"logits has dtype {logits.dtype}; convert it to one of {', '.join(map(str, _DTYPES))}")
-    if logits.dim() == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"logits has shape {list(logits.shape)}; pass [..., V] with at least one class (V >= 1)")
-    if target.dtype != torch.int64:
-        raise TypeError(f"target has dtype {target.dtype}; convert it by target.long()")
-    if target.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"target has shape {list(target.shape)}; logits of shape {list(logits.shape)}"
-            f" need one label for each row, {list(logits.shape[:-1])}"
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        teacher_logits: Tensor | Sequence[Tensor] | None = None,
+        *,
+        teacher_lse: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
+    ) -> Any:
+        """The loss of one batch."""
+        return codistillation_loss(
+            logits,
+            target,
+            teacher_logits,
+            weight=self.weight,
+            class_weight=self.class_weight,
+            teacher_lse=teacher_lse,
+            normalizer=normalizer,
+            **self.options,
         )
-    if target.device != logits.device:
-        raise ValueError(f"target is on {target.device}; move it to logits' device, {logits.device}")
-    for j, teacher in enumerate(teachers):
-        _check_teacher(f"teacher_logits[{j}]", teacher, logits)
+
+    def extra_repr(self) -> str:
+        """For `print(model)`."""
+        return ", ".join(f"{name}={value!r}" for name, value in {"weight": self.weight, **self.options}.items())
 
 
-def _check_teacher(name: str, teacher: Tensor, logits: Tensor) -> None:
-    if not isinstance(teacher, Tensor):
-        raise TypeError(f"{name} is a {type(teacher).__name__}; pass a tensor of logits")
-    if teacher.shape != logits.shape:
-        raise ValueError(
-            f"{name} has shape {list(teacher.shape)}; it must be logits' {list(logits.shape)}"
-            " (a single teacher goes in a list, or as teacher.unsqueeze(0))"
-        )
-    if teacher.dtype != logits.dtype:
-        raise TypeError(f"{name} has dtype {teacher.dtype}; convert it to logits' by .to({logits.dtype})")
-    if teacher.device != logits.device:
-        raise ValueError(f"{name} is on {teacher.device}; move it to logits' device, {logits.device}")
-    if teacher.requires_grad:
-        raise ValueError(f"{name} requires grad, and teachers get none; pass {name}.detach()")
+def _as_rows(logits: Tensor) -> Tensor:
+    """``[rows, V]`` with adjacent columns; a view where it can be."""
+    rows = logits.reshape(-1, logits.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-def _check_numbers(weight: float, temperature: float, label_smoothing: float, reduction: str) -> None:
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"weight is {weight}; pass a finite number >= 0 (0 turns distillation off)")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; pass a finite number > 0 (1 leaves the logits as they are)")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}; pass a number in [0, 1]")
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; pass one of {', '.join(_REDUCTIONS)}")
-
-
-def _check_target(target: Tensor, classes: int, ignore_index: int) -> None:
-    if target.device.type != "cpu":
-        return
-    wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
-    if wrong.numel():
-        raise ValueError(
-            f"target holds {wrong[0].item()}; labels lie in [0, {classes}),"
-            f" or equal ignore_index ({ignore_index}) to be skipped"
-        )
+def _mean_shares(
+    labels: Tensor, kept: Tensor, class_weight: Tensor | None, normalizer: float | Tensor | None, ones: Tensor
+) -> Tensor:
+    """``[2]``: what a row has of a mean of cross-entropies, and of the other terms."""
+    if normalizer is not None:
+        return ones / normalizer
+    rows = kept.sum()
+    if class_weight is None:
+        return ones / rows.clamp(min=1)
+    weights = (class_weight[labels.clamp(0, len(class_weight) - 1)] * kept).sum()
+    return torch.stack([torch.where(weights > 0, 1 / weights, 0), 1 / rows.clamp(min=1)])

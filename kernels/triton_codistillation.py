@@ -1,146 +1,392 @@
-"""The fused codistillation loss as a Triton kernel: losses and gradient of a row in one launch.
+"""The fused codistillation loss as a Triton kernel: losses, their parts and the gradient of a row in one launch.
 
-One program per row. It takes the softmax sums of the student and of every teacher, then goes over the row
-once more for the divergence and the gradient; offsets are 64-bit, arithmetic is float32 (float64 for
-float64), and a row that is ignored is neither read nor computed.
+One program per row. A row that fits into registers, with its teachers' rows, is read once. A longer one is read
+twice in tiles: for the softmax sums, then backwards, while its end is still in the cache, for the divergence and the
+gradient. Between the tiles of the first pass there is no barrier: every lane keeps sums of its own columns.
+
+A softmax is ``exp2(x * sharpness - shift) / total``: base 2 is what a GPU computes. The shift, which is the row's
+scaled maximum, and the total are never folded into one number, a logsumexp: at logits of 1e4 its rounding would hide
+the total. The tempered student shares the shift of the plain one.
+
+Offsets are 64-bit; a row that is ignored is neither read nor computed. `tools/triton_registers.py` compiles what is
+launched here, without a GPU, and counts its registers: none may be spilled.
 """
 
-# Triton types its kernels' arguments itself.
-# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# Triton types its kernels' arguments, and tuples that grow, itself.
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,assignment,misc"
+
+import ctypes
+import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 2048  # columns at a time: 8 per thread of 8 warps, so that nothing spills
+from hpcdistill.kernels.rows import Rows
+
+_LOG2E = tl.constexpr(math.log2(math.e))
+_LN2 = tl.constexpr(math.log(2))
+_NO_SHIFT = tl.constexpr(-3e38)  # below every logit, yet finite, for -inf - (-inf) would be NaN
 
 
-@triton.jit
-def _max_and_log_sum(row, V, scale, dtype: tl.constexpr, BLOCK: tl.constexpr):
-    """The row's maximum, and log(sum(exp(scale * (row - maximum)))), in one pass.
-
-    The log-probability of x is then (x - maximum) * scale - log_sum. With both in one number, their
-    logsumexp, the sum would drown in the rounding of a large maximum: at 1e4 the probabilities would be
-    wrong by 1e-3.
-    """
-    maximum = tl.full((), float("-inf"), dtype)
-    total = tl.full((), 0.0, dtype)
-    for start in range(0, V, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        x = tl.load(row + columns, mask=columns < V, other=float("-inf")).to(dtype)
-        new = tl.maximum(maximum, tl.max(x, 0))
-        finite = tl.where(new == float("-inf"), 0.0, new)  # -inf - (-inf) would be NaN
-        total = total * tl.exp((maximum - finite) * scale) + tl.sum(tl.exp((x - finite) * scale), 0)
-        maximum = new
-    return maximum, tl.log(total)
-
-
-@triton.jit
-def _kernel(
-    logits,  # [rows, V]
-    target,  # [rows]
-    teachers,  # a tuple of N, each [rows, V]
-    losses,  # [rows]
-    gradient,  # [rows, V]
-    teacher_sums,  # [rows, N, 2], scratch: maximum and log-sum
-    V,
-    weight,
-    temperature,
-    label_smoothing,
-    ignore_index,
-    N: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    dtype: tl.constexpr = losses.dtype.element_ty
-    row = tl.program_id(0).to(tl.int64)
-    offset = row * V
-    label = tl.load(target + row)
-    if label == ignore_index:
-        tl.store(losses + row, 0.0)
-        for start in range(0, V, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
-            tl.store(gradient + offset + columns, 0.0, mask=columns < V)
+def run(rows: Rows) -> None:
+    """Fill the outputs of `rows`, which lie on an NVIDIA GPU (or on the CPU, in Triton's interpreter)."""
+    count, V = rows.logits.shape
+    if not count:
         return
+    N = len(rows.teachers)
+    temperature = rows.temperature if N else 1.0  # without teachers nothing is tempered
+    smoothed = rows.label_smoothing > 0
+    smooth_weight = rows.class_weight if smoothed else None  # loaded for all classes, not for the label alone
+    matrices = [x for x in (rows.logits, *rows.teachers, rows.gradient) if x is not None]
+    aligned = V % 16 == 0 and all(x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0 for x in matrices)
+    numbers = (temperature, 1 / temperature, rows.label_smoothing)
+    double = rows.losses.dtype == torch.float64
+    _kernel[(count,)](
+        (rows.logits, *rows.teachers),
+        tuple(x.stride(0) for x in (rows.logits, *rows.teachers)),
+        rows.target,
+        tuple(_halves(share) for share in rows.mixture),
+        rows.teacher_lse if N else None,
+        rows.class_weight,
+        None if smooth_weight is None else smooth_weight.sum(),
+        rows.scales,
+        tuple(_halves(number) for number in numbers),
+        rows.ignore_index,
+        rows.losses,
+        rows.parts,
+        rows.gradient,
+        0 if rows.gradient is None else rows.gradient.stride(0),
+        V,
+        TEMPERED=temperature != 1,
+        SMOOTHED=smoothed,
+        APPROXIMATE=isinstance(_kernel, triton.JITFunction) and not double,
+        **launch_options(V, 1 + N + (smooth_weight is not None), rows.logits.element_size(), aligned),
+    )
 
-    weight = tl.full((), weight, dtype)
-    temperature = tl.full((), temperature, dtype)
-    label_smoothing = tl.full((), label_smoothing, dtype)
-    sharpness = 1 / temperature
-    maximum, log_sum = _max_and_log_sum(logits + offset, V, 1.0, dtype, BLOCK)
-    tempered_log_sum = log_sum
-    if N > 0:
-        _, tempered_log_sum = _max_and_log_sum(logits + offset, V, sharpness, dtype, BLOCK)
-    sums = teacher_sums + row * N * 2
+
+def scale_rows_(gradient: Tensor, factors: Tensor) -> None:
+    """Multiply row r of `gradient` ``[rows, V]`` (adjacent columns) by `factors` ``[rows]``, in place.
+
+    `factors` may have any stride, 0 too. A row whose factor is 1, as in the usual backward of a mean, is not touched.
+    """
+    rows, V = gradient.shape
+    if rows:
+        block = min(4096, triton.next_power_of_2(V))
+        _scale_kernel[(rows,)](gradient, gradient.stride(0), factors, factors.stride(0), V, block, num_warps=8)
+
+
+def launch_options(V: int, tensors: int, itemsize: int, aligned: bool) -> dict[str, Any]:
+    """How `_kernel` is launched so that no register spills.
+
+    An aligned row is read once up to 16384 columns without teachers, 8192 with one and 4096 with three. At twice that
+    the registers do not suffice, but a multiprocessor's L1 cache still has most of the row for the second pass.
+
+    Args:
+        V: the classes.
+        tensors: how many are read along a row: the student's, the teachers', and class weights for smoothed labels.
+        itemsize: bytes of a logit.
+        aligned: V, and every row's address in bytes, are multiples of 16: threads load 16 bytes at once.
+    """
+    vector = 16 // itemsize
+    roomy = not aligned or itemsize == 8  # what takes more registers: single columns, float64
+    # Read once: with no more than so many numbers of the tensors, and 16 columns, for each thread.
+    held, most_warps = (64 // itemsize, 16) if roomy else (16, 32)
+    block = max(triton.next_power_of_2(V), vector)
+    warps = triton.next_power_of_2(triton.cdiv(max(block // 16, block * tensors // held), 32))
+    whole = warps <= most_warps
+    if not whole:
+        most_warps = 8 if tensors > 4 else 16 if tensors > 2 or roomy else 32
+        # Of long rows few are under way at once, so that the L2 cache still has much of them for the second pass.
+        warps = most_warps if V * tensors * itemsize > 128 << 10 else min(most_warps, 16)
+        block = warps * 32 * vector * (2 if tensors == 1 else 1)
+    # The axis of a tile along which one thread has several columns: adjacent ones if it loads them at once.
+    height, width, fold = (block // vector, vector, 1) if aligned else (vector, block // vector, 0)
+    return {
+        "ALIGNED": aligned,
+        "WHOLE": whole,
+        "HEIGHT": height,
+        "WIDTH": width,
+        "FOLD": fold,
+        "num_warps": warps,
+        "maxnreg": min(65536 // (32 * most_warps), 255),  # a multiprocessor's registers for so many warps
+        "enable_fp_fusion": True,
+    }
+
+
+def _halves(number: float) -> tuple[float, float]:
+    """Two numbers whose sum is `number` in double precision: Triton hands over floats in single."""
+    high = ctypes.c_float(number).value
+    return high, number - high
+
+
+@triton.jit
+def _number(halves, real: tl.constexpr):
+    """What `_halves` took apart."""
+    return tl.full((), halves[0], real) + tl.full((), halves[1], real)
+
+
+@triton.jit
+def _log2(x, APPROXIMATE: tl.constexpr):
+    if APPROXIMATE:  # within 2**-22; tl.log2 is a polynomial of some 20 instructions
+        return tl.inline_asm_elementwise("lg2.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return tl.log2(x)
+
+
+@triton.jit
+def _below(x, sharpness, shift):
+    """``x * sharpness - shift``, rounded once: exact near the maximum, however large the logits."""
+    return tl.fma(x, tl.full((), sharpness, x.dtype), -shift)
+
+
+@triton.jit
+def _columns(HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    """The columns of a tile, ``[HEIGHT, WIDTH]``, adjacent along the last axis.
+
+    They count from the tile's start, so that a thread has one address for all its columns, with constant offsets.
+    """
+    return tl.arange(0, HEIGHT)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+
+
+@triton.jit
+def _load(pointers, start, columns, V, real: tl.constexpr, EVICTION: tl.constexpr):
+    """The tile at `start` of every row, -inf beyond its end. The loads come first: their latencies overlap."""
+    tiles = ()
+    for j in tl.static_range(len(pointers)):
+        inside = columns < V - start
+        x = tl.load(pointers[j] + start + columns, mask=inside, other=float("-inf"), eviction_policy=EVICTION)
+        tiles += (x.to(real),)
+    return tiles
+
+
+@triton.jit
+def _sums_of_row(tiles, sharpness, temperature, TEMPERED: tl.constexpr):
+    """The shift and the total of every row, each in one tile; and the first one's total without a temperature."""
+    shifts, totals = (), ()
+    for j in tl.static_range(len(tiles)):
+        shift = tl.max(tiles[j]) * sharpness
+        shifts += (shift,)
+        totals += (tl.sum(tl.exp2(_below(tiles[j], sharpness, shift))),)
+    plain_total = totals[0]
+    if TEMPERED:
+        plain_total = tl.sum(tl.exp2(_below(tiles[0], sharpness, shifts[0]) * temperature))
+    return shifts, totals, plain_total
+
+
+@triton.jit
+def _add(total, fall, below, FOLD: tl.constexpr):
+    """The total of each lane after its shift rose, by -`fall`, and columns that are `below` it came in."""
+    return total * tl.exp2(fall) + tl.sum(tl.exp2(below), FOLD)
+
+
+@triton.jit
+def _sums_of_tiles(
+    pointers,
+    V,
+    sharpness,
+    temperature,
+    TEMPERED: tl.constexpr,
+    real: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    FOLD: tl.constexpr,
+):
+    """As `_sums_of_row`, in a pass over the rows' tiles."""
+    LANES: tl.constexpr = HEIGHT if FOLD == 1 else WIDTH
+    shifts, totals = (), ()
+    for _ in tl.static_range(len(pointers)):
+        shifts += (tl.full((LANES,), _NO_SHIFT, real),)
+        totals += (tl.zeros((LANES,), real),)
+    plain_total = tl.zeros((LANES,), real)
+    columns = _columns(HEIGHT, WIDTH)
+    for start in range(0, V, HEIGHT * WIDTH):
+        tiles = _load(pointers, start, columns, V, real, "evict_last")
+        new_shifts, new_totals = (), ()
+        for j in tl.static_range(len(pointers)):
+            shift = tl.maximum(shifts[j], tl.max(tiles[j], FOLD) * sharpness)
+            fall = shifts[j] - shift
+            below = _below(tiles[j], sharpness, tl.expand_dims(shift, FOLD))
+            new_shifts += (shift,)
+            new_totals += (_add(totals[j], fall, below, FOLD),)
+            if TEMPERED and j == 0:
+                plain_total = _add(plain_total, fall * temperature, below * temperature, FOLD)
+        shifts, totals = new_shifts, new_totals
+
+    row_shifts, row_totals = (), ()
+    for j in tl.static_range(len(pointers)):
+        shift = tl.max(shifts[j], 0)
+        row_shifts += (shift,)
+        row_totals += (tl.sum(totals[j] * tl.exp2(shifts[j] - shift), 0),)
+    if TEMPERED:
+        plain_total = tl.sum(plain_total * tl.exp2((shifts[0] - row_shifts[0]) * temperature), 0)
+    else:
+        plain_total = row_totals[0]
+    return row_shifts, row_totals, plain_total
+
+
+@triton.jit
+def _fill(row, value, V, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    columns = _columns(HEIGHT, WIDTH)
+    for start in range(0, V, HEIGHT * WIDTH):
+        tl.store(row + start + columns, tl.full((HEIGHT, WIDTH), value, tl.float32), mask=columns < V - start)
+
+
+@triton.jit
+def _row(matrix, row, stride, ALIGNED: tl.constexpr):
+    """A row's address. With the same alignment for every row, in the compiler's eyes, all tiles get the same layout."""
+    return tl.multiple_of(matrix + row * stride, 16 if ALIGNED else 1)
+
+
+@triton.jit(do_not_specialize=["ignore_index"])
+def _kernel(
+    student_and_teachers,  # a tuple of 1 + N, each [rows, V]
+    strides,  # a tuple of 1 + N
+    target,  # [rows]
+    mixture,  # a tuple of N halves
+    teacher_lse,  # [N, rows] or None
+    class_weight,  # [V] or None
+    class_weight_sum,  # [], or None where it is not needed
+    scales,  # [3]
+    numbers,  # halves of temperature, 1 / temperature, label_smoothing
+    ignore_index,
+    losses,  # [rows]
+    parts,  # [3, rows]
+    gradient,  # [rows, V] or None
+    gradient_stride,
+    V,
+    TEMPERED: tl.constexpr,  # temperature != 1
+    SMOOTHED: tl.constexpr,  # label_smoothing > 0
+    APPROXIMATE: tl.constexpr,
+    ALIGNED: tl.constexpr,  # every row's address is a multiple of 16
+    WHOLE: tl.constexpr,  # one tile holds the row
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    FOLD: tl.constexpr,
+):
+    real: tl.constexpr = losses.dtype.element_ty
+    N: tl.constexpr = len(mixture)
+    LANES: tl.constexpr = HEIGHT if FOLD == 1 else WIDTH
+    rows = tl.num_programs(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)
+    if gradient is not None:
+        gradient = _row(gradient, row, gradient_stride, ALIGNED)
+
+    label = tl.load(target + row)
+    ignored = label == ignore_index
+    if ignored or label < 0 or label >= V:
+        value = tl.where(ignored, 0.0, float("nan"))
+        tl.store(losses + row, value)
+        for i in tl.static_range(3):
+            tl.store(parts + i * rows + row, value)
+        if gradient is not None:
+            _fill(gradient, value, V, HEIGHT, WIDTH)
+        return
+    label = label.to(tl.int32)
+
+    temperature = _number(numbers[0], real)
+    coolness = _number(numbers[1], real)
+    sharpness = coolness * _LOG2E
+    label_smoothing = _number(numbers[2], real)
+
+    pointers = ()
+    for j in tl.static_range(N + 1):
+        pointers += (_row(student_and_teachers[j], row, strides[j], ALIGNED),)
+    z_label = tl.load(pointers[0] + label).to(real)  # before a gradient in its place is written
+    columns = _columns(HEIGHT, WIDTH)
+    if WHOLE:
+        tiles = _load(pointers, 0, columns, V, real, "evict_first")
+        summed = tiles if teacher_lse is None else (tiles[0],)
+        shifts, totals, plain_total = _sums_of_row(summed, sharpness, temperature, TEMPERED)
+    else:
+        summed = pointers if teacher_lse is None else (pointers[0],)
+        shifts, totals, plain_total = _sums_of_tiles(
+            summed, V, sharpness, temperature, TEMPERED, real, HEIGHT, WIDTH, FOLD
+        )
+    z_shift = shifts[0]
+    q_log = tl.log2(totals[0])
+    p_log = tl.log2(plain_total)
+    lse = (z_shift * temperature + p_log) * _LN2
+    t_shifts, t_factors = (), ()
     for j in tl.static_range(N):
-        teacher_maximum, teacher_log_sum = _max_and_log_sum(teachers[j] + offset, V, sharpness, dtype, BLOCK)
-        tl.store(sums + 2 * j, teacher_maximum)
-        tl.store(sums + 2 * j + 1, teacher_log_sum)
+        share = _number(mixture[j], real)
+        if teacher_lse is None:
+            t_shifts += (shifts[j + 1],)
+            t_factors += (share / totals[j + 1],)
+        else:
+            t_shifts += (tl.load(teacher_lse + j * rows + row),)
+            t_factors += (share,)
 
-    smooth = label_smoothing / V
-    distance = tl.zeros((BLOCK,), dtype)  # sum of -log p: the smoothed part of the cross-entropy
-    divergence = tl.zeros((BLOCK,), dtype)
+    tl.store(parts + 2 * rows + row, lse)
+    on_label = 1 - label_smoothing  # of the target; `even` on every class
+    if class_weight is not None:
+        on_label *= tl.load(class_weight + label)
+    distance = p_log - _below(z_label, sharpness, z_shift) * temperature
+    label_entropy = tl.where(on_label > 0, on_label * distance, 0.0)
+    even = label_smoothing / V
+    mass = on_label
+    if SMOOTHED:
+        mass += even * (V if class_weight is None else tl.load(class_weight_sum))
+    ce_scale = tl.load(scales)
+    divergence_scale = tl.load(scales + 1)
+    lse_scale = tl.load(scales + 2)
+    p_scale = ce_scale * mass + 2 * lse_scale * lse
+    label_scale = ce_scale * on_label
+    q_scale = divergence_scale * temperature
+
+    smooth_lanes = tl.zeros((LANES,), real)
+    divergence_lanes = tl.zeros((LANES,), real)
+    if gradient is not None or N > 0 or SMOOTHED:
+        count = 1 if WHOLE else tl.cdiv(V, HEIGHT * WIDTH)
+        for i in range(0, count):
+            start = (count - 1 - i) * (HEIGHT * WIDTH)
+            if not WHOLE:
+                tiles = _load(pointers, start, columns, V, real, "evict_first")
+            inside = columns < V - start
+            below = _below(tiles[0], sharpness, z_shift)
+            log_q = below - q_log
+            log_p = below * temperature - p_log if TEMPERED else log_q
+            grad = p_scale * tl.exp2(log_p) - tl.where(columns == label - start, label_scale, 0.0)
+            if SMOOTHED:
+                if class_weight is None:
+                    smooth = tl.where(inside, even, 0.0)
+                else:
+                    smooth = even * tl.load(class_weight + start + columns, mask=inside, other=0.0)
+                smooth_lanes -= tl.sum(tl.where(smooth > 0, smooth * log_p, 0.0), FOLD)
+                grad -= ce_scale * smooth
+            if N > 0:
+                m = tl.zeros((HEIGHT, WIDTH), real)
+                for j in tl.static_range(N):
+                    if teacher_lse is None:
+                        exponent = _below(tiles[j + 1], sharpness, t_shifts[j])
+                    else:  # to base e, for another rounding of a large logsumexp would be one too many
+                        exponent = _below(tiles[j + 1], coolness, t_shifts[j]) * _LOG2E
+                    m += t_factors[j] * tl.exp2(exponent)
+                divergence = m * (_log2(m, APPROXIMATE) - log_q)
+                divergence_lanes += tl.sum(tl.where(m > 0, divergence, 0.0), FOLD)
+                grad += q_scale * (tl.exp2(log_q) - m)
+            if gradient is not None:
+                tl.store(gradient + start + columns, grad, mask=inside)
+
+    cross_entropy = (label_entropy + tl.sum(smooth_lanes, 0)) * _LN2
+    divergence = tl.sum(divergence_lanes, 0) * _LN2
+    divergence = tl.where(divergence < 0, 0.0, divergence)  # rounding alone makes it negative; NaN stays NaN
+    distillation = divergence_scale * temperature * temperature * divergence
+    tl.store(losses + row, ce_scale * cross_entropy + distillation + lse_scale * lse * lse)
+    tl.store(parts + row, cross_entropy)
+    tl.store(parts + rows + row, divergence)
+
+
+@triton.jit
+def _scale_kernel(gradient, gradient_stride, factors, factors_stride, V, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    factor = tl.load(factors + row * factors_stride)
+    if factor == 1:
+        return
+    gradient += row * gradient_stride
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        inside = columns < V
-        z = tl.load(logits + offset + columns, mask=inside, other=float("-inf")).to(dtype)
-        below = z - maximum
-        if label_smoothing > 0:
-            distance += tl.where(inside, log_sum - below, 0.0)
-        grad = tl.exp(below - log_sum) - smooth - tl.where(columns == label, 1 - label_smoothing, 0.0)
-        if N > 0:
-            mean = tl.zeros((BLOCK,), dtype)
-            for j in tl.static_range(N):
-                t = tl.load(teachers[j] + offset + columns, mask=inside, other=float("-inf")).to(dtype)
-                mean += tl.exp((t - tl.load(sums + 2 * j)) * sharpness - tl.load(sums + 2 * j + 1))
-            mean /= N
-            log_q = below * sharpness - tempered_log_sum
-            believed = mean > 0
-            divergence += tl.where(believed, mean * (tl.log(tl.where(believed, mean, 1.0)) - log_q), 0.0)
-            grad += weight * temperature * (tl.exp(log_q) - mean)
-        tl.store(gradient + offset + columns, grad, mask=inside)
-
-    z_label = tl.load(logits + offset + label).to(dtype)
-    loss = (1 - label_smoothing) * (maximum - z_label + log_sum) + smooth * tl.sum(distance, 0)
-    total = tl.sum(divergence, 0)
-    clamped = tl.where(total < 0, 0.0, total)  # rounding alone makes it negative; NaN stays NaN
-    loss += weight * temperature * temperature * clamped
-    tl.store(losses + row, loss)
-
-
-def loss_and_gradient(
-    logits: Tensor,
-    target: Tensor,
-    teachers: list[Tensor],
-    weight: float,
-    temperature: float,
-    label_smoothing: float,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor]:
-    """Losses ``[rows]`` and their gradient ``[rows, V]``, as `hpcdistill.loss.loss_and_gradient`.
-
-    Strided input is copied to rows of adjacent columns first.
-    """
-    rows, V = logits.shape
-    logits = logits.contiguous()
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    losses = torch.empty(rows, dtype=dtype, device=logits.device)
-    gradient = torch.empty_like(logits)
-    if rows:
-        _kernel[(rows,)](
-            logits,
-            target.contiguous(),
-            tuple(teacher.contiguous() for teacher in teachers),
-            losses,
-            gradient,
-            losses.new_empty(rows, len(teachers), 2),
-            V,
-            float(weight),
-            float(temperature),
-            float(label_smoothing),
-            ignore_index,
-            N=len(teachers),
-            BLOCK=min(_BLOCK, triton.next_power_of_2(V)),
-            num_warps=8,
-        )
-    return losses, gradient
+        x = tl.load(gradient + columns, mask=columns < V).to(factor.dtype)
+        tl.store(gradient + columns, x * factor, mask=columns < V)

@@ -27,6 +27,9 @@ from mpi4py import MPI
 from hpcdistill.groups import Groups
 
 WORLD = MPI.COMM_WORLD
+# Without a GPU kernels run in Triton's interpreter. Triton wants to know at its first import, whoever imports it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 THREAD_LEVELS = {
     MPI.THREAD_SINGLE: "SINGLE",
     MPI.THREAD_FUNNELED: "FUNNELED",

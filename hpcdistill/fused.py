@@ -1,0 +1,174 @@
+"""The fused loss as operators of torch: what autograd, torch.compile and CUDA graphs see of the kernels.
+
+Losses and gradient are made in one go, in the forward, while a row is at hand. The backward multiplies the gradient
+by what arrives from above, in place: that costs nothing where it is 1, as it is below the usual `loss.backward()`.
+"""
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from hpcdistill import recycled
+from hpcdistill.kernels.rows import Rows, compute_dtype
+
+IMPLEMENTATIONS = {"cpu": ("native", "torch"), "cuda": ("triton", "torch", "cuda")}
+"""By device, best first; each has its module in `hpcdistill.kernels`. "cuda" comes last, to be used by name only, until
+a measurement says where it wins."""
+
+# The fields of Rows up to its outputs, and who is to fill these.
+_SCHEMA = (
+    "Tensor target, Tensor[] teachers, float[] mixture, Tensor? teacher_lse, Tensor? class_weight, Tensor scales, "
+    "float temperature, float label_smoothing, int ignore_index, str implementation"
+)
+
+
+@custom_op(
+    "hpcdistill::codistillation",
+    mutates_args=(),
+    schema=f"(Tensor logits, {_SCHEMA}, bool with_gradient) -> (Tensor, Tensor, Tensor)",
+)
+def codistillation(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses ``[rows]``, parts ``[3, rows]`` and, differentiating the former, a gradient like `logits`.
+
+    With ``with_gradient=False`` the latter has no rows, and there is no backward.
+    """
+    *fields, implementation, with_gradient = arguments
+    losses, parts = _new_losses(logits)
+    rows = logits.shape[0] if with_gradient else 0
+    if logits.device.type == "cpu":
+        gradient = recycled.empty((rows, logits.shape[1]), logits.dtype)
+    else:
+        gradient = logits.new_empty(rows, logits.shape[1])
+    _run(implementation, Rows(*(logits, *fields, losses, parts, gradient if with_gradient else None)))
+    return losses, parts, gradient
+
+
+@codistillation.register_fake
+def _(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows, classes = logits.shape
+    return *_new_losses(logits), logits.new_empty(rows if arguments[-1] else 0, classes)
+
+
+def _new_losses(logits: Tensor) -> tuple[Tensor, Tensor]:
+    losses = logits.new_empty(logits.shape[0], dtype=compute_dtype(logits.dtype))
+    return losses, losses.new_empty(3, logits.shape[0])
+
+
+@custom_op(
+    "hpcdistill::codistillation_",
+    mutates_args=("logits",),
+    schema=f"(Tensor(a!) logits, {_SCHEMA}) -> (Tensor, Tensor)",
+)
+def codistillation_(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Losses and parts as of `codistillation`; the gradient takes the place of `logits`."""
+    *fields, implementation = arguments
+    losses, parts = _new_losses(logits)
+    _run(implementation, Rows(*(logits, *fields, losses, parts, logits)))
+    return losses, parts
+
+
+@codistillation_.register_fake
+def _(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _new_losses(logits)
+
+
+class InPlace(torch.autograd.Function):
+    """`codistillation_` with its backward; torch derives none for operators that write to their arguments."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """See `codistillation_`. The logits' version counter tells autograd that they have changed."""
+        losses, parts = codistillation_(logits, *arguments)
+        _save(ctx, gradient=logits, not_differentiable=(parts,))
+        return losses, parts
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient by `logits`."""
+        return _gradient(ctx, grad_outputs[0]), *[None] * (len(ctx.needs_input_grad) - 1)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, parts, gradient = output
+    # Torch wants a list for what it takes for a list of tensors, which every empty list is.
+    ctx.no_gradients = [[None] * len(x) if _is_list_of_tensors(x) else None for x in inputs[1:]]
+    _save(ctx, gradient, not_differentiable=(parts, gradient))
+
+
+def _is_list_of_tensors(x: Any) -> bool:
+    return isinstance(x, list) and all(isinstance(element, Tensor) for element in x)
+
+
+def _backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+    return _gradient(ctx, grad_outputs[0]), *ctx.no_gradients
+
+
+codistillation.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _save(ctx: Any, gradient: Tensor, not_differentiable: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(gradient)
+    ctx.mark_non_differentiable(*not_differentiable)
+    ctx.set_materialize_grads(False)
+    ctx.is_spent = False
+
+
+def _gradient(ctx: Any, factors: Tensor) -> Tensor:
+    if torch.is_grad_enabled():  # else a gradient penalty would take the gradient for a constant
+        raise RuntimeError("codistillation_loss has no second derivative; leave create_graph=True out")
+    if ctx.is_spent:
+        raise RuntimeError(
+            "codistillation_loss: this is the second backward through one call, whose gradient the first has taken; "
+            "add up the losses and call backward once, or compute the loss again"
+        )
+    ctx.is_spent = True
+    (gradient,) = ctx.saved_tensors
+    return _scaled(gradient, factors)
+
+
+def _scaled(gradient: Tensor, factors: Tensor) -> Tensor:
+    """`gradient` ``[rows, V]`` times `factors` ``[rows]``, in place but where a compiler plans memory."""
+    if type(gradient) is not Tensor:  # one that only stands for a tensor, while a graph is traced
+        return (gradient * factors.unsqueeze(-1)).to(gradient.dtype)
+    if gradient.is_cuda and _is_installed("triton"):
+        _module("triton").scale_rows_(gradient, factors)
+    elif gradient.is_cuda or not bool((factors == 1).all()):  # a GPU is not waited for
+        gradient.mul_(factors.unsqueeze(-1))
+    return gradient
+
+
+def _run(implementation: str, rows: Rows) -> None:
+    if rows.target.device.type == "cpu":
+        _check_target(rows)
+    if implementation == "auto":
+        implementation = next(name for name in IMPLEMENTATIONS[rows.logits.device.type] if _is_installed(name))
+    if rows.logits.shape[0]:
+        _module(implementation).run(rows)
+
+
+def _module(implementation: str) -> Any:
+    return import_module(f"hpcdistill.kernels.{implementation}_codistillation")
+
+
+@cache
+def _is_installed(implementation: str) -> bool:
+    try:
+        module = _module(implementation)
+        getattr(module, "library", bool)()
+    except ImportError:
+        return False
+    return True
+
+
+def _check_target(rows: Rows) -> None:
+    classes = rows.logits.shape[1]
+    wrong = ((rows.target < 0) | (rows.target >= classes)) & (rows.target != rows.ignore_index)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"target holds {rows.target[wrong][0].item()}; labels lie in [0, {classes}),"
+            f" or equal ignore_index ({rows.ignore_index}) to be skipped"
+        )

@@ -1,0 +1,187 @@
+"""What the losses take: teachers in several forms, and what is refused, with the remedy."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hpcdistill.fused import IMPLEMENTATIONS
+from hpcdistill.kernels.rows import compute_dtype
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def as_sequence(teacher_logits: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """The teachers one by one, however they were given."""
+    if teacher_logits is None:
+        return ()
+    if not isinstance(teacher_logits, Tensor):
+        return teacher_logits
+    if teacher_logits.dim() == 0:
+        raise ValueError("teacher_logits has no dimensions; pass [N, ..., V] or a list of N tensors [..., V]")
+    return teacher_logits.unbind(0)
+
+
+def mixture(teachers: int, weights: Sequence[float] | None) -> dict[int, float]:
+    """By teacher, its share in the mean, if it has one; they sum to 1."""
+    weights = [1.0] * teachers if weights is None else weights
+    return {j: weight / sum(weights) for j, weight in enumerate(weights) if weight}
+
+
+def check_tensors(logits: Tensor, target: Tensor, teachers: Sequence[Tensor], class_weight: Tensor | None) -> None:
+    """Refuse tensors that do not fit together."""
+    if logits.dtype not in DTYPES:
+        raise TypeError(f"logits has dtype {logits.dtype}; convert it to one of {', '.join(map(str, DTYPES))}")
+    if logits.dim() == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits has shape {list(logits.shape)}; pass [..., V] with at least one class (V >= 1)")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target has dtype {target.dtype}; convert it by target.long()")
+    if target.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"target has shape {list(target.shape)}; logits of shape {list(logits.shape)}"
+            f" need one label for each row, {list(logits.shape[:-1])}"
+        )
+    _check_companion("target", target, logits)
+    check_teachers(teachers, logits)
+    if class_weight is not None:
+        if class_weight.shape != logits.shape[-1:] or not class_weight.is_floating_point():
+            raise ValueError(
+                f"class_weight is {class_weight.dtype} of shape {list(class_weight.shape)};"
+                f" logits of shape {list(logits.shape)} need floats of shape {list(logits.shape[-1:])}"
+            )
+        _check_companion("class_weight", class_weight, logits)
+
+
+def check_teachers(teachers: Sequence[Tensor], logits: Tensor) -> None:
+    """Refuse teachers that do not look like the student."""
+    for j, teacher in enumerate(teachers):
+        name = f"teacher_logits[{j}]"
+        if not isinstance(teacher, Tensor):
+            raise TypeError(f"{name} is a {type(teacher).__name__}; pass a tensor of logits")
+        if teacher.shape != logits.shape:
+            raise ValueError(
+                f"{name} has shape {list(teacher.shape)}; it must be logits' {list(logits.shape)}"
+                " (a single teacher goes in a list, or as teacher.unsqueeze(0))"
+            )
+        if teacher.dtype != logits.dtype:
+            raise TypeError(f"{name} has dtype {teacher.dtype}; convert it to logits' by .to({logits.dtype})")
+        _check_companion(name, teacher, logits)
+
+
+def check_binary_target(target: Tensor, logits: Tensor) -> None:
+    """Refuse labels that are not one probability for each logit."""
+    if not logits.is_floating_point():
+        raise TypeError(f"logits has dtype {logits.dtype}; convert it to a floating dtype")
+    if target.shape != logits.shape:
+        raise ValueError(f"target has shape {list(target.shape)}; pass one label for each logit, {list(logits.shape)}")
+    _check_companion("target", target, logits)
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = target[~((target >= 0) & (target <= 1))]
+        if wrong.numel():
+            raise ValueError(f"target holds {wrong[0].item()}; labels are probabilities in [0, 1]")
+
+
+def check_numbers(weight: float, temperature: float, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
+    """Refuse numbers out of their range."""
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight is {weight}; pass a finite number >= 0 (0 turns distillation off)")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; pass a finite number > 0 (1 leaves the logits as they are)")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; pass a number in [0, 1]")
+    if not 0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss is {z_loss}; pass a finite number >= 0 (0 turns it off)")
+
+
+def check_teacher_weights(teachers: int, teacher_weights: Sequence[float] | None) -> None:
+    """Refuse shares that are not one for each teacher."""
+    if teacher_weights is None:
+        return
+    if len(teacher_weights) != teachers:
+        raise ValueError(
+            f"teacher_weights has {len(teacher_weights)} numbers, but teacher_logits {teachers} teachers;"
+            " pass one share for each"
+        )
+    if not all(0 <= share < math.inf for share in teacher_weights) or (teachers and sum(teacher_weights) == 0):
+        raise ValueError(f"teacher_weights is {list(teacher_weights)}; pass finite shares >= 0, not all of them 0")
+
+
+def check_teacher_lse(logits: Tensor, teachers: int, teacher_lse: Tensor | None) -> None:
+    """Refuse a logsumexp that is not one for each row of each teacher."""
+    if teacher_lse is None:
+        return
+    wanted = [teachers, *logits.shape[:-1]]
+    if list(teacher_lse.shape) != wanted:
+        raise ValueError(
+            f"teacher_lse has shape {list(teacher_lse.shape)}; {teachers} teachers in teacher_logits and logits of"
+            f" shape {list(logits.shape)} need {wanted}"
+        )
+    if teacher_lse.dtype != compute_dtype(logits.dtype):
+        raise TypeError(
+            f"teacher_lse has dtype {teacher_lse.dtype}; for {logits.dtype} logits pass {compute_dtype(logits.dtype)}"
+        )
+    _check_companion("teacher_lse", teacher_lse, logits)
+
+
+def check_reduction(logits: Tensor, reduction: str, normalizer: float | Tensor | None) -> None:
+    """Refuse unknown reductions, and a normalizer of anything but a mean."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; pass one of {', '.join(REDUCTIONS)}")
+    if normalizer is None:
+        return
+    if reduction != "mean":
+        raise ValueError(f"normalizer is what a mean divides by, but reduction is {reduction!r}; pass reduction='mean'")
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim():
+            raise ValueError(f"normalizer has shape {list(normalizer.shape)}; pass a number or a tensor of shape []")
+        _check_companion("normalizer", normalizer, logits)
+    elif not 0 < normalizer < math.inf:
+        raise ValueError(f"normalizer is {normalizer}; pass a finite number > 0, such as the count of all labels")
+
+
+def check_implementation(logits: Tensor, implementation: str) -> None:
+    """Refuse implementations that do not exist, or not for the logits' device."""
+    device = logits.device.type
+    if device not in IMPLEMENTATIONS:
+        raise ValueError(f"logits is on {logits.device}; move it to one of {', '.join(IMPLEMENTATIONS)}")
+    known = {"auto": list(IMPLEMENTATIONS)}
+    for place, names in IMPLEMENTATIONS.items():
+        for name in names:
+            known.setdefault(name, []).append(place)
+    if implementation not in known:
+        raise ValueError(f"implementation is {implementation!r}; pass one of {', '.join(known)}")
+    if device not in known[implementation]:
+        raise ValueError(
+            f"implementation is {implementation!r}, but logits is on {logits.device};"
+            f" pass 'auto' or one of {', '.join(IMPLEMENTATIONS[device])}"
+        )
+
+
+def check_inplace(logits: Tensor, inplace_grad: bool) -> None:
+    """Refuse to write the gradient where it cannot be, or where it would overwrite a parameter."""
+    if not inplace_grad or not logits.requires_grad:
+        return
+    if logits.is_leaf:
+        raise ValueError(
+            "inplace_grad would overwrite logits, which is a leaf that requires grad and not a model's output;"
+            " leave inplace_grad out"
+        )
+    classes = logits.shape[-1]
+    try:
+        row, column = logits.view(-1, classes).stride()
+    except RuntimeError:
+        row = column = 0
+    if (column != 1 and classes > 1) or (row < classes < logits.numel()):
+        raise ValueError(
+            f"inplace_grad needs logits that can be viewed as [rows, V] with adjacent columns, but logits of shape"
+            f" {list(logits.shape)} has strides {list(logits.stride())}; make it contiguous, or leave inplace_grad out"
+        )
+
+
+def _check_companion(name: str, tensor: Tensor, logits: Tensor) -> None:
+    if tensor.device != logits.device:
+        raise ValueError(f"{name} is on {tensor.device}; move it to logits' device, {logits.device}")
+    if tensor.requires_grad:
+        raise ValueError(f"{name} requires grad, and gets none; pass {name}.detach()")

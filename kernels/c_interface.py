@@ -1,0 +1,83 @@
+"""Calls into the compiled kernels: finds their libraries and hands them `Rows` as codistillation.h lays them out."""
+
+import ctypes
+from ctypes import POINTER, c_double, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hpcdistill.kernels.rows import Rows
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+
+class CRows(ctypes.Structure):
+    """HpcdistillRows of codistillation.h. Keep the tensors it was made from alive while it is in use."""
+
+    _fields_ = (
+        ("rows", c_int64),
+        ("classes", c_int64),
+        ("dtype", c_int32),
+        ("teachers", c_int32),
+        ("logits", c_void_p),
+        ("logits_stride", c_int64),
+        ("teacher_logits", POINTER(c_void_p)),
+        ("teacher_strides", POINTER(c_int64)),
+        ("mixture", POINTER(c_double)),
+        ("teacher_lse", c_void_p),
+        ("target", c_void_p),
+        ("class_weight", c_void_p),
+        ("scales", c_void_p),
+        ("temperature", c_double),
+        ("label_smoothing", c_double),
+        ("ignore_index", c_int64),
+        ("losses", c_void_p),
+        ("parts", c_void_p),
+        ("gradient", c_void_p),
+        ("gradient_stride", c_int64),
+    )
+
+    @classmethod
+    def of(cls, rows: Rows) -> "CRows":
+        """The same call, by addresses."""
+        teachers = len(rows.teachers)
+        return cls(
+            rows=rows.logits.shape[0],
+            classes=rows.logits.shape[1],
+            dtype=DTYPES[rows.logits.dtype],
+            teachers=teachers,
+            logits=rows.logits.data_ptr(),
+            logits_stride=rows.logits.stride(0),
+            teacher_logits=(c_void_p * teachers)(*(teacher.data_ptr() for teacher in rows.teachers)),
+            teacher_strides=(c_int64 * teachers)(*(teacher.stride(0) for teacher in rows.teachers)),
+            mixture=(c_double * teachers)(*rows.mixture),
+            teacher_lse=_address(rows.teacher_lse),
+            target=rows.target.data_ptr(),
+            class_weight=_address(rows.class_weight),
+            scales=rows.scales.data_ptr(),
+            temperature=rows.temperature,
+            label_smoothing=rows.label_smoothing,
+            ignore_index=rows.ignore_index,
+            losses=rows.losses.data_ptr(),
+            parts=rows.parts.data_ptr(),
+            gradient=_address(rows.gradient),
+            gradient_stride=0 if rows.gradient is None else rows.gradient.stride(0),
+        )
+
+
+def load(name: str) -> ctypes.CDLL:
+    """The compiled library `name`, which the package's build puts beside this file.
+
+    Raises:
+        ImportError: it was not built, or does not load.
+    """
+    path = Path(__file__).parent / f"lib{name}.so"
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ImportError(f"the compiled kernel {path.name} cannot be loaded: {error}") from None
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

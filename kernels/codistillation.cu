@@ -1,0 +1,172 @@
+// The fused loss on GPUs with thread-block clusters (sm_90 and later), for rows too long for one block: a cluster keeps
+// a row of the student and of its teachers in its blocks' shared memory, so that every byte of the inputs is read from
+// global memory once, and the gradient is written once.
+#include <algorithm>
+#include <climits>
+
+#include "codistillation.h"
+#include "cuda_row.cuh"
+
+namespace {
+
+constexpr int kEnough = 3;  // blocks per multiprocessor: one computes, one loads, one starts or ends
+
+// The bound of 1 block keeps the compiler from spilling to save registers for a second one.
+template <class Format, int TEACHERS, bool TEMPERED>
+__global__ void __launch_bounds__(kMostThreads<RealOf<Format>>, 1)
+    codistillation(const __grid_constant__ Call<Format> call) {
+  extern __shared__ uint4 memory[];
+  Row<Format>(call, memory).template run<TEACHERS, TEMPERED>();
+}
+
+struct Device {
+  int capability, block_bytes, bytes, reserved_bytes;  // of shared memory: per block, in all, kept back per block
+};
+
+cudaError_t query(Device* device) {
+  int ordinal = 0;
+  cudaError_t error = cudaGetDevice(&ordinal);
+  const auto get = [&](int* value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, ordinal);
+  };
+  get(&device->capability, cudaDevAttrComputeCapabilityMajor);
+  get(&device->block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  get(&device->bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  get(&device->reserved_bytes, cudaDevAttrReservedSharedMemoryPerBlock);
+  return error;
+}
+
+template <class Format>
+using Kernel = void (*)(Call<Format>);
+
+template <class Format>
+Kernel<Format> kernel_for(int teachers, bool tempered) {
+  if (teachers == 0) return codistillation<Format, 0, false>;
+  if (teachers == 1) return tempered ? codistillation<Format, 1, true> : codistillation<Format, 1, false>;
+  return tempered ? codistillation<Format, kMostTeachers, true> : codistillation<Format, kMostTeachers, false>;
+}
+
+// A launch of one cluster per row: its shape, and how many blocks of that shape share a multiprocessor.
+struct Launch {
+  int blocks = 0, threads = 0, vectors = 0, resident = 0;
+  int64_t bytes = 0;  // of shared memory per block
+
+  // Passes a configuration for `rows` rows to `use`.
+  template <class Use>
+  cudaError_t configured(int64_t rows, cudaStream_t stream, Use use) const {
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = static_cast<unsigned>(rows * blocks);
+    config.blockDim = threads;
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    return use(config);
+  }
+};
+
+// The fewest blocks of which `kEnough` share a multiprocessor; or else the largest cluster that runs; or else 0 blocks.
+template <class Format>
+Launch launch_for(const Call<Format>& call, int64_t classes, Kernel<Format> kernel, const Device& device) {
+  constexpr int W = kWidth<Format>, most_threads = kMostThreads<RealOf<Format>>;
+  Launch best;
+  for (int blocks = 1; blocks <= kMostBlocks && best.resident < kEnough; blocks *= 2) {
+    const int64_t vectors = ((classes + 2 * W - 2) / W + blocks - 1) / blocks;  // a row may begin inside a vector
+    Launch launch;
+    launch.bytes = sizeof(Shared<RealOf<Format>>) + (1 + call.teachers) * vectors * sizeof(uint4);
+    if (launch.bytes > device.block_bytes) continue;
+    launch.blocks = blocks;
+    launch.vectors = static_cast<int>(vectors);
+    launch.resident = device.bytes / static_cast<int>(launch.bytes + device.reserved_bytes);
+    launch.threads = std::max(most_threads / launch.resident / kWarp, 1) * kWarp;
+    launch.threads = std::min(launch.threads, (launch.vectors + kWarp - 1) / kWarp * kWarp);
+    int clusters = 0;  // that the device has room for: if they have more blocks than are portable, perhaps none
+    const cudaError_t error = launch.configured(1, nullptr, [&](const cudaLaunchConfig_t& config) {
+      return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+    });
+    if (error == cudaSuccess && clusters > 0) best = launch;
+  }
+  return best;
+}
+
+template <class Format>
+Call<Format> call_of(const HpcdistillRows& rows) {
+  using Real = RealOf<Format>;
+  Call<Format> call{};
+  call.rows = rows.rows;
+  call.classes = static_cast<int>(rows.classes);
+  call.teachers = rows.teachers;
+  call.logits[0] = static_cast<const Format*>(rows.logits);
+  call.strides[0] = rows.logits_stride;
+  for (int j = 0; j < rows.teachers; ++j) {
+    call.logits[j + 1] = static_cast<const Format*>(rows.teacher_logits[j]);
+    call.strides[j + 1] = rows.teacher_strides[j];
+    call.mixture[j] = static_cast<Real>(rows.mixture[j]);
+  }
+  call.teacher_lse = static_cast<const Real*>(rows.teacher_lse);
+  call.class_weight = static_cast<const Real*>(rows.class_weight);
+  call.scales = static_cast<const Real*>(rows.scales);
+  call.target = rows.target;
+  call.temperature = static_cast<Real>(rows.teachers ? rows.temperature : 1);
+  call.label_smoothing = static_cast<Real>(rows.label_smoothing);
+  call.sharpness = static_cast<Real>(kLog2E / rows.temperature);
+  call.ignore_index = rows.ignore_index;
+  call.losses = static_cast<Real*>(rows.losses);
+  call.parts = static_cast<Real*>(rows.parts);
+  call.gradient = static_cast<Format*>(rows.gradient);
+  call.gradient_stride = rows.gradient_stride;
+  return call;
+}
+
+template <class Format>
+cudaError_t enqueue(const HpcdistillRows& rows, const Device& device, cudaStream_t stream) {
+  Call<Format> call = call_of<Format>(rows);
+  const Kernel<Format> kernel = kernel_for<Format>(call.teachers, call.temperature != 1);
+  cudaError_t error = cudaSuccess;
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, attribute, value);
+  };
+  set(cudaFuncAttributeMaxDynamicSharedMemorySize, device.block_bytes);
+  set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error != cudaSuccess) return error;
+  const Launch launch = launch_for(call, rows.classes, kernel, device);
+  if (launch.blocks == 0 || rows.rows > INT_MAX / launch.blocks) return cudaErrorInvalidConfiguration;
+  call.vectors = launch.vectors;
+  return launch.configured(rows.rows, stream,
+                           [&](const cudaLaunchConfig_t& config) { return cudaLaunchKernelEx(&config, kernel, call); });
+}
+
+cudaError_t enqueue(const HpcdistillRows& rows, cudaStream_t stream) {
+  if (rows.rows == 0) return cudaSuccess;
+  if (rows.teachers > kMostTeachers) return cudaErrorInvalidValue;
+  Device device;
+  const cudaError_t error = query(&device);
+  if (error != cudaSuccess) return error;
+  if (device.capability < 9) return cudaErrorNoKernelImageForDevice;
+  switch (rows.dtype) {
+    case HPCDISTILL_F32:
+      return enqueue<float>(rows, device, stream);
+    case HPCDISTILL_BF16:
+      return enqueue<__nv_bfloat16>(rows, device, stream);
+    case HPCDISTILL_F16:
+      return enqueue<__half>(rows, device, stream);
+    case HPCDISTILL_F64:
+      return enqueue<double>(rows, device, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace
+
+int hpcdistill_codistillation_cuda(const HpcdistillRows* rows, void* stream) {
+  const cudaError_t error = enqueue(*rows, static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) cudaGetLastError();  // reported here: nobody else is to find it
+  return error;
+}
+
+const char* hpcdistill_cuda_error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

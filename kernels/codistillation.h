@@ -1,0 +1,48 @@
+// The C interface of the native kernels: one call of the fused loss. Mirrors `Rows` in rows.py, which says what each
+// field means; c_interface.py fills it.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum HpcdistillDtype { HPCDISTILL_F32 = 0, HPCDISTILL_BF16 = 1, HPCDISTILL_F16 = 2, HPCDISTILL_F64 = 3 };
+
+// "Real" is double for HPCDISTILL_F64 and float otherwise. Strides count elements from one row to the next.
+typedef struct {
+  int64_t rows, classes;
+  int32_t dtype, teachers;
+  const void* logits;
+  int64_t logits_stride;
+  const void* const* teacher_logits;  // `teachers` pointers, in host memory
+  const int64_t* teacher_strides;     // likewise
+  const double* mixture;              // likewise
+  const void* teacher_lse;            // Real [teachers, rows], or null
+  const int64_t* target;
+  const void* class_weight;  // Real [classes], or null
+  const void* scales;        // Real [3]
+  double temperature, label_smoothing;
+  int64_t ignore_index;
+  void* losses;    // Real [rows]
+  void* parts;     // Real [3, rows]
+  void* gradient;  // null where it is not wanted
+  int64_t gradient_stride;
+} HpcdistillRows;
+
+enum HpcdistillCpuStatus { HPCDISTILL_OUT_OF_MEMORY = 1, HPCDISTILL_NO_SUCH_INSTRUCTIONS = 2 };
+
+// On `threads` threads of this process, with the named instruction set, or the machine's best for null. Labels are in
+// range. 0, or an HpcdistillCpuStatus.
+int hpcdistill_codistillation_cpu(const HpcdistillRows* rows, int threads, const char* instructions);
+// The machine's best: "avx512_bf16", "avx512", "avx2" or "baseline".
+const char* hpcdistill_cpu_instructions(void);
+
+// Enqueued on a CUDA stream of the current device, without waiting; 0, or the cudaError_t of the launch.
+int hpcdistill_codistillation_cuda(const HpcdistillRows* rows, void* stream);
+const char* hpcdistill_cuda_error_string(int error);
+
+#ifdef __cplusplus
+}
+#endif

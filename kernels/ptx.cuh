@@ -1,0 +1,54 @@
+// What CUDA C++ has no word for: the hardware's exponential and logarithm, and bulk copies into shared memory.
+#pragma once
+
+#include <cstdint>
+
+namespace {
+
+__device__ float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ float log2_of(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ void init_barrier(uint64_t* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Between init_barrier and the first copy that arrives at it: copies see memory through a proxy of their own.
+__device__ void publish_barriers() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Called by one thread; `bytes` is a multiple of 16, perhaps 0, and the addresses are too.
+__device__ void start_copy(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+  const uint32_t arrived = shared_address(barrier);
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(bytes) : "memory");
+  if (bytes == 0) return;
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(arrived)
+               : "memory");
+}
+
+__device__ void wait_for_copy(uint64_t* barrier) {
+  uint32_t done = 0;
+  while (!done) {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], 0;\n"
+        "selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(shared_address(barrier))
+        : "memory");
+  }
+}
+
+}  // namespace

@@ -1,0 +1,137 @@
+"""The operators behind the loss: what autograd and the compiler make of them."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from loss_oracle import loss_and_gradient, random_case, truth
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+from hpcdistill import codistillation_loss, fused
+from hpcdistill.kernels.rows import Rows
+
+IMPLEMENTATIONS = ["native", "torch"]
+
+
+def test_no_second_derivative() -> None:
+    case = random_case()
+    logits = case.logits.requires_grad_()
+    with pytest.raises(RuntimeError, match=r"no second derivative.*create_graph"):
+        torch.autograd.grad(codistillation_loss(logits, case.target), logits, create_graph=True)
+
+
+@pytest.mark.parametrize("inplace_grad", [False, True])
+def test_no_second_backward_through_one_call(inplace_grad: bool) -> None:
+    case = random_case()
+    logits = case.logits.requires_grad_() * 1
+    loss = codistillation_loss(logits, case.target, inplace_grad=inplace_grad)
+    (2 * loss).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"second backward through one call.*add up the losses"):
+        loss.backward()
+
+
+def test_gradient_arriving_from_above() -> None:
+    """Of a weighted sum of rows, of a loss that is used twice, and of one that is not used at all."""
+    for implementation in IMPLEMENTATIONS:
+        case = random_case(dtype=torch.float32)
+        weights = torch.tensor([1.0, 0.5, -2.0, 0.0])
+        logits = case.logits.clone().requires_grad_()
+        losses = codistillation_loss(
+            logits, case.target, case.teachers, reduction="none", implementation=implementation
+        )
+        (gradient,) = torch.autograd.grad(3 * (weights * losses).sum() + losses.sum(), logits)
+        expected = truth(case, "none")[1] * (3 * weights + 1).unsqueeze(-1)
+        torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_without_grad_no_gradient_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_gradient(implementation: str, rows: Any) -> None:
+        assert rows.gradient is None
+        run(implementation, rows)
+
+    case = random_case()
+    expected = loss_and_gradient(case)[0]
+    run = fused._run
+    monkeypatch.setattr(fused, "_run", without_gradient)
+    torch.testing.assert_close(codistillation_loss(case.logits, case.target, case.teachers), expected)
+    with torch.no_grad():
+        logits = case.logits.requires_grad_()
+        torch.testing.assert_close(codistillation_loss(logits, case.target, case.teachers), expected)
+
+
+def test_gradient_in_the_place_of_the_logits() -> None:
+    case = random_case(rows=6, V=300, dtype=torch.float32)
+    expected = loss_and_gradient(case)
+    leaf = case.logits.clone().requires_grad_()
+    logits = (leaf * 1).view(2, 3, 300)
+    where = logits.data_ptr()
+    arrived = []
+    logits.register_hook(lambda gradient: arrived.append(gradient.data_ptr()))
+    teachers = [teacher.view(2, 3, 300) for teacher in case.teachers]
+    loss = codistillation_loss(logits, case.target.view(2, 3), teachers, inplace_grad=True)
+    loss.backward()
+    torch.testing.assert_close((loss.detach(), leaf.grad), expected)
+    assert arrived == [where]
+
+
+def test_autograd_notices_logits_that_were_overwritten_too_early() -> None:
+    case = random_case()
+    logits = case.logits.requires_grad_().exp()  # whose backward needs its result
+    loss = codistillation_loss(logits, case.target, inplace_grad=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_checkpointing() -> None:
+    case = random_case(dtype=torch.float32)
+    expected = loss_and_gradient(case)
+    logits = case.logits.requires_grad_()
+    loss = checkpoint(lambda z: codistillation_loss(z * 1, case.target, case.teachers), logits, use_reentrant=False)
+    loss.backward()
+    torch.testing.assert_close((loss.detach(), logits.grad), expected)
+
+
+def test_autocast() -> None:
+    case = random_case(rows=8, V=16)
+    hidden, head = torch.randn(8, 4), torch.randn(16, 4, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = F.linear(hidden, head)
+        loss = codistillation_loss(logits, case.target, [logits.detach()])
+    loss.backward()
+    assert (logits.dtype, loss.dtype, head.grad.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), case.target))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_operators_keep_torchs_contract(implementation: str) -> None:
+    case = random_case(rows=3, V=7, dtype=torch.float32, lse_is_given=True, class_weight=torch.rand(7))
+    rows = case.rows()
+    _, *rest = (getattr(rows, field.name) for field in fields(Rows)[:-3])  # all but the outputs
+    torch.library.opcheck(fused.codistillation, (case.logits.requires_grad_(), *rest, implementation, True))
+    torch.library.opcheck(fused.codistillation_, (case.logits.detach(), *rest, implementation))
+
+
+@pytest.mark.launch  # compiles C++
+@pytest.mark.parametrize("options", [{}, {"inplace_grad": True}, {"return_parts": True}])
+def test_compiles_without_a_break_and_once_for_all_weights(options: dict[str, Any]) -> None:
+    case = random_case(rows=6, V=50, dtype=torch.float32, class_weight=torch.rand(50))
+    counter = CompileCounterWithBackend("inductor")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def loss_of(logits: Tensor, weight: float) -> Tensor:
+        loss = codistillation_loss(
+            logits * 1, case.target, case.teachers, weight=weight, class_weight=case.class_weight, **options
+        )
+        return loss[0] if options.get("return_parts") else loss
+
+    for weight in (1.0, 0.5, 0.25, 0.75):
+        expected = loss_and_gradient(replace(case, weight=weight))
+        logits = case.logits.clone().requires_grad_()
+        loss = loss_of(logits, weight)
+        loss.backward()
+        torch.testing.assert_close((loss.detach(), logits.grad), expected)
+    assert counter.frame_count <= 2  # the first weight is taken for a constant, the second for a number

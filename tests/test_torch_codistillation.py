@@ -1,0 +1,37 @@
+"""The reference in torch, against the float64 formula."""
+
+from dataclasses import replace
+
+import torch
+from hypothesis import given
+from loss_oracle import Case, assert_true, cases, random_case
+
+from hpcdistill.kernels.torch_codistillation import run
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@given(cases([1, 2, 3, 127, 1000], DTYPES))
+def test_outputs_are_those_of_the_formula(case: Case) -> None:
+    rows = case.rows()
+    run(rows)
+    assert_true(case, rows)
+
+
+def test_a_label_out_of_range_shows_in_its_row() -> None:
+    """As on a GPU, where nobody looks at the labels before."""
+    case = random_case(rows=4)
+    case.target[0], case.target[2] = 11, -1
+    rows = case.rows()
+    run(rows)
+    assert rows.losses.isnan().tolist() == [True, False, True, False]
+    assert rows.gradient.isnan().all(1).tolist() == [True, False, True, False]
+
+
+def test_the_gradient_may_take_the_place_of_the_logits() -> None:
+    case = random_case()
+    apart = case.rows()
+    run(apart)
+    in_place = replace(apart, gradient=case.logits)
+    run(in_place)
+    assert torch.equal(in_place.gradient, apart.gradient)

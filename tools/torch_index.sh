@@ -1,0 +1,19 @@
+# Source me: where pip finds torch, as `choose_torch_index` leaves it in the array TORCH_INDEX.
+# shellcheck shell=bash
+
+PYTORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+
+# Without a GPU the CPU build will do: it is ten times smaller.
+choose_torch_index() {
+  TORCH_INDEX=()
+  if command -v nvidia-smi >/dev/null; then return; fi
+  if can_reach "$PYTORCH_CPU_INDEX/torch/"; then
+    TORCH_INDEX=(--extra-index-url "$PYTORCH_CPU_INDEX")
+  else
+    echo "  $PYTORCH_CPU_INDEX cannot be reached: pip's own index decides on the build of torch"
+  fi
+}
+
+can_reach() {
+  timeout 3 python3 -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1])' "$1" 2>/dev/null
+}

@@ -1,0 +1,141 @@
+"""Registers of the Triton kernel, for GPUs that need not be there: compiles what `run` would launch, and counts.
+
+``python tools/triton_registers.py`` prints the table and writes it to docs/registers.md.
+"""
+
+# ruff: noqa: N803, N806 - V and N are the field's names
+
+import itertools
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from hpcdistill.kernels import triton_codistillation
+from hpcdistill.kernels.rows import Rows, compute_dtype
+
+CAPABILITIES = (80, 90, 100)
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+INTRODUCTION = """# Registers of the Triton kernel
+
+What the compiler makes of `kernels/triton_codistillation.py`: the registers of a thread, which limit how many rows a
+GPU works on at once, and the bytes that did not fit and were spilled to memory, of which there must be none. Written by
+`python tools/triton_registers.py`, which needs no GPU; {versions}.
+
+"Read once" is the longest row that is kept in registers; longer rows are read twice, in tiles. "Options" are a
+temperature and label smoothing, to which the others come; "unaligned" rows are loaded column by column.
+"""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A kind of call."""
+
+    dtype: torch.dtype
+    N: int
+    read_once: bool
+    options: str
+
+    def rows(self) -> Rows:
+        """One row of that kind; its contents do not matter."""
+        aligned = "unaligned" not in self.options
+        options = self.options != "plain"
+        V = 131072
+        while self.read_once and not self._launch(V)["WHOLE"]:
+            V //= 2
+        V -= not aligned
+        real = compute_dtype(self.dtype)
+        row = torch.empty(1, V, dtype=self.dtype)
+        return Rows(
+            row,
+            target=torch.zeros(1, dtype=torch.int64),
+            teachers=[row] * self.N,
+            mixture=[0.3] * self.N,
+            teacher_lse=torch.empty(self.N, 1, dtype=real) if "lse" in self.options else None,
+            class_weight=torch.empty(V, dtype=real) if "class weights" in self.options else None,
+            scales=torch.empty(3, dtype=real),
+            temperature=4.0 if options else 1.0,
+            label_smoothing=0.1 if options else 0.0,
+            ignore_index=-100,
+            losses=torch.empty(1, dtype=real),
+            parts=torch.empty(3, 1, dtype=real),
+            gradient=row,
+        )
+
+    def _launch(self, V: int) -> dict[str, Any]:
+        tensors = 1 + self.N + ("class weights" in self.options)
+        return triton_codistillation.launch_options(V, tensors, self.dtype.itemsize, "unaligned" not in self.options)
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        launch = self._launch(rows.logits.shape[1])
+        block = launch["HEIGHT"] * launch["WIDTH"]
+        form = f"read once, to {block}" if self.read_once else f"tiles of {block}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{dtype} | {self.N} | {form} | {launch['num_warps']} | {self.options}"
+
+
+def configurations() -> Iterator[Configuration]:
+    """What is launched, as far as it differs.
+
+    Shorter rows than the longest ones that are read once take as many registers a thread, in fewer threads; float16
+    differs from bfloat16 in its conversions alone, and float64 is heaviest with the most teachers.
+    """
+    every = ("plain", "options", "options, unaligned", "options, class weights", "options, teacher_lse given")
+    kinds = [(dtype, N) for dtype in (torch.bfloat16, torch.float32) for N in (0, 1, 3)]
+    for dtype, N in [*kinds, (torch.float16, 1), (torch.float64, 3)]:
+        for read_once, options in itertools.product((True, False), every if N else every[:-1]):
+            yield Configuration(dtype, N, read_once, options)
+
+
+def usage(configuration: Configuration, capability: int) -> tuple[int, int]:
+    """Registers of a thread, and bytes that it spills, on GPUs of `capability` (90 for sm_90)."""
+    kernel = triton_codistillation._kernel
+    target = GPUTarget("cuda", capability, 32)
+    compiled = []
+
+    def compile_only(*args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        backend = make_backend(target)
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        packed = kernel._pack_args(backend, options, *bind(*args, **options))
+        parsed, signature, constants, attributes = packed
+        source = ASTSource(kernel, signature, constants, attributes)
+        compiled.append(triton.compile(source, target=target, options=parsed.__dict__))
+
+    with mock.patch.object(kernel, "run", compile_only):
+        triton_codistillation.run(configuration.rows())
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        Path(cubin.name).write_bytes(compiled[0].asm["cubin"])
+        command = [CUOBJDUMP, "-res-usage", cubin.name]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", output)
+    assert found, output
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local  # what is spilled lies on the stack, or in local memory
+
+
+def main() -> None:
+    """Print and write the table."""
+    head = ["dtype", "N", "form", "warps", "options", *(f"sm_{capability}" for capability in CAPABILITIES), "spilled"]
+    lines = [head, ["---"] * len(head)]
+    for configuration in configurations():
+        used = [usage(configuration, capability) for capability in CAPABILITIES]
+        lines.append([str(configuration), *(str(registers) for registers, _ in used), str(max(s for _, s in used))])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    print(table)
+    text = INTRODUCTION.format(versions=f"Triton {triton.__version__}")
+    Path(__file__).parent.parent.joinpath("docs", "registers.md").write_text(f"{text}\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()
