@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from importlib import metadata
 from pathlib import Path
 
 from hpcdistill.errors import UserError
@@ -136,12 +137,12 @@ def check_gpu() -> Result:
 def check_triton() -> Result:
     """Optional: the loss on GPUs is faster with it."""
     try:
-        triton = importlib.import_module("triton")
+        importlib.import_module("hpcdistill.kernels.triton_codistillation")
     except ImportError as error:
         return Result(
             Status.OPTIONAL, str(error), f"{SETUP}: it installs Triton where there is a build for this machine"
         )
-    return Result(Status.OK, str(triton.__version__))
+    return Result(Status.OK, metadata.version("triton"))
 
 
 def check_native_kernels() -> Result:

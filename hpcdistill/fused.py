@@ -4,6 +4,7 @@ Losses and gradient are made in one go, in the forward, while a row is at hand. 
 by what arrives from above, in place: that costs nothing where it is 1, as it is below the usual `loss.backward()`.
 """
 
+import warnings
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -134,7 +135,7 @@ def _scaled(gradient: Tensor, factors: Tensor) -> Tensor:
     """`gradient` ``[rows, V]`` times `factors` ``[rows]``, in place but where a compiler plans memory."""
     if type(gradient) is not Tensor:  # one that only stands for a tensor, while a graph is traced
         return (gradient * factors.unsqueeze(-1)).to(gradient.dtype)
-    if gradient.is_cuda and _is_installed("triton"):
+    if gradient.is_cuda and not _what_is_missing("triton"):
         _module("triton").scale_rows_(gradient, factors)
     elif gradient.is_cuda or not bool((factors == 1).all()):  # a GPU is not waited for
         gradient.mul_(factors.unsqueeze(-1))
@@ -142,26 +143,38 @@ def _scaled(gradient: Tensor, factors: Tensor) -> Tensor:
 
 
 def _run(implementation: str, rows: Rows) -> None:
-    if rows.target.device.type == "cpu":
+    device = rows.logits.device.type
+    if device == "cpu":
         _check_target(rows)
-    if implementation == "auto":
-        implementation = next(name for name in IMPLEMENTATIONS[rows.logits.device.type] if _is_installed(name))
     if rows.logits.shape[0]:
-        _module(implementation).run(rows)
+        _module(_best(device) if implementation == "auto" else implementation).run(rows)
+
+
+@cache
+def _best(device: str) -> str:
+    """The first implementation that is installed; says so, once, where that is not the fastest."""
+    fastest = IMPLEMENTATIONS[device][0]
+    best = next(name for name in IMPLEMENTATIONS[device] if not _what_is_missing(name))
+    if best != fastest:
+        warnings.warn(
+            f"codistillation_loss uses {best!r} here, which is slow: {_what_is_missing(fastest)}", stacklevel=1
+        )
+    return best
+
+
+@cache
+def _what_is_missing(implementation: str) -> str:
+    try:
+        module = _module(implementation)
+        if hasattr(module, "library"):
+            module.library()
+    except ImportError as error:
+        return str(error)
+    return ""
 
 
 def _module(implementation: str) -> Any:
     return import_module(f"hpcdistill.kernels.{implementation}_codistillation")
-
-
-@cache
-def _is_installed(implementation: str) -> bool:
-    try:
-        module = _module(implementation)
-        getattr(module, "library", bool)()
-    except ImportError:
-        return False
-    return True
 
 
 def _check_target(rows: Rows) -> None:

@@ -16,7 +16,7 @@ constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417
 constexpr int64_t kGuessColumns = 64;
 constexpr double kLargestSum = 0x1p30;  // exponents above 30 would be rounded too coarsely
 constexpr int64_t kFlushColumns = 8192;
-constexpr int64_t kPrefetchBytes = 8192;
+constexpr int64_t kPrefetchBytes = 4096;
 
 // A sum over a row: in vectors over kFlushColumns columns, then in double.
 template <class Real>

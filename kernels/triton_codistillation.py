@@ -26,6 +26,9 @@ from torch import Tensor
 
 from hpcdistill.kernels.rows import Rows
 
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):  # with which the kernel has not been compiled
+    raise ImportError(f"Triton {triton.__version__} is too old for the fused loss, which needs 3.6 or newer")
+
 _LOG2E = tl.constexpr(math.log2(math.e))
 _LN2 = tl.constexpr(math.log(2))
 _NO_SHIFT = tl.constexpr(-3e38)  # below every logit, yet finite, for -inf - (-inf) would be NaN

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from loss_oracle import loss_and_gradient, random_case, truth
+from loss_oracle import Case, loss_and_gradient, random_case, truth
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
@@ -135,3 +135,68 @@ def test_compiles_without_a_break_and_once_for_all_weights(options: dict[str, An
         loss.backward()
         torch.testing.assert_close((loss.detach(), logits.grad), expected)
     assert counter.frame_count <= 2  # the first weight is taken for a constant, the second for a number
+
+
+def test_a_slow_implementation_is_not_chosen_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fused._best("cpu") == "native"
+    monkeypatch.setattr(fused, "_what_is_missing", lambda name: "no compiler" if name == "native" else "")
+    fused._best.cache_clear()
+    case = random_case()
+    with pytest.warns(UserWarning, match="uses 'torch' here, which is slow: no compiler"):
+        loss = codistillation_loss(case.logits, case.target, case.teachers)
+    fused._best.cache_clear()
+    torch.testing.assert_close(loss, truth(case, "mean")[0])
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def on_gpu(case: Case) -> Case:
+    moved = {field.name: getattr(case, field.name) for field in fields(Case)}
+    for name, value in moved.items():
+        if isinstance(value, Tensor):
+            moved[name] = value.cuda()
+    return Case(**moved | {"teachers": [teacher.cuda() for teacher in case.teachers]})
+
+
+@gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nothing_waits_for_a_gpu(dtype: torch.dtype) -> None:
+    """The same loss and gradient as on the CPU, without a single synchronisation."""
+    case = random_case(rows=50, V=3000, dtype=dtype, temperature=2.0, z_loss=0.1, class_weight=torch.rand(3000))
+    case.target[3] = -100
+    there = on_gpu(replace(case, lse_is_given=True))
+    options = there.options()
+    logits = there.logits.requires_grad_()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = codistillation_loss(logits, there.target, there.teachers, check_target=True, **options)
+        (gradient,) = torch.autograd.grad(loss * 2, logits)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected, expected_gradient = loss_and_gradient(replace(case, lse_is_given=True))
+    loss_tolerance, gradient_tolerance = case.tolerances()
+    torch.testing.assert_close(loss.cpu(), expected, rtol=1e-6, atol=loss_tolerance)
+    torch.testing.assert_close(gradient.cpu() / 2, expected_gradient, rtol=0, atol=gradient_tolerance)
+
+
+@gpu
+def test_in_a_cuda_graph() -> None:
+    case = on_gpu(random_case(rows=8, V=32000, dtype=torch.bfloat16))
+    logits = case.logits.requires_grad_()
+
+    def step() -> tuple[Tensor, Tensor]:
+        loss = codistillation_loss(logits, case.target, case.teachers)
+        return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+    expected = [output.clone() for output in step()]
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = step()
+    for output in outputs:
+        output.fill_(torch.nan)
+    graph.replay()
+    torch.testing.assert_close(list(outputs), expected, rtol=0, atol=0)
