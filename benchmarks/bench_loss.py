@@ -1,0 +1,192 @@
+"""The fused loss against what users have without it: forward and backward, side by side.
+
+    python benchmarks/bench_loss.py [--device cpu|cuda]
+
+prints a table and writes the raw seconds as JSON. The rate counts the bytes that any implementation must move (the
+student and the N teachers read once, one gradient written), and is compared with that of a copy in the same rounds.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from measure import add_common_options, in_turns, machine, peak_extra_bytes, ratio, write_json
+from torch import Tensor
+
+from hpcdistill import codistillation_loss, recycled
+
+Loss = Callable[[Tensor, Tensor, list[Tensor]], Tensor]
+
+CLASSES = (1000, 32000, 128256, 262144)
+TEACHERS = (0, 1, 3)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Setting(NamedTuple):
+    """One line of the table."""
+
+    classes: int
+    teachers: int
+    dtype: str
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_options(parser, "loss")
+    parser.add_argument("--megabytes", type=int, default=128, help="of the student's logits (default: 128)")
+    parser.add_argument("--classes", type=int, nargs="+", default=CLASSES, help="vocabulary sizes V")
+    parser.add_argument("--teachers", type=int, nargs="+", default=TEACHERS, help="numbers of teachers N")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="of the logits")
+    parser.add_argument("--ours-only", action="store_true", help="leave eager torch and torch.compile out")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    torch._inductor.config.compile_threads = 1  # no workers beside what is measured
+
+    print(f"{machine(device)}\n\n{HEADER}")
+    results = []
+    for setting in map(Setting._make, product(options.classes, options.teachers, options.dtypes)):
+        results.append(measure(setting, options, device))
+        print(line(results[-1]), flush=True)
+    output = options.output or Path(__file__).parent / "results" / f"loss-{device.type}.json"
+    write_json(output, {"machine": machine(device), "results": results})
+
+
+def measure(setting: Setting, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Seconds and peak memory of every contender in one setting."""
+    torch._dynamo.reset()
+    dtype = DTYPES[setting.dtype]
+    rows = max(1, options.megabytes * 2**20 // (setting.classes * dtype.itemsize))
+    generator = torch.Generator(device).manual_seed(0)
+    student, *teachers = (
+        torch.randn(rows, setting.classes, device=device, generator=generator).mul_(3).to(dtype)
+        for _ in range(setting.teachers + 1)
+    )
+    target = torch.randint(0, setting.classes, (rows,), device=device, generator=generator)
+    student.requires_grad_()
+    works = {
+        name: partial(step, loss, student, target, teachers)
+        for name, loss in contenders(setting, device, options.ours_only)
+    }
+    recycled.release()
+    peaks = {name: peak_extra_bytes(work, device) for name, work in works.items()}
+    destination = torch.empty_like(student)
+    works["copy"] = lambda: destination.copy_(student.detach())
+    # Last of all in a round, and on logits of its own: it overwrites them.
+    overwritten = student.detach().clone()
+    works["in place"] = partial(step_in_place, overwritten, target, teachers)
+    return {
+        **setting._asdict(),
+        "rows": rows,
+        "tensor_bytes": student.nbytes,
+        "minimal_bytes": student.nbytes * (setting.teachers + 2),
+        "peak_extra_bytes": peaks,
+        "seconds": in_turns(works, device, options.rounds),
+    }
+
+
+def step(loss: Loss, student: Tensor, target: Tensor, teachers: list[Tensor]) -> None:
+    """Forward and backward."""
+    torch.autograd.grad(loss(student, target, teachers), student)
+
+
+def step_in_place(logits: Tensor, target: Tensor, teachers: list[Tensor]) -> None:
+    """Ours, the gradient taking the place of `logits`."""
+    leaf = torch.zeros((), dtype=logits.dtype, device=logits.device, requires_grad=True)
+    output = _Output.apply(leaf, logits)
+    torch.autograd.grad(codistillation_loss(output, target, teachers, inplace_grad=True), leaf)
+
+
+class _Output(torch.autograd.Function):
+    """Makes `logits` the output of a model, without computing anything."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, logits: Tensor) -> Tensor:
+        return logits.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0].new_zeros(()), None
+
+
+def contenders(setting: Setting, device: torch.device, ours_only: bool) -> Iterator[tuple[str, Loss]]:
+    """Ours first."""
+    yield "ours", codistillation_loss
+    if not ours_only:
+        yield "compile", torch.compile(eager, dynamic=False)
+        yield "eager", eager
+    if device.type == "cuda":
+        yield from peers(setting)
+
+
+def eager(logits: Tensor, target: Tensor, teachers: list[Tensor]) -> Tensor:
+    """The same loss as one writes it."""
+    loss = F.cross_entropy(logits, target)
+    if teachers:
+        mean = torch.stack([teacher.softmax(-1) for teacher in teachers]).mean(0)
+        loss = loss + F.kl_div(logits.log_softmax(-1), mean, reduction="batchmean")
+    return loss
+
+
+def peers(setting: Setting) -> Iterator[tuple[str, Loss]]:
+    """The nearest losses of other libraries, where these are installed: none averages teachers."""
+    if setting.teachers == 0:
+        try:
+            from quack import cross_entropy
+        except ImportError:
+            pass
+        else:
+            yield "quack", lambda logits, target, _: cross_entropy(logits, target, reduction="mean")
+    if setting.teachers <= 1:
+        try:
+            from liger_kernel.transformers.functional import liger_cross_entropy, liger_kl_div
+        except ImportError:
+            pass
+        else:
+
+            def liger(logits: Tensor, target: Tensor, teachers: list[Tensor]) -> Tensor:
+                loss = liger_cross_entropy(logits * 1, target)  # it overwrites its input
+                for teacher in teachers:
+                    loss = loss + liger_kl_div(logits.log_softmax(-1), teacher.softmax(-1))
+                return loss
+
+            yield "liger", liger
+
+
+HEADER = (
+    "|      V | N | dtype | minimal MB | copy GB/s | ours GB/s | of copy | in place, of copy"
+    " | slower than ours | extra memory / gradient |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def line(result: dict[str, Any]) -> str:
+    """A row of the Markdown table."""
+    seconds, nbytes = result["seconds"], result["minimal_bytes"]
+
+    def rate(name: str, nbytes: int) -> float:
+        return nbytes / statistics.median(seconds[name]) / 1e9
+
+    def of_copy(name: str) -> float:
+        return 100 * ratio(seconds, "copy", name) * nbytes / (2 * result["tensor_bytes"])
+
+    others = [name for name in seconds if name not in ("ours", "copy", "in place")]
+    slower = ", ".join(f"{name} {ratio(seconds, name, 'ours'):.1f}×" for name in others)
+    memory = ", ".join(
+        f"{name} {extra / result['tensor_bytes']:.2f}" for name, extra in result["peak_extra_bytes"].items()
+    )
+    return (
+        f"| {result['classes']:6} | {result['teachers']} | {result['dtype']} | {nbytes / 1e6:.0f} "
+        f"| {rate('copy', 2 * result['tensor_bytes']):.1f} | {rate('ours', nbytes):.1f} | {of_copy('ours'):.0f} % "
+        f"| {of_copy('in place'):.0f} % | {slower} | {memory} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
