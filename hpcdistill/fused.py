@@ -145,7 +145,7 @@ def _scaled(gradient: Tensor, factors: Tensor) -> Tensor:
 def _run(implementation: str, rows: Rows) -> None:
     device = rows.logits.device.type
     if device == "cpu":
-        _check_target(rows)
+        _check_values(rows)
     if rows.logits.shape[0]:
         _module(_best(device) if implementation == "auto" else implementation).run(rows)
 
@@ -177,7 +177,7 @@ def _module(implementation: str) -> Any:
     return import_module(f"hpcdistill.kernels.{implementation}_codistillation")
 
 
-def _check_target(rows: Rows) -> None:
+def _check_values(rows: Rows) -> None:
     classes = rows.logits.shape[1]
     wrong = ((rows.target < 0) | (rows.target >= classes)) & (rows.target != rows.ignore_index)
     if bool(wrong.any()):
@@ -185,3 +185,5 @@ def _check_target(rows: Rows) -> None:
             f"target holds {rows.target[wrong][0].item()}; labels lie in [0, {classes}),"
             f" or equal ignore_index ({rows.ignore_index}) to be skipped"
         )
+    if rows.class_weight is not None and bool((rows.class_weight < 0).any()):
+        raise ValueError(f"class_weight holds {rows.class_weight.min().item()}; weights are >= 0")

@@ -79,7 +79,7 @@ def codistillation_loss(
         weight: of the divergence; a plain number, so that it may change with the step.
         temperature: T, of the divergence only.
         label_smoothing: as in `torch.nn.functional.cross_entropy`, of the cross-entropy only.
-        class_weight: ``[V]``, any floating dtype; what is called `weight` there, of the cross-entropy only.
+        class_weight: ``[V]``, any floating dtype, >= 0; what is called `weight` there, of the cross-entropy only.
         z_loss: of the squared logsumexp, which it keeps near 0 (Chowdhery et al., "PaLM", arXiv 2204.02311, section 5).
         ignore_index: rows with this label add nothing to any term, and get no gradient.
         teacher_weights: N shares in the mean, normalised to sum to 1; a teacher whose share is 0 is not looked at.
