@@ -88,6 +88,8 @@ class ExchangeConfig(Section):
 
     transport: Literal["window"] = "window"
     """'window': MPI one-sided windows inside one world."""
+    topology: Literal["all", "ring", "pairs"] = "all"
+    """Whom a group learns from: 'all' others, the next one in a 'ring', or its partner in 'pairs' (0, 1; 2, 3; ...)."""
 
 
 class TrainConfig(Section):
@@ -135,6 +137,15 @@ class Config(BaseSettings):
             raise ValueError(
                 f"groups = 1 has nobody to learn from, but codistill.weight = {self.codistill.weight:g}; "
                 "use --groups=2 or more, or --codistill.weight=0 for plain synchronous SGD"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_leave_nobody_over(self) -> Config:
+        if self.exchange.topology == "pairs" and self.codistill.weight > 0 and self.groups % 2:
+            raise ValueError(
+                f"exchange.topology = 'pairs' leaves one of groups = {self.groups} without a partner; "
+                "use an even number of groups, or --exchange.topology=ring"
             )
         return self
 

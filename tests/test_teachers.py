@@ -28,7 +28,7 @@ def test_teachers_are_the_peers_in_eval_mode_without_gradient(groups: Groups) ->
     layout = Layout.of(student)
     config = CodistillConfig(burn_in=20, exchange_interval=10)
     inputs = torch.randn(5, 4)
-    with WindowExchange(groups, student, layout) as exchange:
+    with WindowExchange(groups, student, layout, groups.peers) as exchange:
         teachers = Teachers(config, student, layout, exchange)
         for step in range(1, 20):
             teachers.advance(step)

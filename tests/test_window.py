@@ -8,6 +8,7 @@ from mpi4py import MPI
 from torch import nn
 
 from hpcdistill.errors import UserError
+from hpcdistill.exchange.topology import peers_of
 from hpcdistill.exchange.window import WindowExchange
 from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
@@ -46,7 +47,7 @@ def test_snapshots_are_whole_and_of_one_step_while_writers_never_pause(groups: G
             assert step > newest[peer]
             newest[peer] = step
 
-    with WindowExchange(groups, model, layout) as exchange:
+    with WindowExchange(groups, model, layout, groups.peers) as exchange:
         for step in range(1, last):
             model.become(number(groups.group, step))
             exchange.publish(step)
@@ -59,9 +60,22 @@ def test_snapshots_are_whole_and_of_one_step_while_writers_never_pause(groups: G
             time.sleep(1e-3)
 
 
+def test_only_the_peers_of_the_topology_are_heard_of(groups: Groups) -> None:
+    model = Constant(1000)
+    model.become(number(groups.group, 1))
+    (following,) = peers_of("ring", groups.group, groups.count)
+    with WindowExchange(groups, model, Layout.of(model), [following]) as exchange:
+        exchange.publish(1)
+        heard: list[tuple[int, int]] = []
+        while not heard:  # bounded by the test's timeout
+            heard = [(peer, step) for peer, step, _ in exchange.collect()]
+            time.sleep(1e-3)
+        assert heard == [(following, 1)]
+
+
 def test_nobody_waits_for_a_group_that_stands_still(groups: Groups) -> None:
     model, still = Constant(1000), groups.count - 1
-    with WindowExchange(groups, model, Layout.of(model)) as exchange:
+    with WindowExchange(groups, model, Layout.of(model), groups.peers) as exchange:
         if groups.group != still:
             for step in range(1, 51):
                 exchange.publish(step)
@@ -75,10 +89,10 @@ def test_nobody_waits_for_a_group_that_stands_still(groups: Groups) -> None:
 def test_groups_with_different_models_are_refused_on_every_rank(groups: Groups) -> None:
     model = nn.Linear(3, 4 if groups.group == 0 else 5)
     with pytest.raises(UserError, match=r"group 0 against group 1: weight \[4, 3\] float32 against weight \[5, 3\]"):
-        WindowExchange(groups, model, Layout.of(model))
+        WindowExchange(groups, model, Layout.of(model), groups.peers)
 
 
 def test_after_an_exception_the_block_is_left_without_waiting_for_others(groups: Groups) -> None:
     model = Constant(10)
-    with pytest.raises(RuntimeError, match="mine"), WindowExchange(groups, model, Layout.of(model)):
+    with pytest.raises(RuntimeError, match="mine"), WindowExchange(groups, model, Layout.of(model), groups.peers):
         raise RuntimeError("mine")

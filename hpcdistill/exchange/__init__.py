@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hpcdistill.config import Config
+from hpcdistill.exchange.topology import peers_of
 from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
 
@@ -72,4 +73,4 @@ def open_exchange(config: Config, groups: Groups, model: nn.Module, layout: Layo
         return NoExchange()
     from hpcdistill.exchange.window import WindowExchange
 
-    return WindowExchange(groups, model, layout)
+    return WindowExchange(groups, model, layout, peers_of(config.exchange.topology, groups.group, groups.count))

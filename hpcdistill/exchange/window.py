@@ -75,12 +75,13 @@ class WindowExchange(Exchange):
         groups: who is who; groups of equal size.
         model: whose parameters and buffers are published, always from the same memory.
         layout: the model's.
+        peers: the groups whose snapshots this one fetches.
 
     Raises:
         UserError: the groups' models differ, windows are not unified, or cannot be allocated; on every rank.
     """
 
-    def __init__(self, groups: Groups, model: nn.Module, layout: Layout) -> None:
+    def __init__(self, groups: Groups, model: nn.Module, layout: Layout, peers: list[int]) -> None:
         _require_equal_models(groups, layout)
         self._comm = groups.world.Dup()
         self._group_comm = groups.comm.Dup()
@@ -99,7 +100,7 @@ class WindowExchange(Exchange):
             self._slots.append(layout.views(shard, begin, end))
         self._whole = torch.zeros(groups.size * self._shard_nbytes, dtype=torch.uint8)
         self._readers = [
-            _Reader(peer, peer * groups.size + groups.rank, np.zeros(self._stride, np.uint8)) for peer in groups.peers
+            _Reader(peer, peer * groups.size + groups.rank, np.zeros(self._stride, np.uint8)) for peer in peers
         ]
         self._offered = self._published = 0  # versions: copied into a slot / visible to peers
         self._closing = threading.Event()
