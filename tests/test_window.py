@@ -1,6 +1,7 @@
 """The one-sided exchange between real ranks: whole snapshots, of the step they claim, and nobody waits."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from mpi4py import MPI
 from torch import nn
 
 from hpcdistill.errors import UserError
+from hpcdistill.exchange import window
 from hpcdistill.exchange.topology import peers_of
 from hpcdistill.exchange.window import WindowExchange
 from hpcdistill.groups import Groups
@@ -89,6 +91,19 @@ def test_nobody_waits_for_a_group_that_stands_still(groups: Groups) -> None:
 def test_groups_with_different_models_are_refused_on_every_rank(groups: Groups) -> None:
     model = nn.Linear(3, 4 if groups.group == 0 else 5)
     with pytest.raises(UserError, match=r"group 0 against group 1: weight \[4, 3\] float32 against weight \[5, 3\]"):
+        WindowExchange(groups, model, Layout.of(model), groups.peers)
+
+
+def test_windows_that_a_node_cannot_hold_are_refused_on_every_rank(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though only the last rank's node is short of memory."""
+    free = 2**20 if groups.world.rank == groups.world.size - 1 else 2**40
+    monkeypatch.setattr(window.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    model = Constant(1_000_000)
+    with pytest.raises(
+        UserError, match=rf"windows of the {groups.world.size} ranks .* MiB of /dev/shm, which has 1 MiB"
+    ):
         WindowExchange(groups, model, Layout.of(model), groups.peers)
 
 

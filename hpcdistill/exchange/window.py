@@ -17,6 +17,7 @@ MPI_THREAD_MULTIPLE. Both are checked; without them the constructor refuses.
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -32,6 +33,9 @@ from hpcdistill.errors import UserError
 from hpcdistill.exchange import Exchange
 from hpcdistill.groups import Groups, end_job
 from hpcdistill.snapshot import ALIGNMENT, Layout
+
+SHARED_MEMORY = "/dev/shm"
+"""Where MPI keeps windows that the ranks of a node can reach."""
 
 SLOTS = 3
 """The fewest with which a read shorter than one publish interval never has to be repeated."""
@@ -78,7 +82,7 @@ class WindowExchange(Exchange):
         peers: the groups whose snapshots this one fetches.
 
     Raises:
-        UserError: the groups' models differ, windows are not unified, or cannot be allocated; on every rank.
+        UserError: the groups' models differ, windows are not unified, or a node cannot hold them; on every rank.
     """
 
     def __init__(self, groups: Groups, model: nn.Module, layout: Layout, peers: list[int]) -> None:
@@ -232,6 +236,7 @@ def _completion(requests: list[MPI.Request]) -> Generator[bool, None, None]:
 
 
 def _allocate(comm: MPI.Intracomm, nbytes: int) -> MPI.Win:
+    _require_shared_memory(comm, nbytes)
     # Allocate, not Create: a Get on a created window blocks until its target calls MPI.
     window = MPI.Win.Allocate(nbytes, 1, comm=comm)
     if window.Get_attr(MPI.WIN_MODEL) != MPI.WIN_UNIFIED:
@@ -240,6 +245,22 @@ def _allocate(comm: MPI.Intracomm, nbytes: int) -> MPI.Win:
             "unified one; use an MPI with MPI_WIN_UNIFIED windows (MPICH and Open MPI 5 have them)"
         )
     return window
+
+
+def _require_shared_memory(comm: MPI.Intracomm, nbytes: int) -> None:
+    """Refuse windows that the node cannot hold: MPI would only find out by dying of SIGBUS as they are written to."""
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    needed, ranks = node.allreduce(nbytes), node.size
+    node.Free()
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    shortages = [shortage for shortage in comm.allgather((free - needed, needed, ranks)) if shortage[0] < 0]
+    if shortages:
+        missing, needed, ranks = min(shortages)
+        raise UserError(
+            f"the exchange's windows of the {ranks} ranks on a node take {needed / 2**20:.0f} MiB of {SHARED_MEMORY}, "
+            f"which has {(needed + missing) / 2**20:.0f} MiB free; enlarge it "
+            f"(mount -o remount,size=4G {SHARED_MEMORY}, or docker run --shm-size=4g) or start fewer ranks on a node"
+        )
 
 
 def _require_equal_models(groups: Groups, layout: Layout) -> None:
