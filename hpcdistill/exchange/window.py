@@ -106,6 +106,7 @@ class WindowExchange(Exchange):
         self._readers = [
             _Reader(peer, peer * groups.size + groups.rank, np.zeros(self._stride, np.uint8)) for peer in peers
         ]
+        self._agreement: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], MPI.Request] | None = None
         self._offered = self._published = 0  # versions: copied into a slot / visible to peers
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._communicate, name="exchange", daemon=True)
@@ -123,17 +124,22 @@ class WindowExchange(Exchange):
         return True
 
     def collect(self) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """See `Exchange.collect`. Costs a small allreduce, and an allgather for each snapshot adopted."""
-        staged = np.array([reader.staged for reader in self._readers], np.int64)
-        extremes = np.concatenate([staged, -staged])
-        self._group_comm.Allreduce(MPI.IN_PLACE, extremes, op=MPI.MIN)
-        lowest, highest = np.split(extremes, 2)
-        for reader, version, low, high in zip(self._readers, staged, lowest, -highest, strict=True):
-            if 0 < low == high:
-                yield self._adopt(reader)
-                reader.staged = 0
-            elif 0 < version < high:
-                reader.staged = 0  # another rank holds a newer one: fetch again
+        """See `Exchange.collect`. Costs an allgather for each snapshot adopted.
+
+        What the ranks have staged is compared by a small allreduce that has until the next call to complete: waited
+        for at once, it would make each step as slow as the group's latest rank once more.
+        """
+        if self._agreement:
+            staged, extremes, request = self._agreement
+            request.Wait()
+            lowest, highest = np.split(extremes, 2)
+            for reader, version, low, high in zip(self._readers, staged, lowest, -highest, strict=True):
+                if 0 < low == high:
+                    yield self._adopt(reader)
+                    reader.staged = 0
+                elif 0 < version < high:
+                    reader.staged = 0  # another rank holds a newer one: fetch again
+        self._agreement = self._compare_staged()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Free the window once all groups have finished; after an exception only stop communicating.
@@ -142,6 +148,8 @@ class WindowExchange(Exchange):
         a collective call could wait for a rank that will never make it.
         """
         if kind is None:
+            if self._agreement:
+                self._agreement[2].Wait()
             finished = self._comm.Ibarrier()
             while not finished.Test():
                 time.sleep(IDLE_SECONDS)
@@ -164,6 +172,12 @@ class WindowExchange(Exchange):
         self._window.Free()
         self._group_comm.Free()
         self._comm.Free()
+
+    def _compare_staged(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], MPI.Request]:
+        """What this rank has staged of each peer, and the group's lowest and (negated) highest, once complete."""
+        staged = np.array([reader.staged for reader in self._readers], np.int64)
+        extremes = np.concatenate([staged, -staged])
+        return staged, extremes, self._group_comm.Iallreduce(MPI.IN_PLACE, extremes, op=MPI.MIN)
 
     def _adopt(self, reader: _Reader) -> tuple[int, int, torch.Tensor]:
         step = int(reader.stamp[1])
