@@ -1,7 +1,8 @@
 """What pyproject.toml cannot say: how CMake builds the compiled kernels. The metadata is there.
 
 HPCDISTILL_NATIVE=auto builds them where it can and warns where it cannot (the loss then falls back to torch on CPUs),
-1 insists, 0 leaves them out.
+1 insists on the one for CPUs, 0 leaves them out. The one for GPUs is optional even where there is an nvcc: it may be
+too old, or not get on with the C++ compiler.
 """
 
 import os
@@ -41,8 +42,9 @@ def extensions() -> list[Extension]:
     native = os.environ.get("HPCDISTILL_NATIVE", "auto")
     if native not in ("auto", "0", "1"):
         raise SystemExit(f"HPCDISTILL_NATIVE is {native!r}; choose auto, 0 or 1")
-    names = {"0": []}.get(native, ["cpu", "cuda"] if shutil.which("nvcc") else ["cpu"])
-    return [Extension(f"hpcdistill.kernels.libhpcdistill_{name}", [], optional=native == "auto") for name in names]
+    optional = {"cpu": native == "auto"} | ({"cuda": True} if shutil.which("nvcc") else {})
+    kernels = {} if native == "0" else optional
+    return [Extension(f"hpcdistill.kernels.libhpcdistill_{name}", [], optional=kernels[name]) for name in kernels]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKernels})

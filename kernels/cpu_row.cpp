@@ -5,7 +5,7 @@
 // from the row's first columns, so that no pass is spent on the maximum; a sum that is too large or not a number
 // proves the guess wrong, and the pass is done again with the maximum. What happens once per row is done in double.
 //
-// With c = log2(e) / T, log2(probability) = y - log2(sum). Logits / T beyond 3e8 lose their meaning in the rounding of y.
+// With c = log2(e) / T, log2(probability) = y - log2(sum). Logits / T beyond 3e8 lose their meaning in y's rounding.
 #include "cpu_row.h"
 
 #include "formats.h"
