@@ -264,7 +264,8 @@ def _allocate(comm: MPI.Intracomm, nbytes: int) -> MPI.Win:
 def _require_shared_memory(comm: MPI.Intracomm, nbytes: int) -> None:
     """Refuse windows that the node cannot hold: MPI would only find out by dying of SIGBUS as they are written to."""
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    needed, ranks = node.allreduce(nbytes), node.size
+    ranks = node.size
+    needed = node.allreduce(nbytes) if ranks > 1 else 0  # alone on a node, a rank's window is memory of its own
     node.Free()
     free = shutil.disk_usage(SHARED_MEMORY).free
     shortages = [shortage for shortage in comm.allgather((free - needed, needed, ranks)) if shortage[0] < 0]
