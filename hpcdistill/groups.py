@@ -6,8 +6,10 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
@@ -26,29 +28,31 @@ LAUNCHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 @dataclass(frozen=True)
 class Groups:
-    """This process's place in the world: `count` groups of equal size, one model each.
+    """This process's place in the world: a few groups of ranks, one model each.
 
-    World rank w is rank w % size of group w // size, so a group's ranks are neighbours and share nodes.
+    A group's ranks are neighbours in the world, so that they share nodes.
     """
 
     world: MPI.Intracomm
     comm: MPI.Comm
     """The ranks of this group; for everything but gradients, which travel through Horovod's own."""
-    count: int
-    """How many groups there are."""
-    group: int
-    """Which of them this process belongs to."""
+    sizes: tuple[int, ...]
+    """Ranks of each group."""
     device: torch.device
 
     @classmethod
-    def create(cls, count: int) -> Groups:
+    def create(cls, count: int, sizes: Sequence[int] | None = None) -> Groups:
         """Split the world into `count` groups, one Horovod each.
 
         Collective over the world, once per process.
 
+        Args:
+            count: how many groups.
+            sizes: ranks of each; None for as many in each.
+
         Raises:
-            UserError: the world does not split evenly, MPI grants too low a thread level, or a wrong PMI has
-                made N worlds of one rank.
+            UserError: the world does not split evenly or is not the sum of `sizes`, MPI grants too low a thread
+                level, or a wrong PMI has made N worlds of one rank.
         """
         # Importing MPI initialises it, so only those who train pay for it and need it.
         import horovod.torch as hvd
@@ -57,16 +61,39 @@ class Groups:
         world = MPI.COMM_WORLD
         require_one_world()
         require_thread_multiple()
-        if world.size % count:
+        sizes = tuple(sizes) if sizes else _equal_sizes(world.size, count)
+        if sum(sizes) != world.size:
             raise UserError(
-                f"{world.size} ranks cannot be split evenly into groups = {count}; "
-                f"start a multiple of {count} ranks or set --groups to a divisor of {world.size}"
+                f"group_sizes = {','.join(map(str, sizes))} takes {sum(sizes)} ranks, but {world.size} were started; "
+                f"start {sum(sizes)} ranks or change --group_sizes"
             )
-        group = world.rank // (world.size // count)
-        comm = world.Split(group, world.rank)
+        groups = cls.split(world, sizes, _local_device(world))
         # Not process sets: with those a stopped rank of one group stalls every group.
-        hvd.init(comm=comm)
-        return cls(world, comm, count, group, _local_device(world))
+        hvd.init(comm=groups.comm)
+        return groups
+
+    @classmethod
+    def split(cls, world: MPI.Intracomm, sizes: tuple[int, ...], device: torch.device) -> Groups:
+        """Make the first `sizes[0]` ranks of the world group 0, and so on, without Horovod. Collective over it."""
+        return cls(world, world.Split(_group_of(world.rank, sizes), world.rank), sizes, device)
+
+    @property
+    def count(self) -> int:
+        """How many groups there are."""
+        return len(self.sizes)
+
+    @property
+    def group(self) -> int:
+        """Which of them this process belongs to."""
+        return self.group_of(self.world.rank)
+
+    def group_of(self, world_rank: int) -> int:
+        """Which group a rank of the world belongs to."""
+        return _group_of(world_rank, self.sizes)
+
+    def leader_of(self, group: int) -> int:
+        """The world rank of a group's rank 0."""
+        return sum(self.sizes[:group])
 
     @property
     def rank(self) -> int:
@@ -75,7 +102,7 @@ class Groups:
 
     @property
     def size(self) -> int:
-        """Ranks per group."""
+        """Ranks of this group."""
         return self.comm.size
 
     @property
@@ -107,9 +134,9 @@ class Groups:
 
         hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 
-    def sum(self, value: float) -> float:
-        """The sum of `value` over the group. Collective over the group."""
-        total: float = self.comm.allreduce(value)
+    def sum(self, value: T) -> T:
+        """The sum of what can be added by `+`, over the group. Collective over the group."""
+        total: T = self.comm.allreduce(value)
         return total
 
     def require_same(self, name: str, value: str) -> None:
@@ -191,6 +218,19 @@ def require_thread_multiple() -> None:
             f"MPI4PY_RC_THREAD_LEVEL (now {os.environ.get('MPI4PY_RC_THREAD_LEVEL', 'unset')}) or use an MPI built "
             "with thread support"
         )
+
+
+def _equal_sizes(ranks: int, groups: int) -> tuple[int, ...]:
+    if ranks % groups:
+        raise UserError(
+            f"{ranks} ranks cannot be split evenly into groups = {groups}; start a multiple of {groups} ranks, "
+            f"set --groups to a divisor of {ranks}, or give each group its own number by --group_sizes"
+        )
+    return (ranks // groups,) * groups
+
+
+def _group_of(world_rank: int, sizes: Sequence[int]) -> int:
+    return bisect(list(accumulate(sizes)), world_rank)
 
 
 def _local_device(world: Any) -> torch.device:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from hpcdistill.config import Config
 from hpcdistill.errors import UserError
+from hpcdistill.exchange.ledger import Ledger
 from hpcdistill.groups import Groups
 from hpcdistill.metrics import Metrics, Record, metrics_path
 
@@ -49,7 +50,7 @@ class Recorder:
         yield
         self._seconds[part] += time.perf_counter() - begin
 
-    def stepped(self, step: int, loss: torch.Tensor, staleness: dict[int, int]) -> None:
+    def stepped(self, step: int, loss: torch.Tensor, staleness: dict[int, int], ledger: Ledger) -> None:
         """Take note of one step; now and then, collectively over the group, make a record of the last few.
 
         Raises:
@@ -66,10 +67,14 @@ class Recorder:
                 f"group {self._groups.group}: the loss became {mean} in the {self._steps} steps up to step {step}; "
                 "lower --optimizer.lr and go on from the last checkpoint with --resume"
             )
-        seconds = {part: total / self._steps for part, total in self._seconds.items()}
-        self._record(
-            step, {"loss": self._groups.sum(mean) / self._groups.size, "staleness": staleness, "part_seconds": seconds}
-        )
+        moved = self._groups.sum(ledger)
+        values = {
+            "loss": self._groups.sum(mean) / self._groups.size,
+            "staleness": staleness,
+            "part_seconds": {part: total / self._steps for part, total in self._seconds.items()},
+            "bytes": {"published": moved.published, "fetched": moved.fetched, "wasted": moved.wasted},
+        }
+        self._record(step, values)
         self._losses.zero_()
         self._steps = 0
         self._seconds.clear()

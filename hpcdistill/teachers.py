@@ -9,31 +9,39 @@ from torch import nn
 
 from hpcdistill.config import CodistillConfig
 from hpcdistill.exchange import Exchange
-from hpcdistill.snapshot import Layout
+from hpcdistill.exchange.topology import Topology
 
 
 class Teachers:
     """Replicas of the peers' models at their last known snapshots (Anil et al. 2018, Algorithm 1).
 
+    There are never more than the topology has peers: one that is no longer learned from goes on teaching until the
+    first snapshot of its successor takes its place.
+
     Args:
-        config: weight, burn-in and exchange interval.
+        config: burn-in, exchange interval and the teachers' precision.
         model: the student; a replica of it is made for each peer, once that peer has been heard of.
-        layout: the student's.
         exchange: where snapshots go and come from.
+        topology: which peers to learn from.
     """
 
-    def __init__(self, config: CodistillConfig, model: nn.Module, layout: Layout, exchange: Exchange) -> None:
+    def __init__(self, config: CodistillConfig, model: nn.Module, exchange: Exchange, topology: Topology) -> None:
         self._config = config
         self._student = model
-        self._layout = layout
         self._exchange = exchange
+        self._topology = topology
+        self._peers: list[int] = []
         self._replicas: dict[int, nn.Module] = {}
         self._steps: dict[int, int] = {}
 
     @torch.no_grad()
     def logits(self, inputs: torch.Tensor) -> list[torch.Tensor]:
-        """One [..., V] tensor for each peer heard of so far; none before the first."""
-        return [replica(inputs) for replica in self._replicas.values()]
+        """One [..., V] tensor of the student's dtype for each peer heard of so far; none before the first."""
+        low = self._config.teacher_precision == "bf16"
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
+            logits = [replica(inputs) for replica in self._replicas.values()]
+        dtype = next(self._student.parameters()).dtype
+        return [each.to(dtype) for each in logits] if low else logits
 
     def staleness(self, step: int) -> dict[int, int]:
         """By peer, how many steps old its teacher is at `step`; negative when the peer is ahead."""
@@ -46,13 +54,22 @@ class Teachers:
         """
         if step % self._config.exchange_interval == 0:
             self._exchange.publish(step)
+            self._peers = self._topology.peers(step // self._config.exchange_interval)
+            self._exchange.learn_from(self._peers)
         if step >= self._config.burn_in:
-            for peer, known, flat in self._exchange.collect():
-                self._load(peer, flat)
-                self._steps[peer] = known
+            for snapshot in self._exchange.collect():
+                snapshot.load(self._replica_of(snapshot.peer))
+                self._steps[snapshot.peer] = snapshot.step
 
-    def _load(self, peer: int, flat: torch.Tensor) -> None:
+    def _replica_of(self, peer: int) -> nn.Module:
         if peer not in self._replicas:
-            self._replicas[peer] = copy.deepcopy(self._student).eval().requires_grad_(False)
-        end = self._layout.nbytes
-        torch._foreach_copy_(self._layout.slices(self._replicas[peer], 0, end), self._layout.views(flat[:end], 0, end))
+            self._replicas[peer] = self._spare_replica()
+        return self._replicas[peer]
+
+    def _spare_replica(self) -> nn.Module:
+        """That of a peer no longer learned from, or a new one."""
+        if len(self._replicas) < len(self._peers):
+            return copy.deepcopy(self._student).eval().requires_grad_(False)
+        former = next(peer for peer in self._replicas if peer not in self._peers)
+        del self._steps[former]
+        return self._replicas.pop(former)

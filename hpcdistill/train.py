@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -10,12 +13,12 @@ from hpcdistill.config import Config, OptimizerConfig
 from hpcdistill.data.batches import Batch, Batches, validation_batches
 from hpcdistill.data.store import TokenStore
 from hpcdistill.exchange import open_exchange
+from hpcdistill.exchange.topology import Topology
 from hpcdistill.groups import Groups
 from hpcdistill.loss import codistillation_loss
 from hpcdistill.models import build_model
 from hpcdistill.recorder import Recorder
 from hpcdistill.restart import Restart
-from hpcdistill.snapshot import Layout
 from hpcdistill.teachers import Teachers
 
 
@@ -30,7 +33,7 @@ def train(config: Config, resume: str = "no") -> None:
     Raises:
         UserError: bad input, or a loss that is not finite.
     """
-    groups = Groups.create(config.groups)
+    groups = Groups.create(config.groups, config.group_sizes)
     store = TokenStore(config.data.path)
     groups.require_same(f"data.path = {config.data.path}", store.identity)
     batches = Batches(store, config.data, groups.group, groups.count, groups.rank, groups.size, config.seed)
@@ -42,13 +45,13 @@ def train(config: Config, resume: str = "no") -> None:
     restart = Restart(config, groups, model, optimizer, batches)
     step = restart.resume(resume)
     groups.broadcast(model)
-    layout = Layout.of(model)
+    topology = Topology(config.exchange.topology, groups.group, groups.count, config.exchange.degree, config.seed)
 
     with (
-        open_exchange(config, groups, model, layout) as exchange,
+        open_exchange(config, groups, model, topology) as exchange,
         Recorder(config, groups, _facts(config, groups, store, model), step) as recorder,
     ):
-        teachers = Teachers(config.codistill, model, layout, exchange)
+        teachers = Teachers(config.codistill, model, exchange, topology)
         while step < config.train.steps:
             inputs, targets = (tokens.to(groups.device) for tokens in next(batches))
             with recorder.time("teachers"):
@@ -60,13 +63,14 @@ def train(config: Config, resume: str = "no") -> None:
                 weight=config.codistill.weight,
                 temperature=config.codistill.temperature,
             )
+            del teacher_logits  # the loss has taken its gradient already: N tensors of logits need not outlive it
             loss.backward()
             optimizer.step()  # averages the gradients inside the group first
             optimizer.zero_grad()
             step += 1
             with recorder.time("exchange"):
                 teachers.advance(step)
-            recorder.stepped(step, loss, teachers.staleness(step))
+            recorder.stepped(step, loss, teachers.staleness(step), exchange.ledger)
             last = step == config.train.steps
             if last or step % config.train.validate_every == 0:
                 recorder.validated(step, validation_loss(model, validation, groups))
@@ -101,6 +105,8 @@ def _facts(config: Config, groups: Groups, store: TokenStore, model: nn.Module) 
         "config": config.model_dump(mode="json"),
         "group": groups.group,
         "ranks_per_group": groups.size,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
         "device": str(groups.device),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "data_source": store.source,

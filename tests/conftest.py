@@ -120,8 +120,13 @@ def groups(request: pytest.FixtureRequest) -> Groups:
     count = request.param
     if WORLD.size % count:
         pytest.skip(f"{WORLD.size} ranks do not make {count} groups")
-    group = WORLD.rank // (WORLD.size // count)
-    return Groups(WORLD, WORLD.Split(group, WORLD.rank), count, group, torch.device("cpu"))
+    return Groups.split(WORLD, (WORLD.size // count,) * count, torch.device("cpu"))
+
+
+@pytest.fixture
+def unequal_groups() -> Groups:
+    """The world in one group of one rank and one of all others, without Horovod."""
+    return Groups.split(WORLD, (1, WORLD.size - 1), torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

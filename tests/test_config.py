@@ -27,6 +27,11 @@ def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
     assert (config.train.steps, config.train.validate_every) == (7, 200)
 
 
+def test_sizes_of_groups_are_a_list(tmp_path: Path) -> None:
+    assert load(tmp_path, MINIMAL, "--group_sizes=3,1").group_sizes == (3, 1)
+    assert load(tmp_path, "group_sizes = [2, 4]\n" + MINIMAL).group_sizes == (2, 4)
+
+
 def test_the_demo_configuration_is_valid() -> None:
     config = load_config(Path(__file__).parents[1] / "configs" / "demo.toml")
     assert config.groups == 2
@@ -44,6 +49,12 @@ def test_the_demo_configuration_is_valid() -> None:
         (MINIMAL, ["--checkpoint.keep=1"], r"checkpoint.keep = '1': .*greater than or equal to 2"),
         ('run_dir = "x"\n', [], r"data is missing"),
         ("groups = 1\n" + MINIMAL, [], r"groups = 1 has nobody to learn from.*--codistill.weight=0"),
+        (MINIMAL, ["--codistill.exchange_interval=0"], r"codistill.exchange_interval = '0': .*greater than 0"),
+        (MINIMAL, ["--exchange.codec=int4"], r"exchange.codec = 'int4': .*'fp32', 'bf16' or 'int8'"),
+        (MINIMAL, ["--groups=3", "--exchange.topology=pairs"], r"leaves one of groups = 3 without a partner"),
+        (MINIMAL, ["--groups=3", "--exchange.topology=k-random", "--exchange.degree=3"], r"degree = 3 .* at most 2"),
+        (MINIMAL, ["--group_sizes=3,1,2"], r"group_sizes = 3,1,2 has 3 numbers for groups = 2"),
+        (MINIMAL, ["--group_sizes=2,0"], r"group_sizes.1 = .*0.*: .*greater than 0"),
         ("groups = \n", [], r"not valid TOML"),
     ],
 )

@@ -1,6 +1,10 @@
-import pytest
+"""Who learns from whom."""
 
-from hpcdistill.exchange.topology import peers_of
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcdistill.exchange.topology import Topology
 
 NETWORKS = [
     ("all", 3, [[1, 2], [0, 2], [0, 1]]),
@@ -10,6 +14,26 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize(("topology", "groups", "expected"), NETWORKS)
-def test_who_learns_from_whom(topology: str, groups: int, expected: list[list[int]]) -> None:
-    assert [peers_of(topology, group, groups) for group in range(groups)] == expected
+@pytest.mark.parametrize(("name", "groups", "expected"), NETWORKS)
+def test_fixed_networks(name: str, groups: int, expected: list[list[int]]) -> None:
+    for interval in (0, 7):
+        assert [Topology(name, group, groups).peers(interval) for group in range(groups)] == expected
+
+
+@given(st.integers(2, 9), st.data())
+def test_random_peers_are_others_and_as_many_as_asked_for(groups: int, data: st.DataObject) -> None:
+    group, degree = data.draw(st.integers(0, groups - 1)), data.draw(st.integers(1, groups - 1))
+    topology = Topology("k-random", group, groups, degree, seed=data.draw(st.integers(0, 9)))
+    for interval in range(5):
+        peers = topology.peers(interval)
+        assert len(set(peers)) == degree
+        assert set(peers) <= set(range(groups)) - {group}
+        assert peers == topology.peers(interval)  # so that a group's ranks agree without asking each other
+
+
+def test_random_peers_change_with_interval_group_and_seed() -> None:
+    def draws(group: int, seed: int) -> list[list[int]]:
+        return [Topology("k-random", group, 100, 2, seed).peers(interval) for interval in range(20)]
+
+    assert len(set(map(tuple, draws(0, 0)))) > 15
+    assert draws(0, 0) != draws(0, 1) != draws(1, 1)

@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -60,6 +64,11 @@ def train(mpirun: Run, data: Path, tmp_path: Path) -> Run:
     return run
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():  # bounded by the test's timeout
+        time.sleep(0.1)
+
+
 def test_groups_train_and_teach_each_other(train: Run, tmp_path: Path) -> None:
     result = train(4)
     assert result.returncode == 0, result.stderr
@@ -76,6 +85,45 @@ def test_groups_train_and_teach_each_other(train: Run, tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("<svg") == 6
     assert "asyncio" in page
+
+
+def test_unequal_groups_learn_from_changing_peers_in_few_bytes(train: Run, tmp_path: Path) -> None:
+    fancy = ("--exchange.topology=k-random", "--exchange.codec=int8", "--codistill.teacher_precision=bf16")
+    result = train(4, "--groups=3", "--group_sizes=2,1,1", "--train.steps=100", *fancy)
+    assert result.returncode == 0, result.stderr
+    for group, size in enumerate((2, 1, 1)):
+        header, records = read_metrics(metrics_path(tmp_path / "run", group))
+        assert header["ranks_per_group"] == size
+        last = [record for record in records if "bytes" in record][-1]
+        assert len(last["staleness"]) == 1  # one teacher at a time
+        published = last["bytes"]["published"] / (last["step"] // 5)
+        assert header["parameters"] < published < 1.3 * header["parameters"]
+        assert sum(last["bytes"]["fetched"].values()) > 0
+
+
+def test_a_group_that_stands_still_is_not_waited_for(train: Run, tmp_path: Path) -> None:
+    """Its staleness shows, and it goes on as if nothing had been."""
+    paths = [metrics_path(tmp_path / "run", group) for group in (0, 1)]
+
+    def last_step(group: int) -> int:
+        return max((record["step"] for record in read_metrics(paths[group])[1]), default=0)
+
+    with ThreadPoolExecutor() as pool:
+        job = pool.submit(train, 2, "--train.steps=1000")
+        wait_until(lambda: min(last_step(0), last_step(1)) >= 50)
+        pid = read_metrics(paths[1])[0]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(20)
+            stopped_at = last_step(1)
+            wait_until(lambda: last_step(0) == 1000)
+            assert last_step(1) == stopped_at < 900
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert job.result().returncode == 0
+    assert last_step(1) == 1000
+    staleness = [record["staleness"]["1"] for record in read_metrics(paths[0])[1] if "1" in record.get("staleness", {})]
+    assert staleness[-1] > 1000 - stopped_at - 10  # 10: at the most, from one record to the next
 
 
 def test_groups_begin_apart_and_ranks_of_a_group_stay_together(train: Run, tmp_path: Path) -> None:
@@ -140,6 +188,7 @@ def test_a_run_is_never_overwritten_by_accident(train: Run) -> None:
     ("ranks", "options", "message"),
     [
         (3, [], "3 ranks cannot be split evenly into groups = 2"),
+        (3, ["--group_sizes=2,2"], "group_sizes = 2,2 takes 4 ranks, but 3 were started"),
         (2, ["--groups=1"], "groups = 1 has nobody to learn from"),
         (2, ["--optimizer.rate=1"], "unknown argument '--optimizer.rate=1'"),
         (2, ["--train.steps=few"], "train.steps = 'few'"),

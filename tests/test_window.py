@@ -9,8 +9,8 @@ from mpi4py import MPI
 from torch import nn
 
 from hpcdistill.errors import UserError
-from hpcdistill.exchange import window
-from hpcdistill.exchange.topology import peers_of
+from hpcdistill.exchange import Exchange, allocation
+from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window import WindowExchange
 from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
@@ -36,48 +36,94 @@ def number(group: int, step: int) -> int:
     return 100_000 * (group + 1) + step
 
 
+def newest_of(exchange: Exchange, replica: Constant, dtype: torch.dtype = torch.float32) -> dict[int, int]:
+    """What `collect` brought, by peer and step, having made sure that each snapshot is whole and of that step."""
+    steps = {}
+    for snapshot in exchange.collect():
+        snapshot.load(replica)
+        count = number(snapshot.peer, snapshot.step)
+        weight = float(torch.tensor(count, dtype=dtype))
+        found = [*replica.weights.aminmax(), *replica.counts.aminmax()]
+        assert found == [weight, weight, count, count], f"torn or mixed at step {snapshot.step}"
+        steps[snapshot.peer] = snapshot.step
+    return steps
+
+
+def exchange_until_all_is_known(
+    groups: Groups, elements: int, codec: str = "fp32", dtype: torch.dtype = torch.float32
+) -> None:
+    """Every group publishes after each step, as fast as it can, and ends when it has its peers' last snapshots."""
+    model, replica, last = Constant(elements), Constant(elements), 300
+    newest = dict.fromkeys(groups.peers, 0)
+    with WindowExchange(groups, model, len(groups.peers), codec) as exchange:
+        exchange.learn_from(groups.peers)
+        for step in range(1, last + 1):
+            model.become(number(groups.group, step))
+            while not exchange.publish(step) and step == last:
+                time.sleep(1e-3)
+            heard = newest_of(exchange, replica, dtype)
+            assert all(step > newest[peer] for peer, step in heard.items())
+            newest |= heard
+        while any(step < last for step in newest.values()):  # bounded by the test's timeout
+            newest |= newest_of(exchange, replica, dtype)
+            time.sleep(1e-3)
+
+
 @pytest.mark.parametrize("elements", [1000, 1_000_000])
 def test_snapshots_are_whole_and_of_one_step_while_writers_never_pause(groups: Groups, elements: int) -> None:
-    model, last = Constant(elements), 300
-    layout = Layout.of(model)
-    newest = dict.fromkeys(groups.peers, 0)
-
-    def take_up(exchange: WindowExchange) -> None:
-        for peer, step, flat in exchange.collect():
-            for view in layout.views(flat[: layout.nbytes], 0, layout.nbytes):
-                assert (view == number(peer, step)).all(), f"torn or mixed: {view.unique()} at step {step}"
-            assert step > newest[peer]
-            newest[peer] = step
-
-    with WindowExchange(groups, model, layout, groups.peers) as exchange:
-        for step in range(1, last):
-            model.become(number(groups.group, step))
-            exchange.publish(step)
-            take_up(exchange)
-        model.become(number(groups.group, last))
-        while not exchange.publish(last):
-            time.sleep(1e-3)
-        while any(step < last for step in newest.values()):  # bounded by the test's timeout
-            take_up(exchange)
-            time.sleep(1e-3)
+    exchange_until_all_is_known(groups, elements)
 
 
-def test_only_the_peers_of_the_topology_are_heard_of(groups: Groups) -> None:
-    model = Constant(1000)
-    model.become(number(groups.group, 1))
-    (following,) = peers_of("ring", groups.group, groups.count)
-    with WindowExchange(groups, model, Layout.of(model), [following]) as exchange:
+@pytest.mark.parametrize("elements", [10, 100_000])  # 10: some ranks of the large group have an empty shard
+def test_groups_of_unequal_size_exchange_whole_snapshots(unequal_groups: Groups, elements: int) -> None:
+    exchange_until_all_is_known(unequal_groups, elements)
+
+
+def test_codecs_travel_through_windows(groups: Groups) -> None:
+    exchange_until_all_is_known(groups, 1000, codec="bf16", dtype=torch.bfloat16)
+
+
+def test_only_the_peers_asked_for_are_heard_of(groups: Groups) -> None:
+    """Through changes of peers at full speed, a snapshot never comes from one that is no longer learned from."""
+    model, replica = Constant(1000), Constant(1000)
+    topology = Topology("k-random", groups.group, groups.count, degree=1)
+    heard: set[int] = set()
+    with WindowExchange(groups, model, degree=1) as exchange:
+        interval = 0
+        while heard != set(groups.peers):  # bounded by the test's timeout
+            interval += 1
+            model.become(number(groups.group, interval))
+            exchange.publish(interval)
+            peers = topology.peers(interval)
+            exchange.learn_from(peers)
+            for _ in range(5):
+                steps = newest_of(exchange, replica)
+                assert set(steps) <= set(peers)
+                heard |= set(steps)
+                time.sleep(1e-3)
+
+
+def test_the_ledger_counts_bytes_published_fetched_and_wasted(groups: Groups) -> None:
+    model, replica = Constant(1000), Constant(1000)
+    with WindowExchange(groups, model, len(groups.peers)) as exchange:
+        exchange.learn_from(groups.peers)
+        model.become(number(groups.group, 1))
         exchange.publish(1)
-        heard: list[tuple[int, int]] = []
-        while not heard:  # bounded by the test's timeout
-            heard = [(peer, step) for peer, step, _ in exchange.collect()]
+        adopted: dict[int, int] = {}
+        while len(adopted) < len(groups.peers):  # bounded by the test's timeout
+            adopted |= newest_of(exchange, replica)
             time.sleep(1e-3)
-        assert heard == [(following, 1)]
+        total = groups.sum(exchange.ledger)
+    snapshot = Layout.of(model).nbytes
+    assert snapshot < total.published < snapshot + 1000
+    assert dict(total.fetched) == dict.fromkeys(groups.peers, total.published)
+    assert not total.wasted
 
 
 def test_nobody_waits_for_a_group_that_stands_still(groups: Groups) -> None:
     model, still = Constant(1000), groups.count - 1
-    with WindowExchange(groups, model, Layout.of(model), groups.peers) as exchange:
+    with WindowExchange(groups, model, len(groups.peers)) as exchange:
+        exchange.learn_from(groups.peers)
         if groups.group != still:
             for step in range(1, 51):
                 exchange.publish(step)
@@ -91,7 +137,7 @@ def test_nobody_waits_for_a_group_that_stands_still(groups: Groups) -> None:
 def test_groups_with_different_models_are_refused_on_every_rank(groups: Groups) -> None:
     model = nn.Linear(3, 4 if groups.group == 0 else 5)
     with pytest.raises(UserError, match=r"group 0 against group 1: weight \[4, 3\] float32 against weight \[5, 3\]"):
-        WindowExchange(groups, model, Layout.of(model), groups.peers)
+        WindowExchange(groups, model, len(groups.peers))
 
 
 def test_windows_that_a_node_cannot_hold_are_refused_on_every_rank(
@@ -99,15 +145,51 @@ def test_windows_that_a_node_cannot_hold_are_refused_on_every_rank(
 ) -> None:
     """Though only the last rank's node is short of memory."""
     free = 2**20 if groups.world.rank == groups.world.size - 1 else 2**40
-    monkeypatch.setattr(window.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(allocation.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     model = Constant(1_000_000)
     with pytest.raises(
         UserError, match=rf"windows of the {groups.world.size} ranks .* MiB of /dev/shm, which has 1 MiB"
     ):
-        WindowExchange(groups, model, Layout.of(model), groups.peers)
+        WindowExchange(groups, model, len(groups.peers))
 
 
 def test_after_an_exception_the_block_is_left_without_waiting_for_others(groups: Groups) -> None:
     model = Constant(10)
-    with pytest.raises(RuntimeError, match="mine"), WindowExchange(groups, model, Layout.of(model), groups.peers):
+    with pytest.raises(RuntimeError, match="mine"), WindowExchange(groups, model, len(groups.peers)):
         raise RuntimeError("mine")
+
+
+def test_a_tensor_that_has_changed_its_shape_is_refused_by_name(groups: Groups) -> None:
+    model = Constant(10)
+    exchange = WindowExchange(groups, model, len(groups.peers))
+    model.weights.data = torch.zeros(11)
+    with pytest.raises(UserError, match=r"weights \[10\] float32 against weights \[11\] float32; .* keep their shapes"):
+        exchange.publish(1)
+    exchange.free()
+
+
+def test_new_memory_of_the_same_shape_is_published(groups: Groups) -> None:
+    model, replica = Constant(10), Constant(10)
+    with WindowExchange(groups, model, len(groups.peers)) as exchange:
+        exchange.learn_from(groups.peers)
+        model.become(number(groups.group, 1))
+        model.weights.data = model.weights.data.clone()
+        model.become(number(groups.group, 2))
+        exchange.publish(2)
+        while not newest_of(exchange, replica):  # bounded by the test's timeout
+            time.sleep(1e-3)
+
+
+def test_nothing_is_done_after_free(groups: Groups) -> None:
+    exchange = WindowExchange(groups, Constant(10), len(groups.peers))
+    exchange.free()
+    for use in (exchange.free, lambda: exchange.publish(1), lambda: list(exchange.collect())):
+        with pytest.raises(RuntimeError, match="freed already; open a new one"):
+            use()
+
+
+def test_other_than_the_agreed_number_of_peers_is_refused(groups: Groups) -> None:
+    exchange = WindowExchange(groups, Constant(10), degree=1)
+    with pytest.raises(ValueError, match=r"peers = \[\], but the exchange was opened for 1 at a time"):
+        exchange.learn_from([])
+    exchange.free()

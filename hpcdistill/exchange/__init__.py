@@ -8,19 +8,52 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
 from torch import nn
 
 from hpcdistill.config import Config
-from hpcdistill.exchange.topology import peers_of
+from hpcdistill.exchange.codec import Packing
+from hpcdistill.exchange.ledger import Ledger
+from hpcdistill.exchange.topology import Topology
 from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A peer's model as it was at `step`."""
+
+    peer: int
+    step: int
+    layout: Layout
+    shards: list[tuple[Packing, torch.Tensor]]
+    """How each shard is packed, and its bytes; valid until the exchange is asked for the next snapshot."""
+
+    def load(self, model: nn.Module) -> None:
+        """Give `model` the snapshot's parameters and buffers."""
+        tensors = self.layout.tensors(model)
+        for packing, wire in self.shards:
+            packing.decode(wire, tensors)
+
+
 class Exchange(ABC):
-    """What every transport offers. Used by the training thread only; a context manager that frees on exit."""
+    """What every transport offers. Used by the training thread only; a context manager that frees on exit.
+
+    Attributes:
+        ledger: the bytes moved so far, by this rank.
+    """
+
+    ledger: Ledger
+
+    @abstractmethod
+    def learn_from(self, peers: list[int]) -> None:
+        """From now on fetch what these groups publish; the same number of them in each call.
+
+        Collective over the group: all its ranks turn to the same peers after the same step.
+        """
 
     @abstractmethod
     def publish(self, step: int) -> bool:
@@ -28,42 +61,71 @@ class Exchange(ABC):
 
         It is skipped, rather than waited for, when the transport is still busy with the previous one. Collective
         over the group.
+
+        Raises:
+            UserError: a tensor of the model has changed its shape or dtype.
+            RuntimeError: the exchange has been freed.
         """
 
     @abstractmethod
-    def collect(self) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """New snapshots since the last call as (peer, step, flat bytes); collective over the group.
+    def collect(self) -> Iterator[Snapshot]:
+        """New snapshots since the last call; collective over the group.
 
-        All ranks of a group receive the same snapshots in the same call. The bytes, uint8 in the layout of
-        the model, are valid until the next item is asked for.
+        All ranks of a group receive the same snapshots in the same call.
+
+        Raises:
+            RuntimeError: the exchange has been freed.
         """
+
+    @abstractmethod
+    def free(self) -> None:
+        """Let go of all that the exchange holds; collective over the world.
+
+        Raises:
+            RuntimeError: it has been freed already.
+        """
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Stop communicating at once, because the job is about to be aborted: waits for nobody, frees nothing."""
 
     def __enter__(self) -> Exchange:
         return self
 
-    @abstractmethod
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of all that the exchange holds; collective over the world, unless there was an exception."""
+        if kind is None:
+            self.free()
+        else:
+            self.abandon()
 
 
 class NoExchange(Exchange):
     """The `Exchange` of groups that do not teach each other."""
 
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
+    def learn_from(self, peers: list[int]) -> None:
+        """Nobody to hear of."""
+
     def publish(self, step: int) -> bool:
         """Nobody to publish to."""
         return False
 
-    def collect(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+    def collect(self) -> Iterator[Snapshot]:
         """Nobody to hear of."""
         return iter(())
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def free(self) -> None:
+        """Nothing to free."""
+
+    def abandon(self) -> None:
+        """Nothing to stop."""
 
 
-def open_exchange(config: Config, groups: Groups, model: nn.Module, layout: Layout) -> Exchange:
+def open_exchange(config: Config, groups: Groups, model: nn.Module, topology: Topology) -> Exchange:
     """The configured transport. Collective over the world.
 
     Raises:
@@ -73,4 +135,4 @@ def open_exchange(config: Config, groups: Groups, model: nn.Module, layout: Layo
         return NoExchange()
     from hpcdistill.exchange.window import WindowExchange
 
-    return WindowExchange(groups, model, layout, peers_of(config.exchange.topology, groups.group, groups.count))
+    return WindowExchange(groups, model, degree=len(topology.peers(0)), codec=config.exchange.codec)

@@ -1,0 +1,113 @@
+"""How weights travel: where each byte of a shard lies on the wire, and how few bytes carry a parameter.
+
+A teacher is stale anyway, so its weights bear rounding (Anil et al. 2018 suggest aggressive quantisation). Buffers,
+BatchNorm's statistics and counters among them, are few and sensitive: they always travel as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+
+import torch
+
+from hpcdistill.errors import UserError
+from hpcdistill.snapshot import ALIGNMENT, Layout, Piece
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+CODECS = {"fp32": FLOATS, "bf16": (torch.float64, torch.float32, torch.bfloat16), "int8": FLOATS}
+"""By codec, the dtypes of the parameters that it carries."""
+
+BLOCK = 256
+"""Parameters that share one scale under `int8`: 4 bytes in 256 for it, and an outlier coarsens only its block."""
+
+
+class Packing:
+    """One shard of a model as flat bytes.
+
+    Codecs: `fp32` carries parameters as they are, float64 rounded to float32. `bf16` rounds to bfloat16, relative
+    error at most 2⁻⁸. `int8` takes blocks of `BLOCK` successive elements of a parameter to the nearest of 255 multiples
+    of the block's largest magnitude / 127: error at most 1/254 of that magnitude. What is not finite in a parameter is
+    not finite after any of them (under `int8`, somewhere in its block).
+
+    Args:
+        layout: the model's.
+        codec: a key of `CODECS`.
+        rank: whose shard.
+        size: into how many shards the model is cut.
+
+    Attributes:
+        nbytes: of the shard on the wire, a multiple of 64.
+    """
+
+    def __init__(self, layout: Layout, codec: str, rank: int, size: int) -> None:
+        pieces = layout.shard(rank, size)
+        quantises = codec == "int8"
+        self._quantised = [piece for piece in pieces if quantises and piece.entry.is_weight]
+        self._copied = [piece for piece in pieces if not (quantises and piece.entry.is_weight)]
+        self._dtypes = [_dtype_on_the_wire(piece, codec) for piece in self._copied]
+        blocks = [-(-piece.numel // BLOCK) for piece in self._quantised]
+        self._blocks = sum(blocks)
+        self._first_blocks = [0, *accumulate(blocks)][:-1]
+        # Scales, blocks, then what is merely copied, each piece aligned for its dtype.
+        lengths = [self._blocks * 4, self._blocks * BLOCK]
+        lengths += [piece.numel * dtype.itemsize for piece, dtype in zip(self._copied, self._dtypes, strict=True)]
+        offsets = [0, *accumulate(-(-length // ALIGNMENT) * ALIGNMENT for length in lengths)]
+        self._spans = [(offset, offset + length) for offset, length in zip(offsets, lengths, strict=False)]
+        self.nbytes = offsets[-1]
+
+    def encode(self, tensors: list[torch.Tensor], wire: torch.Tensor) -> None:
+        """Write the shard of the model whose `tensors` these are into `wire`, uint8 [nbytes], 16-byte aligned."""
+        if self._copied:
+            torch._foreach_copy_(self._copies(wire), [piece.of(tensors) for piece in self._copied])
+        if self._quantised:
+            weights = [piece.of(tensors) for piece in self._quantised]
+            blocks = torch.zeros(self._blocks, BLOCK, device=weights[0].device)
+            torch._foreach_copy_(self._runs(blocks), weights)
+            largest = torch.linalg.vector_norm(blocks, math.inf, dim=1, keepdim=True)
+            scales = (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)  # a block of zeros divides by it too
+            self._scales(wire).copy_(scales)
+            self._integers(wire).copy_(blocks.div_(scales).round_())
+
+    def decode(self, wire: torch.Tensor, tensors: list[torch.Tensor]) -> None:
+        """Write what `wire` holds into the model whose `tensors` these are."""
+        if self._copied:
+            torch._foreach_copy_([piece.of(tensors) for piece in self._copied], self._copies(wire))
+        if self._quantised:
+            blocks = self._integers(wire).float().mul_(self._scales(wire))
+            torch._foreach_copy_([piece.of(tensors) for piece in self._quantised], self._runs(blocks))
+
+    def _copies(self, wire: torch.Tensor) -> list[torch.Tensor]:
+        spans = zip(self._spans[2:], self._dtypes, strict=True)
+        return [wire[begin:end].view(dtype) for (begin, end), dtype in spans]
+
+    def _scales(self, wire: torch.Tensor) -> torch.Tensor:
+        begin, end = self._spans[0]
+        return wire[begin:end].view(torch.float32).view(-1, 1)
+
+    def _integers(self, wire: torch.Tensor) -> torch.Tensor:
+        begin, end = self._spans[1]
+        return wire[begin:end].view(torch.int8).view(-1, BLOCK)
+
+    def _runs(self, blocks: torch.Tensor) -> list[torch.Tensor]:
+        """Each quantised piece's place in fp32 [blocks, BLOCK]; a piece begins with a block of its own."""
+        flat = blocks.view(-1)
+        firsts = [block * BLOCK for block in self._first_blocks]
+        return [flat[first : first + piece.numel] for first, piece in zip(firsts, self._quantised, strict=True)]
+
+
+def require_codec(codec: str, layout: Layout) -> None:
+    """Raise a `UserError` where a parameter's dtype is not one that `codec` carries."""
+    for entry in layout.entries:
+        if entry.is_weight and entry.dtype not in CODECS[codec]:
+            able = [name for name, dtypes in CODECS.items() if entry.dtype in dtypes]
+            remedy = f"use exchange.codec = {' or '.join(able)}" if able else "convert it to float32"
+            raise UserError(f"exchange.codec = {codec} does not carry the parameter {entry}; {remedy}")
+
+
+def _dtype_on_the_wire(piece: Piece, codec: str) -> torch.dtype:
+    dtype = piece.entry.dtype
+    if not piece.entry.is_weight:
+        return dtype
+    widest = torch.bfloat16 if codec == "bf16" else torch.float32
+    return min(dtype, widest, key=lambda each: each.itemsize)
