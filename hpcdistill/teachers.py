@@ -33,15 +33,33 @@ class Teachers:
         self._peers: list[int] = []
         self._replicas: dict[int, nn.Module] = {}
         self._steps: dict[int, int] = {}
+        self._logits: list[torch.Tensor] = []
+        parameter = next(model.parameters())
+        self._dtype = parameter.dtype
+        self._stream = torch.cuda.Stream(parameter.device) if parameter.is_cuda else None
 
     @torch.no_grad()
-    def logits(self, inputs: torch.Tensor) -> list[torch.Tensor]:
-        """One [..., V] tensor of the student's dtype for each peer heard of so far; none before the first."""
+    def predict(self, inputs: torch.Tensor) -> None:
+        """Let each teacher look at `inputs`; on a GPU, beside whatever is asked of it until `logits` is called."""
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream())
         low = self._config.teacher_precision == "bf16"
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
-            logits = [replica(inputs) for replica in self._replicas.values()]
-        dtype = next(self._student.parameters()).dtype
-        return [each.to(dtype) for each in logits] if low else logits
+        with torch.cuda.stream(self._stream), torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
+            predictions = [replica(inputs) for replica in self._replicas.values()]
+            self._logits = [logits.to(self._dtype) for logits in predictions] if low else predictions
+
+    def logits(self) -> list[torch.Tensor]:
+        """What `predict` made: a [..., V] tensor of the student's dtype for each peer heard of; none before the first.
+
+        They are handed over rather than kept, so that they live as long as the caller's loss needs them.
+        """
+        logits, self._logits = self._logits, []
+        if self._stream:
+            stream = torch.cuda.current_stream()
+            stream.wait_stream(self._stream)
+            for each in logits:
+                each.record_stream(stream)
+        return logits
 
     def staleness(self, step: int) -> dict[int, int]:
         """By peer, how many steps old its teacher is at `step`; negative when the peer is ahead."""

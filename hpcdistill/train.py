@@ -55,15 +55,14 @@ def train(config: Config, resume: str = "no") -> None:
         while step < config.train.steps:
             inputs, targets = (tokens.to(groups.device) for tokens in next(batches))
             with recorder.time("teachers"):
-                teacher_logits = teachers.logits(inputs)
+                teachers.predict(inputs)
             loss = codistillation_loss(
                 model(inputs),
                 targets,
-                teacher_logits,
+                teachers.logits(),
                 weight=config.codistill.weight,
                 temperature=config.codistill.temperature,
             )
-            del teacher_logits  # the loss has taken its gradient already: N tensors of logits need not outlive it
             loss.backward()
             optimizer.step()  # averages the gradients inside the group first
             optimizer.zero_grad()

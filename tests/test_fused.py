@@ -1,5 +1,6 @@
 """The operators behind the loss: what autograd and the compiler make of them."""
 
+import weakref
 from dataclasses import fields, replace
 from typing import Any
 
@@ -46,6 +47,19 @@ def test_gradient_arriving_from_above() -> None:
         (gradient,) = torch.autograd.grad(3 * (weights * losses).sum() + losses.sum(), logits)
         expected = truth(case, "none")[1] * (3 * weights + 1).unsqueeze(-1)
         torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_teachers_need_not_outlive_the_forward(implementation: str) -> None:
+    """N tensors as large as the logits: held until the backward, they would be most of a step's memory."""
+    case = random_case(dtype=torch.float32)
+    logits = case.logits.requires_grad_()
+    teachers = [teacher.clone() for teacher in case.teachers]
+    remembered = [weakref.ref(teacher) for teacher in teachers]
+    loss = codistillation_loss(logits, case.target, teachers, implementation=implementation)
+    del teachers
+    assert [reference() for reference in remembered] == [None] * len(remembered)
+    loss.backward()
 
 
 def test_without_grad_no_gradient_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,9 @@ def predictions_until(
             teachers.advance(step)
             staleness = teachers.staleness(step)
             assert all((step - stale) % config.exchange_interval == 0 for stale in staleness.values())
-            predictions = dict(zip(staleness, teachers.logits(INPUTS), strict=True))
+            teachers.predict(INPUTS)
+            predictions = dict(zip(staleness, teachers.logits(), strict=True))
+            assert teachers.logits() == []  # handed over
             assert not predictions or step >= config.burn_in
             time.sleep(1e-3)
     assert student.training

@@ -1,6 +1,7 @@
 """The one-sided exchange between real ranks: whole snapshots, of the step they claim, and nobody waits."""
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -53,7 +54,8 @@ def exchange_until_all_is_known(
     groups: Groups, elements: int, codec: str = "fp32", dtype: torch.dtype = torch.float32
 ) -> None:
     """Every group publishes after each step, as fast as it can, and ends when it has its peers' last snapshots."""
-    model, replica, last = Constant(elements), Constant(elements), 300
+    model, replica = (Constant(elements).to(groups.device) for _ in range(2))
+    last = 300
     newest = dict.fromkeys(groups.peers, 0)
     with WindowExchange(groups, model, len(groups.peers), codec) as exchange:
         exchange.learn_from(groups.peers)
@@ -81,6 +83,12 @@ def test_groups_of_unequal_size_exchange_whole_snapshots(unequal_groups: Groups,
 
 def test_codecs_travel_through_windows(groups: Groups) -> None:
     exchange_until_all_is_known(groups, 1000, codec="bf16", dtype=torch.bfloat16)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_snapshots_leave_a_gpu_whole_while_it_goes_on_training(groups: Groups) -> None:
+    """The model changes as soon as `publish` returns, while the copy to the host may still be under way."""
+    exchange_until_all_is_known(replace(groups, device=torch.device("cuda")), 1_000_000)
 
 
 def test_only_the_peers_asked_for_are_heard_of(groups: Groups) -> None:

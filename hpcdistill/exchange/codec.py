@@ -57,7 +57,12 @@ class Packing:
         self.nbytes = offsets[-1]
 
     def encode(self, tensors: list[torch.Tensor], wire: torch.Tensor) -> None:
-        """Write the shard of the model whose `tensors` these are into `wire`, uint8 [nbytes], 16-byte aligned."""
+        """Write the shard of the model whose `tensors` these are into `wire`.
+
+        Args:
+            tensors: in layout order.
+            wire: uint8 [nbytes], 16-byte aligned, on the tensors' device.
+        """
         if self._copied:
             torch._foreach_copy_(self._copies(wire), [piece.of(tensors) for piece in self._copied])
         if self._quantised:
@@ -70,7 +75,8 @@ class Packing:
             self._integers(wire).copy_(blocks.div_(scales).round_())
 
     def decode(self, wire: torch.Tensor, tensors: list[torch.Tensor]) -> None:
-        """Write what `wire` holds into the model whose `tensors` these are."""
+        """Write what `wire` holds into the model whose `tensors` these are, on whatever device."""
+        wire = wire.to(tensors[0].device)  # at once rather than tensor by tensor
         if self._copied:
             torch._foreach_copy_([piece.of(tensors) for piece in self._copied], self._copies(wire))
         if self._quantised:

@@ -2,8 +2,8 @@
 
 Every rank owns one window with a header, the 64-bit number of its newest complete version, and `SLOTS` slots.
 Version v lives in slot v % SLOTS. Rank r of a group publishes shard r of the group's snapshot; a peer's ranks share
-its shards out among themselves and adopt a snapshot when all of them hold the same version of it. `reader.py` shows
-why what they hold is whole.
+its shards out among themselves and adopt a snapshot when all of them hold the same version of it. `writer.py` and
+`reader.py` are the two halves of this; the latter shows why what is read is whole.
 
 Assumed of MPI: the unified memory model (public and private copy of a window are one, MPI 4.1, Section 12.4) and
 MPI_THREAD_MULTIPLE. Both are checked; without them the constructor refuses.
@@ -28,6 +28,7 @@ from hpcdistill.exchange.allocation import allocate_window
 from hpcdistill.exchange.codec import Packing, require_codec
 from hpcdistill.exchange.ledger import Ledger
 from hpcdistill.exchange.reader import HEADER_NBYTES, SLOTS, STAMP_NBYTES, Reader, Shard, read_stamp, total_nbytes
+from hpcdistill.exchange.writer import Writer
 from hpcdistill.groups import Groups, end_job, require_thread_multiple
 from hpcdistill.snapshot import Layout
 
@@ -68,14 +69,9 @@ class WindowExchange(Exchange):
         self._comm = groups.world.Dup()
         self._group_comm = groups.comm.Dup()
 
-        self._packing = self._packings(groups.size)[groups.rank]
-        stride = STAMP_NBYTES + self._packing.nbytes
-        self._window = allocate_window(self._comm, HEADER_NBYTES + SLOTS * stride)
-        memory = torch.frombuffer(self._window.tomemory(), dtype=torch.uint8)
-        memory.zero_()
-        self._slots = list(memory[HEADER_NBYTES:].split(stride))
-        self._offered = self._published = 0  # versions: copied into a slot / visible to peers
-
+        packing = self._packings(groups.size)[groups.rank]
+        self._window = allocate_window(self._comm, HEADER_NBYTES + SLOTS * (STAMP_NBYTES + packing.nbytes))
+        self._writer = Writer(self._window, self._comm.rank, packing, groups.device)
         share = max(total_nbytes(self._share(peer, groups.rank)) for peer in groups.peers)
         self._readers = [Reader(self._window, self._my_share, share, self.ledger) for _ in range(degree)]
         self._whole = np.zeros(max(total_nbytes(self._shards(peer)) for peer in groups.peers), np.uint8)
@@ -97,14 +93,9 @@ class WindowExchange(Exchange):
         """See `Exchange.publish`. Costs a small allreduce and one copy of this rank's shard."""
         self._require_open()
         # All ranks or none: one that skipped alone would number its later shards differently from its neighbours.
-        if not self._group_comm.allreduce(self._published == self._offered, op=MPI.LAND):
+        if not self._group_comm.allreduce(self._writer.idle, op=MPI.LAND):
             return False
-        version = self._offered + 1
-        slot = self._slots[version % SLOTS]
-        self._packing.encode(self._layout.tensors(self._model), slot[STAMP_NBYTES:])
-        slot[:16].view(torch.int64).copy_(torch.tensor([version, step]))
-        self._offered = version
-        self.ledger.published += slot.nbytes
+        self.ledger.published += self._writer.write(self._layout.tensors(self._model), step)
         return True
 
     def collect(self) -> Iterator[Snapshot]:
@@ -135,7 +126,7 @@ class WindowExchange(Exchange):
         while not finished.Test():
             time.sleep(IDLE_SECONDS)
         self.abandon()
-        self._slots = []  # views into the window's memory must not outlive it
+        self._writer.free()
         self._window.Unlock_all()
         self._comm.Barrier()
         self._window.Free()
@@ -193,7 +184,7 @@ class WindowExchange(Exchange):
         try:
             fetches = [reader.fetches() for reader in self._readers]
             while not self._closing.is_set():
-                busy = self._announce()
+                busy = self._writer.announce()
                 for fetch in fetches:
                     busy |= next(fetch)
                 self._comm.Iprobe(source=MPI.ANY_SOURCE)  # lets MPI progress what others ask of this rank
@@ -201,19 +192,6 @@ class WindowExchange(Exchange):
                 time.sleep(BUSY_SECONDS if busy else IDLE_SECONDS)
         except BaseException as error:
             end_job(error)
-
-    def _announce(self) -> bool:
-        """Make the version that the training thread has offered visible to peers."""
-        version = self._offered
-        if version == self._published:
-            return False
-        me = self._comm.rank
-        self._window.Sync()
-        self._window.Fetch_and_op(np.array([version], np.int64), np.empty(1, np.int64), me, 0, MPI.REPLACE)
-        self._window.Flush(me)
-        self._window.Sync()
-        self._published = version
-        return True
 
 
 def _require_equal_models(groups: Groups, layout: Layout) -> None:
