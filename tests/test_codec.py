@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hpcdistill.errors import UserError
-from hpcdistill.exchange.codec import BLOCK, CODECS, Packing, require_codec
+from hpcdistill.exchange.codec import BLOCK, CHUNK, CODECS, Packing, require_codec
 from hpcdistill.snapshot import Layout
 
-# Both sides of a block's end, and of a shard's.
-SIZES = st.lists(st.sampled_from([0, 1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 1000]), min_size=1, max_size=4)
+# Both sides of the ends of a block, of a chunk and of a shard.
+SIZES = st.lists(st.sampled_from([0, 1, 7, BLOCK - 1, BLOCK, BLOCK + 1, CHUNK * BLOCK - 300]), min_size=1, max_size=4)
 MAGNITUDES = st.floats(-38, 38)  # powers of ten
 TINY = torch.finfo(torch.float32).tiny
 

@@ -6,7 +6,7 @@ BatchNorm's statistics and counters among them, are few and sensitive: they alwa
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -20,6 +20,30 @@ CODECS = {"fp32": FLOATS, "bf16": (torch.float64, torch.float32, torch.bfloat16)
 
 BLOCK = 256
 """Parameters that share one scale under `int8`: 4 bytes in 256 for it, and an outlier coarsens only its block."""
+
+TINY = torch.finfo(torch.float32).tiny
+
+CHUNK = 1024
+"""Blocks quantised at a time: 1 MiB of float32, which stays in a core's cache from one pass over it to the next."""
+
+
+@dataclass
+class _Chunk:
+    """Successive blocks [begin, end) of a shard, and the pieces in them; each begins with a block of its own."""
+
+    begin: int
+    end: int
+    pieces: list[tuple[int, Piece]]
+    """With the number of the chunk's element at which each begins."""
+
+    def of(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The pieces in the model."""
+        return [piece.of(tensors) for _, piece in self.pieces]
+
+    def runs(self, blocks: torch.Tensor) -> list[torch.Tensor]:
+        """The pieces in fp32 [end - begin, BLOCK]."""
+        flat = blocks.view(-1)
+        return [flat[first : first + piece.numel] for first, piece in self.pieces]
 
 
 class Packing:
@@ -43,14 +67,12 @@ class Packing:
     def __init__(self, layout: Layout, codec: str, rank: int, size: int) -> None:
         pieces = layout.shard(rank, size)
         quantises = codec == "int8"
-        self._quantised = [piece for piece in pieces if quantises and piece.entry.is_weight]
         self._copied = [piece for piece in pieces if not (quantises and piece.entry.is_weight)]
         self._dtypes = [_dtype_on_the_wire(piece, codec) for piece in self._copied]
-        blocks = [-(-piece.numel // BLOCK) for piece in self._quantised]
-        self._blocks = sum(blocks)
-        self._first_blocks = [0, *accumulate(blocks)][:-1]
+        self._chunks = _chunks([piece for piece in pieces if quantises and piece.entry.is_weight])
+        blocks = self._chunks[-1].end if self._chunks else 0
         # Scales, blocks, then what is merely copied, each piece aligned for its dtype.
-        lengths = [self._blocks * 4, self._blocks * BLOCK]
+        lengths = [blocks * 4, blocks * BLOCK]
         lengths += [piece.numel * dtype.itemsize for piece, dtype in zip(self._copied, self._dtypes, strict=True)]
         offsets = [0, *accumulate(-(-length // ALIGNMENT) * ALIGNMENT for length in lengths)]
         self._spans = [(offset, offset + length) for offset, length in zip(offsets, lengths, strict=False)]
@@ -65,41 +87,37 @@ class Packing:
         """
         if self._copied:
             torch._foreach_copy_(self._copies(wire), [piece.of(tensors) for piece in self._copied])
-        if self._quantised:
-            weights = [piece.of(tensors) for piece in self._quantised]
-            blocks = torch.zeros(self._blocks, BLOCK, device=weights[0].device)
-            torch._foreach_copy_(self._runs(blocks), weights)
-            largest = torch.linalg.vector_norm(blocks, math.inf, dim=1, keepdim=True)
-            scales = (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)  # a block of zeros divides by it too
-            self._scales(wire).copy_(scales)
-            self._integers(wire).copy_(blocks.div_(scales).round_())
+        scratch = torch.empty(CHUNK, BLOCK, device=wire.device)
+        for chunk in self._chunks:
+            blocks = scratch[: chunk.end - chunk.begin].zero_()
+            torch._foreach_copy_(chunk.runs(blocks), chunk.of(tensors))
+            largest = torch.maximum(blocks.amax(1, keepdim=True), blocks.amin(1, keepdim=True).neg_())
+            scales = largest.div_(127).clamp_min_(TINY)  # by which a block of zeros can be divided, too
+            self._scales(wire, chunk).copy_(scales)
+            self._integers(wire, chunk).copy_(blocks.div_(scales).round_())
 
     def decode(self, wire: torch.Tensor, tensors: list[torch.Tensor]) -> None:
         """Write what `wire` holds into the model whose `tensors` these are, on whatever device."""
         wire = wire.to(tensors[0].device)  # at once rather than tensor by tensor
         if self._copied:
             torch._foreach_copy_([piece.of(tensors) for piece in self._copied], self._copies(wire))
-        if self._quantised:
-            blocks = self._integers(wire).float().mul_(self._scales(wire))
-            torch._foreach_copy_([piece.of(tensors) for piece in self._quantised], self._runs(blocks))
+        scratch = torch.empty(CHUNK, BLOCK, device=wire.device)
+        for chunk in self._chunks:
+            integers, scales = self._integers(wire, chunk), self._scales(wire, chunk)
+            blocks = scratch[: chunk.end - chunk.begin].copy_(integers).mul_(scales)
+            torch._foreach_copy_(chunk.of(tensors), chunk.runs(blocks))
 
     def _copies(self, wire: torch.Tensor) -> list[torch.Tensor]:
         spans = zip(self._spans[2:], self._dtypes, strict=True)
         return [wire[begin:end].view(dtype) for (begin, end), dtype in spans]
 
-    def _scales(self, wire: torch.Tensor) -> torch.Tensor:
+    def _scales(self, wire: torch.Tensor, chunk: _Chunk) -> torch.Tensor:
         begin, end = self._spans[0]
-        return wire[begin:end].view(torch.float32).view(-1, 1)
+        return wire[begin:end].view(torch.float32)[chunk.begin : chunk.end].view(-1, 1)
 
-    def _integers(self, wire: torch.Tensor) -> torch.Tensor:
+    def _integers(self, wire: torch.Tensor, chunk: _Chunk) -> torch.Tensor:
         begin, end = self._spans[1]
-        return wire[begin:end].view(torch.int8).view(-1, BLOCK)
-
-    def _runs(self, blocks: torch.Tensor) -> list[torch.Tensor]:
-        """Each quantised piece's place in fp32 [blocks, BLOCK]; a piece begins with a block of its own."""
-        flat = blocks.view(-1)
-        firsts = [block * BLOCK for block in self._first_blocks]
-        return [flat[first : first + piece.numel] for first, piece in zip(firsts, self._quantised, strict=True)]
+        return wire[begin:end].view(torch.int8).view(-1, BLOCK)[chunk.begin : chunk.end]
 
 
 def require_codec(codec: str, layout: Layout) -> None:
@@ -109,6 +127,24 @@ def require_codec(codec: str, layout: Layout) -> None:
             able = [name for name, dtypes in CODECS.items() if entry.dtype in dtypes]
             remedy = f"use exchange.codec = {' or '.join(able)}" if able else "convert it to float32"
             raise UserError(f"exchange.codec = {codec} does not carry the parameter {entry}; {remedy}")
+
+
+def _chunks(pieces: list[Piece]) -> list[_Chunk]:
+    """The pieces, cut where a chunk is full."""
+    chunks: list[_Chunk] = []
+    for piece in pieces:
+        first = piece.first
+        while first < piece.last:
+            if not chunks or chunks[-1].end - chunks[-1].begin == CHUNK:
+                end = chunks[-1].end if chunks else 0
+                chunks.append(_Chunk(end, end, []))
+            chunk = chunks[-1]
+            used = chunk.end - chunk.begin
+            last = min(piece.last, first + (CHUNK - used) * BLOCK)
+            chunk.pieces.append((used * BLOCK, replace(piece, first=first, last=last)))
+            chunk.end += -(-(last - first) // BLOCK)
+            first = last
+    return chunks
 
 
 def _dtype_on_the_wire(piece: Piece, codec: str) -> torch.dtype:
