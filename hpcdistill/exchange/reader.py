@@ -11,32 +11,16 @@ w ≥ v + SLOTS − 1, and rejected it.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 from hpcdistill.exchange.ledger import Ledger
+from hpcdistill.exchange.slots import SLOTS, Bytes, Shard, stamp_of, total_nbytes
 
-SLOTS = 3
-"""The fewest with which a read shorter than one publish interval never has to be repeated."""
-
-HEADER_NBYTES = 4096  # a page of its own, away from the bulk traffic
-STAMP_NBYTES = 64  # in front of each slot: version and step
 CHUNK_NBYTES = 1 << 30  # one Rget moves at most this, well below what 32-bit counts can express
 
 VERSION_BITS = 40  # of `Reader.staged`: at a thousand versions a second they last for 35 years
-
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-class Shard(NamedTuple):
-    """Where a shard of a peer's snapshots is kept."""
-
-    target: int
-    """World rank whose window holds it."""
-    stride: int
-    """Bytes from one slot of that window to the next: what a fetch reads, stamp and shard."""
 
 
 class Reader:
@@ -58,7 +42,7 @@ class Reader:
         self._ledger = ledger
         self._turn = (0, -1)  # how often it was turned, and to whom: one object, so that no thread sees half of it
         self._held: tuple[int, list[Shard]] = (-1, [])  # whose shards `memory` has, or is about to have
-        self.memory: Bytes = np.zeros(nbytes, np.uint8)  # touched now: a first read into cold memory is slow
+        self.memory: Bytes = np.full(nbytes, 0, np.uint8)  # touched, unlike zeros: the first read is no slower
         self.staged = 0
         """Which snapshot waits for adoption, 0 for none. Ranks of a group have equal numbers if and only if they hold
         their shards of the same snapshot; of two, the larger is the one to have."""
@@ -109,7 +93,7 @@ class Reader:
     def _fetch(self, version: int) -> Generator[bool, None, bool]:
         """Read this version's shards; whether they are whole."""
         peer, shards = self._held
-        stamps = yield from self._slots(version % SLOTS)
+        stamps = yield from self._slots(version)
         self._ledger.fetched[peer] += total_nbytes(shards)
         # The stamp says nothing new where MPI keeps its promises; where it does not, it is one more chance to notice.
         whole = max((yield from self._headers())) - version <= SLOTS - 2 and all(stamp == version for stamp in stamps)
@@ -127,32 +111,21 @@ class Reader:
         yield from _completion(requests)
         return [int(version) for version in versions[:, 0]]
 
-    def _slots(self, slot: int) -> Generator[bool, None, list[int]]:
-        """Read one slot of each shard into `memory`, one behind the other; the versions that they are stamped with."""
+    def _slots(self, version: int) -> Generator[bool, None, list[int]]:
+        """Read a version's slot of each shard into `memory`, one behind the other; the versions in their stamps."""
         requests, begins, end = [], [], 0
         for shard in self._held[1]:
             begins.append(end)
             begin, end = end, end + shard.stride
-            offset = HEADER_NBYTES + slot * shard.stride
             for first in range(0, shard.stride, CHUNK_NBYTES):
                 chunk = self.memory[begin:end][first : first + CHUNK_NBYTES]
-                requests.append(self._window.Rget(chunk, shard.target, (offset + first, chunk.nbytes, MPI.BYTE)))
+                place = (shard.offset(version) + first, chunk.nbytes, MPI.BYTE)
+                requests.append(self._window.Rget(chunk, shard.target, place))
         yield from _completion(requests)
-        return [read_stamp(self.memory[begin:])[0] for begin in begins]
-
-
-def read_stamp(slot: Bytes) -> tuple[int, int]:
-    """Version and step of what lies in a slot."""
-    version, step = slot[:16].view(np.int64)
-    return int(version), int(step)
+        return [int(stamp_of(self.memory[begin:])[0]) for begin in begins]
 
 
 def _completion(requests: list[MPI.Request]) -> Generator[bool, None, None]:
     """Yield True until all requests are complete."""
     while not MPI.Request.Testall(requests):
         yield True
-
-
-def total_nbytes(shards: list[Shard]) -> int:
-    """What fetching these shards takes."""
-    return sum(shard.stride for shard in shards)

@@ -1,9 +1,8 @@
 """Snapshots through MPI one-sided windows: the writer never waits for a reader, nor a reader for a writer.
 
-Every rank owns one window with a header, the 64-bit number of its newest complete version, and `SLOTS` slots.
-Version v lives in slot v % SLOTS. Rank r of a group publishes shard r of the group's snapshot; a peer's ranks share
-its shards out among themselves and adopt a snapshot when all of them hold the same version of it. `writer.py` and
-`reader.py` are the two halves of this; the latter shows why what is read is whole.
+Every rank owns one window: a header, the 64-bit number of its newest complete version, and a few slots (`slots.py`).
+Rank r of a group publishes shard r of the group's snapshot (`writer.py`). A peer's ranks share the shards out among
+themselves, fetch them (`reader.py`, which shows why they are whole), and adopt a snapshot when all hold the same version.
 
 Assumed of MPI: the unified memory model (public and private copy of a window are one, MPI 4.1, Section 12.4) and
 MPI_THREAD_MULTIPLE. Both are checked; without them the constructor refuses.
@@ -27,7 +26,8 @@ from hpcdistill.exchange import Exchange, Snapshot
 from hpcdistill.exchange.allocation import allocate_window
 from hpcdistill.exchange.codec import Packing, require_codec
 from hpcdistill.exchange.ledger import Ledger
-from hpcdistill.exchange.reader import HEADER_NBYTES, SLOTS, STAMP_NBYTES, Reader, Shard, read_stamp, total_nbytes
+from hpcdistill.exchange.reader import Reader
+from hpcdistill.exchange.slots import STAMP_NBYTES, Bytes, Shard, stamp_of, total_nbytes, window_nbytes
 from hpcdistill.exchange.writer import Writer
 from hpcdistill.groups import Groups, end_job, require_thread_multiple
 from hpcdistill.snapshot import Layout
@@ -70,11 +70,12 @@ class WindowExchange(Exchange):
         self._group_comm = groups.comm.Dup()
 
         packing = self._packings(groups.size)[groups.rank]
-        self._window = allocate_window(self._comm, HEADER_NBYTES + SLOTS * (STAMP_NBYTES + packing.nbytes))
+        self._window = allocate_window(self._comm, window_nbytes(STAMP_NBYTES + packing.nbytes))
         self._writer = Writer(self._window, self._comm.rank, packing, groups.device)
         share = max(total_nbytes(self._share(peer, groups.rank)) for peer in groups.peers)
         self._readers = [Reader(self._window, self._my_share, share, self.ledger) for _ in range(degree)]
-        self._whole = np.zeros(max(total_nbytes(self._shards(peer)) for peer in groups.peers), np.uint8)
+        whole = max(total_nbytes(self._shards(peer)) for peer in groups.peers)
+        self._whole: Bytes = np.full(whole if groups.size > 1 else 0, 0, np.uint8)
         self._agreement: tuple[np.ndarray[Any, Any], MPI.Request] | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._communicate, name="exchange", daemon=True)
@@ -170,13 +171,20 @@ class WindowExchange(Exchange):
         return extremes, self._group_comm.Iallreduce(MPI.IN_PLACE, extremes, op=MPI.MIN)
 
     def _adopt(self, reader: Reader) -> Snapshot:
-        counts = [total_nbytes(self._share(reader.peer, rank)) for rank in range(self._groups.size)]
-        self._group_comm.Allgatherv(reader.memory[: counts[self._groups.rank]], [self._whole, counts])
+        whole = self._assemble(reader)
         strides = [shard.stride for shard in self._shards(reader.peer)]
-        wires = torch.from_numpy(self._whole)[: sum(strides)].split(strides)
+        wires = torch.from_numpy(whole)[: sum(strides)].split(strides)
         packings = self._packings(len(strides))
         shards = [(packing, wire[STAMP_NBYTES:]) for packing, wire in zip(packings, wires, strict=True)]
-        return Snapshot(reader.peer, read_stamp(self._whole)[1], self._layout, shards)
+        return Snapshot(reader.peer, int(stamp_of(whole)[1]), self._layout, shards)
+
+    def _assemble(self, reader: Reader) -> Bytes:
+        """All shards, one behind the other, of the snapshot of which each rank has staged its share."""
+        if self._groups.size == 1:
+            return reader.memory
+        counts = [total_nbytes(self._share(reader.peer, rank)) for rank in range(self._groups.size)]
+        self._group_comm.Allgatherv(reader.memory[: counts[self._groups.rank]], [self._whole, counts])
+        return self._whole
 
     # Below: the communication thread.
 

@@ -7,7 +7,7 @@ import torch
 from mpi4py import MPI
 
 from hpcdistill.exchange.codec import Packing
-from hpcdistill.exchange.reader import HEADER_NBYTES, SLOTS, STAMP_NBYTES
+from hpcdistill.exchange.slots import HEADER_NBYTES, SLOTS, STAMP_NBYTES, stamp_of
 
 
 class Writer:
@@ -41,7 +41,7 @@ class Writer:
         """Put the shard of the model with these tensors into the next slot; its length in bytes. Only when `idle`."""
         version = self._offered + 1
         slot = self._slots[version % SLOTS]
-        slot[:16].view(torch.int64).copy_(torch.tensor([version, step]))
+        stamp_of(slot.numpy())[:] = version, step
         if self._offload:
             self._packing.encode(tensors, self._offload.staging)
             self._offload.begin(slot[STAMP_NBYTES:])
