@@ -2,7 +2,7 @@
 
 Every rank owns one window: a header, the 64-bit number of its newest complete version, and a few slots (`slots.py`).
 Rank r of a group publishes shard r of the group's snapshot (`writer.py`). A peer's ranks share the shards out among
-themselves, fetch them (`reader.py`, which shows why they are whole), and adopt a snapshot when all hold the same version.
+themselves, fetch them (`reader.py`, which shows why they are whole), and adopt a snapshot when all hold one version.
 
 Assumed of MPI: the unified memory model (public and private copy of a window are one, MPI 4.1, Section 12.4) and
 MPI_THREAD_MULTIPLE. Both are checked; without them the constructor refuses.
