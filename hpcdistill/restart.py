@@ -7,12 +7,13 @@ import sys
 import torch
 from torch import nn
 
-from hpcdistill.checkpoint import Checkpoints, State
+from hpcdistill.checkpoint import Checkpoints
 from hpcdistill.config import Config
 from hpcdistill.data.batches import Batches
 from hpcdistill.errors import UserError
 from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
+from hpcdistill.state_file import State
 
 
 class Restart:

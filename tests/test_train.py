@@ -14,9 +14,9 @@ import h5py
 import pytest
 import torch
 
-from hpcdistill.checkpoint import load
 from hpcdistill.data.text import prepare_text
 from hpcdistill.metrics import metrics_path, read_metrics
+from hpcdistill.state_file import State, load_state
 
 pytestmark = pytest.mark.launch
 
@@ -62,6 +62,10 @@ def train(mpirun: Run, data: Path, tmp_path: Path) -> Run:
         return mpirun(ranks, *command, **mpirun_options)
 
     return run
+
+
+def load(path: Path) -> State:
+    return load_state(path, "checkpoint")
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
