@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from typing import Any
 
-from hpcdistill.errors import UserError
-from hpcdistill.state_file import State, load_state, save_state
+from hpcdistill.errors import UserError, warn
+from hpcdistill.state_file import State, difference, load_state, save_state
 
 KIND = "checkpoint"
 
@@ -61,7 +59,7 @@ class Checkpoints:
             except UserError as error:
                 if strict:
                     raise UserError(f"--resume=strict: {error}") from None
-                print(f"hpcdistill: warning: {error}; trying the one before", file=sys.stderr, flush=True)
+                warn(f"{error}; trying the one before")
         if paths:
             raise UserError(
                 f"none of the {len(paths)} checkpoints of group {self._group} in {self._folder} is usable (see "
@@ -74,15 +72,6 @@ class Checkpoints:
         for name, mine in self._owner.items():
             theirs = content["owner"].get(name)
             if theirs != mine:
-                raise UserError(f"checkpoint {path} is of another run: {_difference(name, theirs, mine)}")
+                raise UserError(f"checkpoint {path} is of another run: {difference(name, theirs, mine)}")
         state: State = content["state"]
         return state
-
-
-def _difference(name: str, theirs: Any, mine: Any) -> str:
-    if isinstance(theirs, list) and isinstance(mine, list):
-        for before, now in zip(theirs, mine, strict=False):
-            if before != now:
-                return f"{name} has {before} there, {now} here"
-        return f"{name} has {len(theirs)} entries there, {len(mine)} here"
-    return f"{name} = {theirs} there, {mine} here"

@@ -88,8 +88,9 @@ class CodistillConfig(Section):
 class ExchangeConfig(Section):
     """How snapshots travel."""
 
-    transport: Literal["window"] = "window"
-    """'window': MPI one-sided windows inside one world."""
+    transport: Literal["window", "files"] = "window"
+    """'window': MPI one-sided windows between the groups of one job; 'files': a folder under run_dir, between groups
+    that may be jobs of their own."""
     topology: Literal["all", "ring", "pairs", "k-random"] = "all"
     """Whom a group learns from: 'all' others, the next one in a 'ring', its partner in 'pairs' (0, 1; 2, 3; ...), or a
     few others drawn at random for each exchange interval ('k-random')."""
@@ -129,6 +130,8 @@ class Config(BaseSettings):
     """Folder for metrics, checkpoints and the report; must be the same on every rank."""
     groups: PositiveInt = 2
     """Groups that codistil."""
+    group: NonNegativeInt | None = None
+    """Which of the groups this job is, counted from 0, where each is a job of its own (needs transport 'files')."""
     group_sizes: tuple[PositiveInt, ...] | None = None
     """Ranks of each group, such as 4,2; without it the ranks are split evenly."""
     seed: NonNegativeInt = 0
@@ -165,6 +168,22 @@ class Config(BaseSettings):
             raise ValueError(
                 f"exchange.degree = {self.exchange.degree} is more than the others of groups = {self.groups}; "
                 f"use at most {self.groups - 1}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_group_of_its_own_is_one_of_them_and_needs_files(self) -> Config:
+        if self.group is None:
+            return self
+        if self.group >= self.groups:
+            raise ValueError(
+                f"group = {self.group}, but groups = {self.groups} are numbered from 0; use --group=0 to "
+                f"--group={self.groups - 1}"
+            )
+        if self.codistill.weight > 0 and self.exchange.transport != "files":
+            raise ValueError(
+                f"group = {self.group} makes this job one group, but exchange.transport = "
+                f"'{self.exchange.transport}' joins groups of one job; add --exchange.transport=files or omit --group"
             )
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import traceback
 from bisect import bisect
@@ -28,27 +29,33 @@ LAUNCHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 @dataclass(frozen=True)
 class Groups:
-    """This process's place in the world: a few groups of ranks, one model each.
+    """This process's place among a few groups of ranks, one model each.
 
-    A group's ranks are neighbours in the world, so that they share nodes.
+    Either all groups make up one world, or each is a world of its own. A group's ranks are neighbours in the world, so
+    that they share nodes.
     """
 
     world: MPI.Intracomm
     comm: MPI.Comm
     """The ranks of this group; for everything but gradients, which travel through Horovod's own."""
     sizes: tuple[int, ...]
-    """Ranks of each group."""
+    """Ranks of each of this world's groups."""
     device: torch.device
+    count: int
+    """How many groups there are, in all worlds."""
+    first: int = 0
+    """The number of this world's first group."""
 
     @classmethod
-    def create(cls, count: int, sizes: Sequence[int] | None = None) -> Groups:
-        """Split the world into `count` groups, one Horovod each.
+    def create(cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None) -> Groups:
+        """Split the world into `count` groups, or take it for one of them; one Horovod each.
 
         Collective over the world, once per process.
 
         Args:
             count: how many groups.
             sizes: ranks of each; None for as many in each.
+            group: which of the groups this world is; None if it is all of them.
 
         Raises:
             UserError: the world does not split evenly or is not the sum of `sizes`, MPI grants too low a thread
@@ -61,13 +68,11 @@ class Groups:
         world = MPI.COMM_WORLD
         require_one_world()
         require_thread_multiple()
-        sizes = tuple(sizes) if sizes else _equal_sizes(world.size, count)
-        if sum(sizes) != world.size:
-            raise UserError(
-                f"group_sizes = {','.join(map(str, sizes))} takes {sum(sizes)} ranks, but {world.size} were started; "
-                f"start {sum(sizes)} ranks or change --group_sizes"
-            )
-        groups = cls.split(world, sizes, _local_device(world))
+        device = _local_device(world)
+        if group is None:
+            groups = cls.split(world, _sizes(world.size, count, sizes), device)
+        else:
+            groups = cls.alone(world, group, count, device)
         # Not process sets: with those a stopped rank of one group stalls every group.
         hvd.init(comm=groups.comm)
         return groups
@@ -75,12 +80,12 @@ class Groups:
     @classmethod
     def split(cls, world: MPI.Intracomm, sizes: tuple[int, ...], device: torch.device) -> Groups:
         """Make the first `sizes[0]` ranks of the world group 0, and so on, without Horovod. Collective over it."""
-        return cls(world, world.Split(_group_of(world.rank, sizes), world.rank), sizes, device)
+        return cls(world, world.Split(_group_of(world.rank, sizes), world.rank), sizes, device, len(sizes))
 
-    @property
-    def count(self) -> int:
-        """How many groups there are."""
-        return len(self.sizes)
+    @classmethod
+    def alone(cls, world: MPI.Intracomm, group: int, count: int, device: torch.device) -> Groups:
+        """Make the world one group of those of several worlds, without Horovod. Collective over it."""
+        return cls(world, world.Dup(), (world.size,), device, count, first=group)
 
     @property
     def group(self) -> int:
@@ -88,12 +93,12 @@ class Groups:
         return self.group_of(self.world.rank)
 
     def group_of(self, world_rank: int) -> int:
-        """Which group a rank of the world belongs to."""
-        return _group_of(world_rank, self.sizes)
+        """Which group a rank of this world belongs to."""
+        return self.first + _group_of(world_rank, self.sizes)
 
     def leader_of(self, group: int) -> int:
-        """The world rank of a group's rank 0."""
-        return sum(self.sizes[:group])
+        """The rank in this world of a group's rank 0."""
+        return sum(self.sizes[: group - self.first])
 
     @property
     def rank(self) -> int:
@@ -184,7 +189,9 @@ def end_job(error: BaseException) -> NoReturn:
             print(f"[world rank {world.rank} of {world.size}] {_message(error)}", file=sys.stderr, flush=True)
             world.Abort(status)
             os._exit(status)  # MPICH returns from Abort and lets its launcher do the killing
-    print(_message(error), file=sys.stderr)
+    print(_message(error), file=sys.stderr, flush=True)
+    if threading.current_thread() is not threading.main_thread():
+        os._exit(status)  # sys.exit would end this thread only
     sys.exit(status)
 
 
@@ -220,13 +227,19 @@ def require_thread_multiple() -> None:
         )
 
 
-def _equal_sizes(ranks: int, groups: int) -> tuple[int, ...]:
-    if ranks % groups:
+def _sizes(ranks: int, groups: int, wanted: Sequence[int] | None) -> tuple[int, ...]:
+    if wanted is None and ranks % groups:
         raise UserError(
             f"{ranks} ranks cannot be split evenly into groups = {groups}; start a multiple of {groups} ranks, "
             f"set --groups to a divisor of {ranks}, or give each group its own number by --group_sizes"
         )
-    return (ranks // groups,) * groups
+    sizes = tuple(wanted or (ranks // groups,) * groups)
+    if sum(sizes) != ranks:
+        raise UserError(
+            f"group_sizes = {','.join(map(str, sizes))} takes {sum(sizes)} ranks, but {ranks} were started; "
+            f"start {sum(sizes)} ranks or change --group_sizes"
+        )
+    return sizes
 
 
 def _group_of(world_rank: int, sizes: Sequence[int]) -> int:

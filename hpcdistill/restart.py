@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import nn
 
 from hpcdistill.checkpoint import Checkpoints
 from hpcdistill.config import Config
 from hpcdistill.data.batches import Batches
-from hpcdistill.errors import UserError
+from hpcdistill.errors import UserError, warn
 from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
 from hpcdistill.state_file import State
@@ -68,7 +66,7 @@ class Restart:
         try:
             self._checkpoints.save(step, state)
         except OSError as error:
-            print(f"hpcdistill: warning: no checkpoint at step {step}: {error}", file=sys.stderr, flush=True)
+            warn(f"no checkpoint at step {step}: {error}")
 
     def resume(self, mode: str) -> int:
         """The step to go on from; 0 for a new run.

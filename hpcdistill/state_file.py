@@ -60,6 +60,16 @@ def load_state(path: Path, kind: str) -> State:
         raise UserError(f"{kind} {path} cannot be read: {error}") from None
 
 
+def difference(name: str, theirs: Any, mine: Any) -> str:
+    """In words, where a value in a file differs from one's own."""
+    if isinstance(theirs, list) and isinstance(mine, list):
+        for before, now in zip(theirs, mine, strict=False):
+            if before != now:
+                return f"{name} has {before} there, {now} here"
+        return f"{name} has {len(theirs)} entries there, {len(mine)} here"
+    return f"{name} = {theirs} there, {mine} here"
+
+
 def _magic(kind: str) -> bytes:
     return f"hpcdistill {kind} 1 blake2b ".encode()
 

@@ -33,7 +33,7 @@ def train(config: Config, resume: str = "no") -> None:
     Raises:
         UserError: bad input, or a loss that is not finite.
     """
-    groups = Groups.create(config.groups, config.group_sizes)
+    groups = Groups.create(config.groups, config.group_sizes, config.group)
     store = TokenStore(config.data.path)
     groups.require_same(f"data.path = {config.data.path}", store.identity)
     batches = Batches(store, config.data, groups.group, groups.count, groups.rank, groups.size, config.seed)

@@ -105,7 +105,8 @@ def test_unequal_groups_learn_from_changing_peers_in_few_bytes(train: Run, tmp_p
         assert sum(last["bytes"]["fetched"].values()) > 0
 
 
-def test_a_group_that_stands_still_is_not_waited_for(train: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["window", "files"])
+def test_a_group_that_stands_still_is_not_waited_for(transport: str, train: Run, tmp_path: Path) -> None:
     """Its staleness shows, and it goes on as if nothing had been."""
     paths = [metrics_path(tmp_path / "run", group) for group in (0, 1)]
 
@@ -113,7 +114,7 @@ def test_a_group_that_stands_still_is_not_waited_for(train: Run, tmp_path: Path)
         return max((record["step"] for record in read_metrics(paths[group])[1]), default=0)
 
     with ThreadPoolExecutor() as pool:
-        job = pool.submit(train, 2, "--train.steps=1000")
+        job = pool.submit(train, 2, f"--exchange.transport={transport}", "--train.steps=1000")
         wait_until(lambda: min(last_step(0), last_step(1)) >= 50)
         pid = read_metrics(paths[1])[0]["pid"]
         os.kill(pid, signal.SIGSTOP)

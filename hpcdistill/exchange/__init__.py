@@ -1,7 +1,7 @@
 """How a group's snapshots reach the other groups.
 
 A transport publishes this group's weights and collects its peers', and never makes one group wait for
-another. `window` carries them inside one MPI world.
+another. `window` carries them inside one MPI world; `files` between jobs that share only a filesystem.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def free(self) -> None:
-        """Let go of all that the exchange holds; collective over the world.
+        """Let go of all that the exchange holds; collective over the groups of this world.
 
         Raises:
             RuntimeError: it has been freed already.
@@ -133,6 +133,10 @@ def open_exchange(config: Config, groups: Groups, model: nn.Module, topology: To
     """
     if config.codistill.weight == 0:
         return NoExchange()
+    if config.exchange.transport == "files":
+        from hpcdistill.exchange.files import FilesExchange
+
+        return FilesExchange(groups, model, config.run_dir / "exchange", config.exchange.codec)
     from hpcdistill.exchange.window import WindowExchange
 
     return WindowExchange(groups, model, degree=len(topology.peers(0)), codec=config.exchange.codec)

@@ -1,0 +1,233 @@
+"""Snapshots through a folder: whole or not at all, from whoever is there, and nobody waits for who is not."""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from hpcdistill.errors import UserError
+from hpcdistill.exchange import files
+from hpcdistill.exchange.files import KEEP, KIND, FilesExchange
+from hpcdistill.groups import Groups
+from hpcdistill.state_file import load_state, save_state
+
+Join = Callable[..., FilesExchange]
+
+
+class Constant(nn.Module):
+    """A model whose every element says which step it is of."""
+
+    def __init__(self, elements: int = 1000) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(elements))
+
+    @torch.no_grad()
+    def become(self, step: int) -> None:
+        self.weights.fill_(step)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, world: MPI.Intracomm) -> Path:
+    """The same on every rank."""
+    return world.bcast(tmp_path) / "exchange"
+
+
+@pytest.fixture
+def join(folder: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Join]:
+    """`join(group, model)`: this world as that group, one of three; a test takes the parts of several."""
+    monkeypatch.setattr(files, "POLL_SECONDS", 0.01)
+    joined: list[FilesExchange] = []
+
+    def make(group: int, model: nn.Module, learn_from: tuple[int, ...] = (), codec: str = "fp32") -> FilesExchange:
+        exchange = FilesExchange(Groups.alone(world, group, 3, torch.device("cpu")), model, folder, codec)
+        exchange.learn_from(list(learn_from))
+        joined.append(exchange)
+        return exchange
+
+    yield make
+    for exchange in joined:
+        exchange.abandon()
+
+
+def publish(exchange: FilesExchange, model: Constant, step: int) -> None:
+    """And wait until it is there to be read."""
+    model.become(step)
+    while not exchange.publish(step):  # bounded by the test's timeout, as all loops here
+        time.sleep(1e-3)
+    while not exchange._comm.bcast(exchange._offered is None):
+        time.sleep(1e-3)
+
+
+def news(exchange: FilesExchange, wanted: Callable[[dict[int, int]], bool] = bool) -> dict[int, int]:
+    """The newest step of each peer, once what was heard is as wanted; every snapshot is of the step that it claims."""
+    replica, steps = Constant(), {}
+    while not wanted(steps):
+        for snapshot in exchange.collect():
+            snapshot.load(replica)
+            assert [*replica.weights.aminmax()] == [snapshot.step] * 2
+            steps[snapshot.peer] = snapshot.step
+        time.sleep(1e-3)
+    return steps
+
+
+def nothing_for(exchange: FilesExchange, seconds: float = 0.3) -> bool:
+    end = time.monotonic() + seconds
+    while exchange._comm.bcast(time.monotonic() < end):
+        if list(exchange.collect()):
+            return False
+        time.sleep(1e-3)
+    return True
+
+
+def test_the_newest_arrives_and_the_oldest_go(join: Join, folder: Path, world: MPI.Intracomm) -> None:
+    model = Constant()
+    writer, reader = join(0, model), join(1, Constant(), learn_from=(0,))
+    for step in range(10, 110, 10):
+        publish(writer, model, step)
+    assert news(reader, lambda steps: steps.get(0) == 100) == {0: 100}
+    world.Barrier()
+    assert [path.name for path in sorted(folder.iterdir())] == [f"g0-{n:010d}.h5" for n in range(11 - KEEP, 11)]
+
+
+def test_who_is_absent_is_not_waited_for(join: Join) -> None:
+    model = Constant()
+    alone = join(1, model, learn_from=(0, 2))
+    publish(alone, model, 1)
+    assert nothing_for(alone)
+    alone.free()
+
+
+def test_a_peer_that_begins_again_at_an_earlier_step_is_heard(join: Join) -> None:
+    """And with it a group that is behind, or ahead: steps are its own affair."""
+    model = Constant()
+    reader = join(1, Constant(), learn_from=(0,))
+    first = join(0, model)
+    publish(first, model, 500)
+    assert news(reader) == {0: 500}
+    first.free()
+    again = join(0, model)
+    publish(again, model, 450)
+    assert news(reader) == {0: 450}
+
+
+def test_only_the_peers_asked_for_are_heard_of(join: Join) -> None:
+    model = Constant()
+    publish(join(0, model), model, 1)
+    publish(join(2, model), model, 2)
+    reader = join(1, Constant(), learn_from=(2,))
+    assert news(reader) == {2: 2}
+    reader.learn_from([0])
+    assert news(reader) == {0: 1}
+    assert nothing_for(reader)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"", lambda content: b"x" * 5000])
+def test_a_damaged_file_is_passed_over(
+    damage: Callable[[bytes], bytes],
+    join: Join,
+    folder: Path,
+    world: MPI.Intracomm,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = Constant()
+    writer, reader = join(0, model), join(1, Constant())
+    publish(writer, model, 1)
+    if world.rank == 0:
+        path = folder / "g0-0000000001.h5"
+        path.write_bytes(damage(path.read_bytes()))
+    world.Barrier()
+    reader.learn_from([0])
+    assert nothing_for(reader)
+    if world.rank == 0:
+        assert capsys.readouterr().err.count("group 1 takes nothing from group 0 for now") == 1
+    publish(writer, model, 2)
+    assert news(reader) == {0: 2}
+
+
+def test_a_peer_with_another_model_or_codec_is_named_and_not_heard(
+    join: Join, world: MPI.Intracomm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    larger, model = Constant(1001), Constant()
+    publish(join(0, larger), larger, 1)
+    publish(join(2, model, codec="bf16"), model, 1)
+    assert nothing_for(join(1, Constant(), learn_from=(0, 2)))
+    if world.rank == 0:
+        said = capsys.readouterr().err
+        assert "tensors has weights [1001] float32 there, weights [1000] float32 here" in said
+        assert "codec = bf16 there, fp32 here" in said
+
+
+@pytest.mark.parametrize("failure", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_takes_nothing_costs_that_snapshot_only(
+    failure: int, join: Join, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(failure, os.strerror(failure))
+
+    model = Constant()
+    writer, reader = join(0, model), join(1, Constant(), learn_from=(0,))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_state", fail)
+        publish(writer, model, 1)
+    if world.rank == 0:
+        assert f"no snapshot at step 1 for its peers: [Errno {failure}]" in capsys.readouterr().err
+    publish(writer, model, 2)
+    assert news(reader) == {0: 2}
+
+
+def test_litter_of_a_killed_writer_is_removed(join: Join, folder: Path, world: MPI.Intracomm) -> None:
+    litter = [folder / ".g0-0000000007.h5.123", folder / ".g1-0000000007.h5.123"]
+    if world.rank == 0:
+        folder.mkdir()
+        for path in litter:
+            path.touch()
+    world.Barrier()
+    model = Constant()
+    publish(join(0, model), model, 1)
+    assert [path.exists() for path in litter] == [False, True]
+
+
+def test_a_changed_model_is_refused_and_nothing_is_done_after_free(join: Join) -> None:
+    model = Constant()
+    exchange = join(0, model)
+    model.weights.data = torch.zeros(5)
+    with pytest.raises(UserError, match=r"weights \[1000\] float32 against weights \[5\] float32"):
+        exchange.publish(1)
+    exchange.free()
+    for use in (exchange.free, lambda: exchange.publish(1), lambda: list(exchange.collect())):
+        with pytest.raises(RuntimeError, match="freed already; open a new one"):
+            use()
+
+
+def write_for_ever(folder: Path, number: int) -> None:
+    while True:
+        number += 1
+        wire = torch.full((300_000,), number % 256, dtype=torch.uint8)
+        save_state(folder / f"g0-{number:010d}.h5", KIND, {"number": number, "wire": wire})
+
+
+@pytest.mark.launch
+def test_a_writer_killed_at_any_moment_leaves_only_whole_files(tmp_path: Path) -> None:
+    random, number = Random(0), 0
+    for _ in range(200):
+        writer = os.fork()  # rather than a new Python, which takes seconds to start
+        if writer == 0:
+            write_for_ever(tmp_path, number)
+        while not list(tmp_path.glob("g0-*.h5")):
+            time.sleep(1e-3)
+        time.sleep(random.uniform(0, 0.03))  # about as long as it writes at one file
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+        for path in tmp_path.glob("g0-*.h5"):
+            state = load_state(path, KIND)
+            assert (state["wire"] == state["number"] % 256).all()
+            number = max(number, state["number"])
+            path.unlink()
