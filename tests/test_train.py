@@ -114,21 +114,21 @@ def test_a_group_that_stands_still_is_not_waited_for(transport: str, train: Run,
         return max((record["step"] for record in read_metrics(paths[group])[1]), default=0)
 
     with ThreadPoolExecutor() as pool:
-        job = pool.submit(train, 2, f"--exchange.transport={transport}", "--train.steps=1000")
+        job = pool.submit(train, 2, f"--exchange.transport={transport}", "--train.steps=500")
         wait_until(lambda: min(last_step(0), last_step(1)) >= 50)
         pid = read_metrics(paths[1])[0]["pid"]
         os.kill(pid, signal.SIGSTOP)
         try:
             time.sleep(20)
             stopped_at = last_step(1)
-            wait_until(lambda: last_step(0) == 1000)
-            assert last_step(1) == stopped_at < 900
+            wait_until(lambda: last_step(0) == 500)
+            assert last_step(1) == stopped_at < 400
         finally:
             os.kill(pid, signal.SIGCONT)
         assert job.result().returncode == 0
-    assert last_step(1) == 1000
+    assert last_step(1) == 500
     staleness = [record["staleness"]["1"] for record in read_metrics(paths[0])[1] if "1" in record.get("staleness", {})]
-    assert staleness[-1] > 1000 - stopped_at - 10  # 10: at the most, from one record to the next
+    assert staleness[-1] > 500 - stopped_at - 10  # 10: at the most, from one record to the next
 
 
 def test_groups_begin_apart_and_ranks_of_a_group_stay_together(train: Run, tmp_path: Path) -> None:
