@@ -187,6 +187,7 @@ def end_job(error: BaseException) -> NoReturn:
             if world.rank and isinstance(error, UserError):
                 time.sleep(1)  # where all ranks have the same error, rank 0 says it for all and ends the job
             print(f"[world rank {world.rank} of {world.size}] {_message(error)}", file=sys.stderr, flush=True)
+            time.sleep(1)  # until the launcher has passed it on: killing the job at once, it often loses the last words
             world.Abort(status)
             os._exit(status)  # MPICH returns from Abort and lets its launcher do the killing
     print(_message(error), file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ Record = dict[str, Any]
 def metrics_path(run_dir: Path, group: int) -> Path:
     """Where a group writes its metrics."""
     return run_dir / f"metrics-g{group}.jsonl"
+
+
+def metrics_paths(run_dir: Path) -> dict[int, Path]:
+    """The metrics there are by group, which may be jobs of their own and not all have begun."""
+    found = ((re.fullmatch(r"metrics-g(\d+)\.jsonl", path.name), path) for path in run_dir.glob("metrics-g*.jsonl"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 class Metrics:

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpcdistill.errors import UserError
-from hpcdistill.metrics import Record, metrics_path, read_metrics
+from hpcdistill.metrics import Record, metrics_paths, read_metrics
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small files, searchable
@@ -94,9 +94,10 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
 
 def _curves(run: Path) -> list[Curve]:
     curves: list[Curve] = []
-    while metrics_path(run, len(curves)).exists():
-        header, records = read_metrics(metrics_path(run, len(curves)))
-        curves.append(Curve(f"{run.name}, group {len(curves)}", header, records))
+    for group, path in metrics_paths(run).items():
+        header, records = read_metrics(path)
+        if header:
+            curves.append(Curve(f"{run.name}, group {group}", header, records))
     if not curves:
         raise UserError(f"{run} holds no metrics of a run; name the run_dir of a training")
     return curves

@@ -105,6 +105,21 @@ def test_unequal_groups_learn_from_changing_peers_in_few_bytes(train: Run, tmp_p
         assert sum(last["bytes"]["fetched"].values()) > 0
 
 
+def test_groups_that_are_jobs_of_their_own_teach_each_other(train: Run, tmp_path: Path) -> None:
+    """Whenever they begin and end: the second one here long after the first."""
+    alone = ("--exchange.transport=files", "--train.steps=400")
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(train, 2, "--group=1", *alone)]
+        wait_until(lambda: read_metrics(metrics_path(tmp_path / "run", 1))[1] != [])
+        jobs.append(pool.submit(train, 1, "--group=0", *alone))
+        for job in jobs:
+            assert job.result().returncode == 0, job.result().stderr
+    _, records = read_metrics(metrics_path(tmp_path / "run", 0))
+    taught = [record for record in records if record.get("staleness")]
+    assert taught[-1]["bytes"]["fetched"]["1"] > 0
+    assert (tmp_path / "run" / "report.html").exists()
+
+
 @pytest.mark.parametrize("transport", ["window", "files"])
 def test_a_group_that_stands_still_is_not_waited_for(transport: str, train: Run, tmp_path: Path) -> None:
     """Its staleness shows, and it goes on as if nothing had been."""

@@ -10,6 +10,7 @@ MPI_THREAD_MULTIPLE. Both are checked; without them the constructor refuses.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -32,8 +33,11 @@ from hpcdistill.exchange.writer import Writer
 from hpcdistill.groups import Groups, end_job, require_thread_multiple
 from hpcdistill.snapshot import Layout
 
-IDLE_SECONDS = 5e-3  # between two looks when nothing is under way: about 1 % of a core
+# Between two looks of the communication thread:
+IDLE_SECONDS = 5e-3  # when nothing is under way: 2 % of a core
 BUSY_SECONDS = 1e-4  # while bytes travel; no pause at all would fight the training thread for MPI's lock
+AWAKE_SECONDS = 1e-3  # when peers are about to read: between nodes their reads go on only as this rank looks
+AWAKE_FOR_SECONDS = 0.25  # after an announcement; peers that begin later are served all the same, at half the rate
 
 NO_SHARE = np.iinfo(np.int64).max  # what a rank without a share contributes to the minimum of what is staged
 
@@ -191,13 +195,17 @@ class WindowExchange(Exchange):
     def _communicate(self) -> None:
         try:
             fetches = [reader.fetches() for reader in self._readers]
+            announced = -math.inf
             while not self._closing.is_set():
-                busy = self._writer.announce()
+                if self._writer.announce():
+                    announced = time.monotonic()
+                busy = False
                 for fetch in fetches:
                     busy |= next(fetch)
                 self._comm.Iprobe(source=MPI.ANY_SOURCE)  # lets MPI progress what others ask of this rank
                 self.ledger.thread_seconds = time.thread_time()
-                time.sleep(BUSY_SECONDS if busy else IDLE_SECONDS)
+                awake = time.monotonic() < announced + AWAKE_FOR_SECONDS
+                time.sleep(BUSY_SECONDS if busy else AWAKE_SECONDS if awake else IDLE_SECONDS)
         except BaseException as error:
             end_job(error)
 
