@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import machine, write_json
+from measure import ends_all_ranks, machine, ratio, write_json
 from mpi4py import MPI
 from torch import nn
 from torch.nn import functional
@@ -41,6 +41,7 @@ CPU = torch.device("cpu")
 INTERVAL = 50
 
 
+@ends_all_ranks
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,15 +133,9 @@ def at_rest(comm: MPI.Intracomm) -> None:
         time.sleep(1e-3)
 
 
-def ratio(result: dict[str, Any], work: str, copy: str) -> float:
-    """How many times as long as the copy: the median over ranks and rounds."""
-    pairs = [pair for seconds in result["seconds"] for pair in zip(seconds[work], seconds[copy], strict=True)]
-    return statistics.median(mine / theirs for mine, theirs in pairs)
-
-
-def rate(result: dict[str, Any], work: str, nbytes: int) -> float:
+def rate(seconds: dict[str, list[float]], work: str, nbytes: int) -> float:
     """GB/s of one rank: the median over ranks and rounds."""
-    return nbytes / statistics.median(value for seconds in result["seconds"] for value in seconds[work]) / 1e9
+    return nbytes / statistics.median(seconds[work]) / 1e9
 
 
 HEADER = """\
@@ -151,12 +146,13 @@ HEADER = """\
 
 def line(result: dict[str, Any]) -> str:
     """One line of the table."""
+    seconds = {work: [value for rank in result["seconds"] for value in rank[work]] for work in result["seconds"][0]}
+    publish = "" if result["alone"] else f"{ratio(seconds, 'publish', 'copy weights'):.2f}"
     return (
         f"| {result['megabytes']} | {result['codec']} | {'one' if result['alone'] else 'all'} "
-        f"| {rate(result, 'copy weights', result['weights']):.1f} "
-        f"| {'' if result['alone'] else format(ratio(result, 'publish', 'copy weights'), '.2f')} "
-        f"| {result['shard'] / 2**20:.1f} | {rate(result, 'copy shard', result['shard']):.1f} "
-        f"| {rate(result, 'fetch', result['shard']):.2f} | {100 / ratio(result, 'fetch', 'copy shard'):.0f} |"
+        f"| {rate(seconds, 'copy weights', result['weights']):.1f} | {publish} "
+        f"| {result['shard'] / 2**20:.1f} | {rate(seconds, 'copy shard', result['shard']):.1f} "
+        f"| {rate(seconds, 'fetch', result['shard']):.2f} | {100 / ratio(seconds, 'fetch', 'copy shard'):.0f} |"
     )
 
 

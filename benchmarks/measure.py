@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ def in_turns(works: dict[str, Work], device: torch.device, rounds: int) -> dict[
 def ratio(seconds: dict[str, list[float]], slower: str, faster: str) -> float:
     """How many times as long `slower` took: the median over the rounds."""
     return statistics.median(s / f for s, f in zip(seconds[slower], seconds[faster], strict=True))
+
+
+def ends_all_ranks(main: Work) -> Work:
+    """Make an error on one rank the end of all; another would wait for it for ever."""
+
+    @wraps(main)
+    def guarded() -> None:
+        from hpcdistill.groups import end_job  # not for those benchmarks that do without MPI
+
+        try:
+            main()
+        except (Exception, KeyboardInterrupt) as error:
+            end_job(error)
+
+    return guarded
 
 
 def peak_extra_bytes(work: Work, device: torch.device) -> int:

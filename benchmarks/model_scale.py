@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from measure import in_turns, machine, ratio, write_json
+from measure import ends_all_ranks, in_turns, machine, ratio, write_json
 from torch import nn
 
 from hpcdistill.config import CodistillConfig
@@ -249,13 +249,12 @@ class Machine:
 
 
 def parts_on(large: Machine, setting: Setting, here: Parts) -> Parts:
-    """What was measured here, with the large machine's rates; Python's share of `agree` and `look` stays."""
+    """What was measured here, with the large machine's rates; Python's share of `agree`, and `look`, stay."""
     return replace(
         here,
         copy=1 / large.copy,
         gather=1 / large.port,
         agree=here.agree + large.latency * math.log2(setting.ranks),
-        look=here.look,
     )
 
 
@@ -309,6 +308,7 @@ def line(result: dict[str, Any]) -> str:
     )
 
 
+@ends_all_ranks
 def main() -> None:
     """Measure and check, or project."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -15,7 +15,6 @@ now and then hesitate between hearing of a version and reading it: else readers 
 
 import argparse
 import random
-import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import machine, write_json
+from measure import ends_all_ranks, machine, write_json
 from mpi4py import MPI
 from torch import nn
 from tqdm import tqdm
@@ -31,7 +30,7 @@ from tqdm import tqdm
 from hpcdistill.exchange import Snapshot, window
 from hpcdistill.exchange.reader import Reader
 from hpcdistill.exchange.slots import STAMP_NBYTES
-from hpcdistill.groups import Groups, end_job
+from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
 
 SLOT_BYTES = (4096, 4 * 2**20, 64 * 2**20)
@@ -86,6 +85,7 @@ class Tally:
         self._comm.Free()
 
 
+@ends_all_ranks
 def main() -> None:
     """Soak each slot size in turn, print the table, write the results."""
     options = parse()
@@ -93,12 +93,7 @@ def main() -> None:
     window.Reader, window.IDLE_SECONDS = HesitantReader, 2e-3
     world = MPI.COMM_WORLD
     groups = Groups.split(world, (world.size // 2, world.size // 2), torch.device("cpu"))
-    try:
-        results = [soak(groups, *setting) for setting in zip(options.slot_bytes, options.fetches, strict=True)]
-    except BaseException as error:
-        print(f"\nrank {world.rank} has found: {error}", file=sys.stderr, flush=True)
-        time.sleep(1)  # a launcher may lose what is said just before the end
-        end_job(error)
+    results = [soak(groups, *setting) for setting in zip(options.slot_bytes, options.fetches, strict=True)]
     if world.rank == 0:
         print(HEADER, *map(line, results), sep="\n", flush=True)
         if options.output:

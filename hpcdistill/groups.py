@@ -185,7 +185,7 @@ def end_job(error: BaseException) -> NoReturn:
         world = MPI.COMM_WORLD
         if world.size > 1:
             if world.rank and isinstance(error, UserError):
-                time.sleep(1)  # where all ranks have the same error, rank 0 says it for all and ends the job
+                time.sleep(2)  # where all ranks have the same error, rank 0 says it for all and ends the job
             print(f"[world rank {world.rank} of {world.size}] {_message(error)}", file=sys.stderr, flush=True)
             time.sleep(1)  # until the launcher has passed it on: killing the job at once, it often loses the last words
             world.Abort(status)

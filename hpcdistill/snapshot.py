@@ -63,7 +63,7 @@ class Layout:
         for name, tensor in snapshot_tensors(model).items():
             is_weight = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
             entries.append(Entry(name, tuple(tensor.shape), tensor.dtype, offset, tensor.nbytes, is_weight))
-            offset += _aligned(tensor.nbytes)
+            offset += aligned(tensor.nbytes)
         return cls(tuple(entries), offset)
 
     @property
@@ -82,7 +82,7 @@ class Layout:
 
     def shard(self, rank: int, size: int) -> list[Piece]:
         """What `rank` of `size` carries: an equal share of the bytes, in layout order."""
-        length = _aligned(-(-self.nbytes // size))
+        length = aligned(-(-self.nbytes // size))
         begin, end = rank * length, (rank + 1) * length
         pieces = []
         for index, entry in enumerate(self.entries):
@@ -124,5 +124,6 @@ def snapshot_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _aligned(nbytes: int) -> int:
+def aligned(nbytes: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT

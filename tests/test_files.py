@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 import torch
+from constant_model import Constant
 from mpi4py import MPI
 from torch import nn
 
@@ -20,18 +21,6 @@ from hpcdistill.groups import Groups
 from hpcdistill.state_file import load_state, save_state
 
 Join = Callable[..., FilesExchange]
-
-
-class Constant(nn.Module):
-    """A model whose every element says which step it is of."""
-
-    def __init__(self, elements: int = 1000) -> None:
-        super().__init__()
-        self.weights = nn.Parameter(torch.zeros(elements))
-
-    @torch.no_grad()
-    def become(self, step: int) -> None:
-        self.weights.fill_(step)
 
 
 @pytest.fixture
@@ -72,7 +61,7 @@ def news(exchange: FilesExchange, wanted: Callable[[dict[int, int]], bool] = boo
     while not wanted(steps):
         for snapshot in exchange.collect():
             snapshot.load(replica)
-            assert [*replica.weights.aminmax()] == [snapshot.step] * 2
+            assert [*replica.weights.aminmax(), *replica.counts.aminmax()] == [snapshot.step] * 4
             steps[snapshot.peer] = snapshot.step
         time.sleep(1e-3)
     return steps

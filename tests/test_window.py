@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from constant_model import Constant
 from mpi4py import MPI
 from torch import nn
 
@@ -17,20 +18,6 @@ from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
 
 pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="needs peers: run under mpirun")
-
-
-class Constant(nn.Module):
-    """A model whose every element, buffers included, says which group and step it is of."""
-
-    def __init__(self, elements: int) -> None:
-        super().__init__()
-        self.weights = nn.Parameter(torch.zeros(elements))
-        self.register_buffer("counts", torch.zeros(elements // 3, dtype=torch.int64))
-
-    @torch.no_grad()
-    def become(self, number: int) -> None:
-        self.weights.fill_(number)
-        self.counts.fill_(number)
 
 
 def number(group: int, step: int) -> int:

@@ -6,6 +6,7 @@ another. `window` carries them inside one MPI world; `files` between jobs that s
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ class Exchange(ABC):
         ledger: the bytes moved so far, by this rank.
     """
 
-    ledger: Ledger
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self._closing = threading.Event()
 
     @abstractmethod
     def learn_from(self, peers: list[int]) -> None:
@@ -100,12 +103,13 @@ class Exchange(ABC):
         else:
             self.abandon()
 
+    def _require_open(self) -> None:
+        if self._closing.is_set():
+            raise RuntimeError("the exchange has been freed already; open a new one")
+
 
 class NoExchange(Exchange):
     """The `Exchange` of groups that do not teach each other."""
-
-    def __init__(self) -> None:
-        self.ledger = Ledger()
 
     def learn_from(self, peers: list[int]) -> None:
         """Nobody to hear of."""

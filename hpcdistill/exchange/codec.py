@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 
 from hpcdistill.errors import UserError
-from hpcdistill.snapshot import ALIGNMENT, Layout, Piece
+from hpcdistill.snapshot import Layout, Piece, aligned
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CODECS = {"fp32": FLOATS, "bf16": (torch.float64, torch.float32, torch.bfloat16), "int8": FLOATS}
@@ -70,11 +70,11 @@ class Packing:
         self._copied = [piece for piece in pieces if not (quantises and piece.entry.is_weight)]
         self._dtypes = [_dtype_on_the_wire(piece, codec) for piece in self._copied]
         self._chunks = _chunks([piece for piece in pieces if quantises and piece.entry.is_weight])
-        blocks = self._chunks[-1].end if self._chunks else 0
+        self._blocks = blocks = self._chunks[-1].end if self._chunks else 0
         # Scales, blocks, then what is merely copied, each piece aligned for its dtype.
         lengths = [blocks * 4, blocks * BLOCK]
         lengths += [piece.numel * dtype.itemsize for piece, dtype in zip(self._copied, self._dtypes, strict=True)]
-        offsets = [0, *accumulate(-(-length // ALIGNMENT) * ALIGNMENT for length in lengths)]
+        offsets = [0, *accumulate(map(aligned, lengths))]
         self._spans = [(offset, offset + length) for offset, length in zip(offsets, lengths, strict=False)]
         self.nbytes = offsets[-1]
 
@@ -87,7 +87,7 @@ class Packing:
         """
         if self._copied:
             torch._foreach_copy_(self._copies(wire), [piece.of(tensors) for piece in self._copied])
-        scratch = torch.empty(CHUNK, BLOCK, device=wire.device)
+        scratch = torch.empty(min(self._blocks, CHUNK), BLOCK, device=wire.device)
         for chunk in self._chunks:
             blocks = scratch[: chunk.end - chunk.begin].zero_()
             torch._foreach_copy_(chunk.runs(blocks), chunk.of(tensors))
@@ -101,7 +101,7 @@ class Packing:
         wire = wire.to(tensors[0].device)  # at once rather than tensor by tensor
         if self._copied:
             torch._foreach_copy_([piece.of(tensors) for piece in self._copied], self._copies(wire))
-        scratch = torch.empty(CHUNK, BLOCK, device=wire.device)
+        scratch = torch.empty(min(self._blocks, CHUNK), BLOCK, device=wire.device)
         for chunk in self._chunks:
             integers, scales = self._integers(wire, chunk), self._scales(wire, chunk)
             blocks = scratch[: chunk.end - chunk.begin].copy_(integers).mul_(scales)

@@ -22,7 +22,6 @@ from torch import nn
 from hpcdistill.errors import UserError, warn
 from hpcdistill.exchange import Exchange, Snapshot
 from hpcdistill.exchange.codec import Packing, require_codec
-from hpcdistill.exchange.ledger import Ledger
 from hpcdistill.groups import Groups, end_job
 from hpcdistill.snapshot import Layout
 from hpcdistill.state_file import State, difference, load_state, save_state
@@ -50,7 +49,7 @@ class FilesExchange(Exchange):
     def __init__(self, groups: Groups, model: nn.Module, folder: Path, codec: str = "fp32") -> None:
         layout = Layout.of(model)
         require_codec(codec, layout)
-        self.ledger = Ledger()
+        super().__init__()
         self._groups = groups
         self._comm = groups.comm.Dup()
         self._model = model
@@ -67,7 +66,6 @@ class FilesExchange(Exchange):
         self._arrived: dict[int, tuple[int, np.ndarray[Any, Any]]] = {}
         self._seen: dict[int, int] = {}
         self._number = 0  # of the file written last
-        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._communicate, name="exchange", daemon=True)
         if groups.is_leader:
             self._thread.start()
@@ -119,10 +117,6 @@ class FilesExchange(Exchange):
         self._closing.set()
         if self._groups.is_leader:
             self._thread.join()
-
-    def _require_open(self) -> None:
-        if self._closing.is_set():
-            raise RuntimeError("the exchange has been freed already; open a new one")
 
     def _adopt(self, peer: int, step: int) -> Snapshot:
         wire = self._arrived.pop(peer)[1] if self._groups.is_leader else self._received

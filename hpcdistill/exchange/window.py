@@ -26,7 +26,6 @@ from hpcdistill.errors import UserError
 from hpcdistill.exchange import Exchange, Snapshot
 from hpcdistill.exchange.allocation import allocate_window
 from hpcdistill.exchange.codec import Packing, require_codec
-from hpcdistill.exchange.ledger import Ledger
 from hpcdistill.exchange.reader import Reader
 from hpcdistill.exchange.slots import STAMP_NBYTES, Bytes, Shard, stamp_of, total_nbytes, window_nbytes
 from hpcdistill.exchange.writer import Writer
@@ -65,10 +64,11 @@ class WindowExchange(Exchange):
         _require_equal_models(groups, layout)
         groups.require_same("exchange.codec", codec)
         require_codec(codec, layout)
-        self.ledger = Ledger()
+        super().__init__()
         self._groups = groups
         self._model = model
         self._layout = layout
+        self._shards = cache(self._find_shards)
         self._packings = cache(lambda size: [Packing(layout, codec, rank, size) for rank in range(size)])
         self._comm = groups.world.Dup()
         self._group_comm = groups.comm.Dup()
@@ -81,7 +81,6 @@ class WindowExchange(Exchange):
         whole = max(total_nbytes(self._shards(peer)) for peer in groups.peers)
         self._whole: Bytes = np.full(whole if groups.size > 1 else 0, 0, np.uint8)
         self._agreement: tuple[np.ndarray[Any, Any], MPI.Request] | None = None
-        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._communicate, name="exchange", daemon=True)
         self._open()
 
@@ -150,11 +149,8 @@ class WindowExchange(Exchange):
         self._comm.Barrier()
         self._thread.start()
 
-    def _require_open(self) -> None:
-        if self._closing.is_set():
-            raise RuntimeError("the exchange has been freed already; open a new one")
-
-    def _shards(self, peer: int) -> list[Shard]:
+    def _find_shards(self, peer: int) -> list[Shard]:
+        """All shards of a peer."""
         leader = self._groups.leader_of(peer)
         packings = self._packings(self._groups.sizes[peer])
         return [Shard(leader + rank, STAMP_NBYTES + packing.nbytes) for rank, packing in enumerate(packings)]
