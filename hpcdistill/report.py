@@ -5,19 +5,17 @@ from __future__ import annotations
 import html
 import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, pairwise
 from pathlib import Path
+from statistics import fmean
 from string import Template
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hpcdistill.errors import UserError
-from hpcdistill.metrics import Record, metrics_paths, read_metrics
+from hpcdistill.metrics import GroupMetrics, read_run
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small files, searchable
@@ -35,35 +33,26 @@ svg { max-width: 100%; height: auto } .note { color: #666 }
 <h1>$title</h1>
 <p>Data: $source.</p>
 $table
+$quarantines
 $figures
 </html>
 """
 )
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(GroupMetrics):
     """One group of one run."""
 
-    label: str
-    header: Record
-    records: list[Record]
-
-    def column(self, key: str) -> tuple[list[int], list[Any]]:
-        """Steps and values of the records that have `key`."""
-        chosen = [record for record in self.records if key in record]
-        return [record["step"] for record in chosen], [record[key] for record in chosen]
+    @property
+    def label(self) -> str:
+        """How the page calls it."""
+        return f"{self.path.parent.name}, group {self.group}"
 
     @property
     def steps_per_second(self) -> float:
         """Average over the whole run."""
         last = self.records[-1] if self.records else {"step": 0, "seconds": 0.0}
         return last["step"] / last["seconds"] if last["seconds"] else math.nan
-
-    @property
-    def best(self) -> float:
-        """Lowest validation loss, nats per token."""
-        return min(self.column("validation_loss")[1], default=math.nan)
 
     def steps_to(self, target: float) -> int | None:
         """The first validated step at which the loss was `target` or less."""
@@ -80,11 +69,12 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     Raises:
         UserError: a folder holds no metrics.
     """
-    curves = [curve for run in runs for curve in _curves(run)]
+    curves = [Curve(**vars(metrics)) for run in runs for metrics in read_run(run)]
     page = PAGE.substitute(
         title=html.escape("Codistillation: " + " and ".join(run.name for run in runs)),
         source=html.escape("; ".join(sorted({str(curve.header["data_source"]) for curve in curves}))),
         table=_table(curves),
+        quarantines=_quarantines(curves),
         figures="\n".join(_figures(curves)),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -92,34 +82,45 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     print(f"report: {output.resolve()}")
 
 
-def _curves(run: Path) -> list[Curve]:
-    curves: list[Curve] = []
-    for group, path in metrics_paths(run).items():
-        header, records = read_metrics(path)
-        if header:
-            curves.append(Curve(f"{run.name}, group {group}", header, records))
-    if not curves:
-        raise UserError(f"{run} holds no metrics of a run; name the run_dir of a training")
-    return curves
-
-
 def _table(curves: list[Curve]) -> str:
     target = max(curve.best for curve in curves)  # the lowest loss that all have reached
-    titles = ["", "ranks", "batch", "parameters", "steps/s", "best validation loss", f"steps to {target:.3f}"]
+    titles = [
+        *("", "ranks", "batch", "parameters", "steps/s", "restarts", "seconds lost per checkpoint"),
+        *("best validation loss", f"steps to {target:.3f}"),
+    ]
     rows = ["".join(f"<th>{title}</th>" for title in titles)]
     for curve in curves:
         reached = curve.steps_to(target)
+        _, lost = curve.column("checkpoint_seconds")
         cells = [
             str(curve.header["ranks_per_group"]),
             str(curve.header["config"]["data"]["batch_size"]),
             f"{curve.header['parameters']:,}",
             f"{curve.steps_per_second:.1f}",
+            str(curve.restarts),
+            f"{fmean(lost):.3f}" if lost else "-",
             f"{curve.best:.3f}",
             "not reached" if reached is None else f"{reached:,}",
         ]
         rows.append(f"<td>{html.escape(curve.label)}</td>" + "".join(f'<td class="number">{c}</td>' for c in cells))
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     return f'<table>{body}</table><p class="note">Losses in nats per token; ranks and batch per group.</p>'
+
+
+def _quarantines(curves: list[Curve]) -> str:
+    """When and why groups did without a peer's advice; nothing where none ever did."""
+    items = [f"<li>{html.escape(f'{curve.label}: {span}')}</li>" for curve in curves for span in _spans(curve)]
+    return "\n".join(["<h2>Peers in quarantine</h2>", "<ul>", *items, "</ul>"]) if items else ""
+
+
+def _spans(curve: Curve) -> Iterator[str]:
+    told = [(record["step"], record.get("quarantine", {})) for record in curve.records if "loss" in record]
+    for peer in sorted({peer for _, reasons in told for peer in reasons}, key=int):
+        of_peer = [(step, reasons.get(peer)) for step, reasons in told]
+        begins = [next(span) for _, span in groupby(of_peer, lambda item: item[1] is None)]
+        for (begin, reason), (end, _) in pairwise([*begins, ("the end", None)]):
+            if reason is not None:
+                yield f"group {peer} from step {begin} to {end}: {reason}"
 
 
 def _figures(curves: list[Curve]) -> list[str]:

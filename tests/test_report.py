@@ -1,0 +1,82 @@
+"""The report: what its table and its lists say of runs that went well or not."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcdistill.metrics import metrics_path
+from hpcdistill.report import write_report
+
+HEADER = {
+    "config": {"data": {"batch_size": 16}},
+    "ranks_per_group": 2,
+    "parameters": 1000,
+    "data_source": "a <book>",
+}
+
+
+def write(run: Path, group: int, *records: dict[str, Any], **header: Any) -> None:
+    run.mkdir(exist_ok=True)
+    lines = [HEADER | header, *records, {"step": 400, "seconds": 40.0, "validation_loss": 1.5}]
+    metrics_path(run, group).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def step(number: int, quarantine: dict[str, str] | None = None) -> dict[str, Any]:
+    record = {"step": number, "seconds": number / 10, "loss": 2.0, "steps": 10, "staleness": {}}
+    return record if quarantine is None else record | {"quarantine": quarantine}
+
+
+def checkpoint(number: int, seconds: float) -> dict[str, Any]:
+    return {"step": number, "seconds": number / 10, "checkpoint_seconds": seconds}
+
+
+def page(*runs: Path) -> str:
+    output = runs[0] / "report.html"
+    write_report(runs, output)
+    return output.read_text()
+
+
+def column(page: str, title: str) -> list[str]:
+    """The cells of one column of the page's first table."""
+    titles = re.findall("<th>(.*?)</th>", page)
+    rows = [re.findall("<td[^>]*>(.*?)</td>", row) for row in page.splitlines() if row.startswith("<tr><td")]
+    return [row[titles.index(title)] for row in rows]
+
+
+def test_restarts_and_the_time_lost_by_checkpoints_are_columns(tmp_path: Path) -> None:
+    starts = [{"step": 0}, {"step": 100}, {"step": 200}]
+    write(tmp_path / "run", 0, checkpoint(100, 0.25), checkpoint(200, 0.75), starts=starts)
+    write(tmp_path / "run", 1)  # as by a version that did not write such things
+    text = page(tmp_path / "run")
+    assert column(text, "restarts") == ["2", "0"]
+    assert column(text, "seconds lost per checkpoint") == ["0.500", "-"]
+
+
+def test_quarantines_are_listed_from_when_to_when_and_why(tmp_path: Path) -> None:
+    write(
+        tmp_path / "run",
+        0,
+        step(10),
+        step(20, {"1": "a loss of 9 > 3", "10": "away"}),
+        checkpoint(25, 0.5),  # which tells nothing of peers
+        step(30, {"1": "a loss of 8 > 3"}),
+        step(40, {}),
+        step(50, {"1": "again", "2": "torn"}),
+        step(60, {"2": "torn"}),
+    )
+    write(tmp_path / "run", 1, step(10))
+    assert re.findall("<li>(.*)</li>", page(tmp_path / "run")) == [
+        "run, group 0: group 1 from step 20 to 40: a loss of 9 &gt; 3",
+        "run, group 0: group 1 from step 50 to 60: again",
+        "run, group 0: group 2 from step 50 to the end: torn",
+        "run, group 0: group 10 from step 20 to 30: away",
+    ]
+
+
+@pytest.mark.parametrize("quarantine", [None, {}])
+def test_without_quarantine_there_is_no_list(quarantine: dict[str, str] | None, tmp_path: Path) -> None:
+    write(tmp_path / "run", 0, step(10, quarantine))
+    assert "uarantine" not in page(tmp_path / "run")

@@ -1,0 +1,147 @@
+"""status: a table of a run that may still be going on, whatever of its files there is."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpcdistill.checkpoint import Checkpoints
+from hpcdistill.cli import main
+from hpcdistill.errors import UserError
+from hpcdistill.metrics import metrics_path
+from hpcdistill.status import status
+
+CONFIG = {"groups": 2, "train": {"steps": 200}}
+
+WITHOUT_WHAT_TRAINS = """
+import sys
+for name in ("mpi4py", "horovod", "h5py", "matplotlib", "tqdm"):
+    sys.modules[name] = None  # importing it raises ImportError
+from hpcdistill.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def write(run: Path, group: int, *records: dict[str, Any], config: dict[str, Any] = CONFIG, **header: Any) -> Path:
+    path = metrics_path(run, group)
+    lines = [{"config": config, "starts": [{"step": 0}], **header}, *records]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def step(number: int, **values: Any) -> dict[str, Any]:
+    return {"step": number, "seconds": number / 10, "loss": 2.0, "steps": 10, "staleness": {}, **values}
+
+
+def is_from(path: Path, seconds_ago: float) -> None:
+    os.utime(path, (time.time() - seconds_ago,) * 2)
+
+
+def rows(run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[list[dict[str, str]], list[str]]:
+    """The table's rows by title, and the lines below it."""
+    assert main(["status", str(run)]) == 0
+    table, _, below = capsys.readouterr().out.partition("\n\n")
+    titles, *lines = table.splitlines()
+    names = titles.split()
+    begins = [titles.index(f" {name}") + 1 if index else 0 for index, name in enumerate(names)]
+    cells = [[line[b:e].strip() for b, e in zip(begins, [*begins[1:], None], strict=True)] for line in lines]
+    return [dict(zip(names, row, strict=True)) for row in cells], below.splitlines()
+
+
+def test_a_running_group_tells_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(
+        tmp_path,
+        0,
+        step(90, loss=1.9),
+        {"step": 100, "seconds": 9.5, "validation_loss": 1.25},
+        step(110, loss=1.8),
+        {"step": 110, "seconds": 11.0, "validation_loss": 1.5},
+        step(120, loss=1.75, staleness={"1": 50, "2": 100}, quarantine={"1": "its snapshot of step 50 is not finite"}),
+        {"step": 120, "seconds": 12.5, "checkpoint_seconds": 0.1},
+        config={"groups": 3, "train": {"steps": 200}},
+        starts=[{"step": 0}, {"step": 50}, {"step": 100, "slurm_restart_count": 1}],
+    )
+    is_from(path, seconds_ago=300)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", group=0, keep=2, owner={})
+    for saved in (50, 100):
+        checkpoints.save(saved, {"weight": torch.zeros(1)}, is_best=True)
+    is_from(tmp_path / "checkpoints" / "g0-step0000000100.h5", seconds_ago=3 * 3600)
+    table, below = rows(tmp_path, capsys)
+    assert table[0] == {
+        "group": "0",
+        "state": "last heard 5 min ago",
+        "step": "120 / 200",
+        "steps/s": "8.57",  # 30 steps in 3.5 s
+        "loss": "1.750",
+        "validation": "1.500",
+        "best": "1.250",
+        "staleness": "1:50 2:100",
+        "restarts": "2 (Slurm: 1)",
+        "checkpoint": "step 100, 3 h ago",
+        "quarantine": "1",
+    }
+    assert [row["state"] for row in table[1:]] == ["not started", "not started"]
+    assert below == ["group 0 keeps group 1 in quarantine: its snapshot of step 50 is not finite"]
+
+
+def test_a_finished_run_has_nobody_in_quarantine_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [step(100, quarantine={"1": "it was too far off"}), step(200, quarantine={})]
+    after = {"step": 200, "seconds": 20.1, "validation_loss": 1.5}
+    write(tmp_path, 0, *records, after)
+    write(tmp_path, 1, step(200))
+    table, below = rows(tmp_path, capsys)
+    assert [row["state"] for row in table] == ["finished", "finished"]
+    assert [row["quarantine"] for row in table] == ["-", "-"]
+    assert below == []
+
+
+def test_the_speed_is_that_of_late(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fast = [step(number, seconds=number / 100) for number in range(1, 101)]
+    slow = [step(number, seconds=1 + (number - 100) * 50) for number in range(101, 151)]
+    write(tmp_path, 0, *fast, *slow)
+    assert rows(tmp_path, capsys)[0][0]["steps/s"] == "0.02"
+
+
+@pytest.mark.parametrize("text", ["", '{"config": {"grou'])
+def test_files_that_are_only_beginning(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one group no more than a header, of the other not even that."""
+    write(tmp_path, 0)
+    metrics_path(tmp_path, 1).write_text(text)
+    (begun, waiting), _ = rows(tmp_path, capsys)
+    assert begun.pop("state").startswith("last heard ")
+    assert (begun.pop("group"), begun.pop("step"), begun.pop("restarts")) == ("0", "0 / 200", "0")
+    assert (waiting.pop("group"), waiting.pop("state")) == ("1", "not started")
+    assert {*begun.values(), *waiting.values()} == {"-"}
+
+
+def test_half_a_line_and_files_that_go_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each link leads nowhere: like a file that is found, and gone when it is looked at."""
+    with write(tmp_path, 0, step(100)).open("a") as file:
+        file.write('{"step": 110, "sec')
+    (tmp_path / "checkpoints").mkdir()
+    for path in (metrics_path(tmp_path, 1), tmp_path / "checkpoints" / "g0-step0000000100.h5"):
+        path.symlink_to("nowhere")
+    table, _ = rows(tmp_path, capsys)
+    assert (table[0]["step"], table[0]["checkpoint"]) == ("100 / 200", "step 100, now gone")
+    assert table[1]["state"] == "not started"
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere"])
+def test_a_folder_of_no_run_is_refused(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path / folder} holds no metrics of a run; name the run_dir"):
+        status(tmp_path / folder)
+
+
+@pytest.mark.launch
+def test_it_needs_nothing_that_trains(tmp_path: Path) -> None:
+    write(tmp_path, 0, step(200))
+    command = [sys.executable, "-c", WITHOUT_WHAT_TRAINS, "status", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "finished" in result.stdout
