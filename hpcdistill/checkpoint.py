@@ -1,4 +1,4 @@
-"""Restart files: one for each group and step, of which the newest stay."""
+"""Restart files: one for each group and step, of which the newest and the best stay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KIND = "checkpoint"
 
 
 class Checkpoints:
-    """The checkpoints of one group in `folder`, of which the newest `keep` stay.
+    """The checkpoints of one group in `folder`, of which the newest `keep` and the best one stay.
 
     Args:
         folder: made when needed.
@@ -27,21 +27,36 @@ class Checkpoints:
         self._keep = keep
         self._owner = owner
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: int, state: State, is_best: bool) -> None:
         """Write `state` as the checkpoint of `step`, then remove the oldest beyond `keep`.
 
+        Args:
+            step: of the run.
+            state: to be written.
+            is_best: let it be known as g*-best.h5 too, whose name outlives that of its step.
+
         Raises:
-            OSError: nothing was changed; the previous checkpoints are still there.
+            OSError: nothing was lost; the previous checkpoints are still there.
         """
         path = self._folder / f"g{self._group}-step{step:010d}.h5"
         save_state(path, KIND, {"owner": self._owner, "state": state})
+        if is_best:
+            link = path.with_name(f".{path.name}.best")
+            link.unlink(missing_ok=True)
+            link.hardlink_to(path)
+            link.replace(self._folder / f"g{self._group}-best.h5")
         for old in self.paths()[self._keep :]:
-            old.unlink()
+            old.unlink(missing_ok=True)
 
     def paths(self) -> list[Path]:
         """This group's checkpoints, newest first."""
         pattern = re.compile(rf"g{self._group}-step\d{{10}}\.h5")
         return sorted((path for path in self._folder.glob("*.h5") if pattern.fullmatch(path.name)), reverse=True)
+
+    def remove_litter(self) -> None:
+        """What was being written when a former start of this run was killed."""
+        for path in self._folder.glob(f".g{self._group}-step*"):
+            path.unlink(missing_ok=True)
 
     def newest(self, strict: bool) -> State | None:
         """The newest usable state, or None where there is no checkpoint at all.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
 import torch
 from torch import nn
 
@@ -9,13 +13,16 @@ from hpcdistill.checkpoint import Checkpoints
 from hpcdistill.config import Config
 from hpcdistill.data.batches import Batches
 from hpcdistill.errors import UserError, warn
-from hpcdistill.groups import Groups
+from hpcdistill.groups import Groups, end_job
 from hpcdistill.snapshot import Layout
-from hpcdistill.state_file import State
+from hpcdistill.state_file import State, on_host
 
 
 class Restart:
     """Saves and restores one group's training; all methods are collective over the group.
+
+    Training waits while its state is copied to the host's memory; a thread of the leader then writes it. A context
+    manager, which at its end waits for that thread.
 
     Args:
         config: the run.
@@ -40,9 +47,20 @@ class Restart:
             "ranks per group": groups.size,
         }
         self._checkpoints = Checkpoints(config.run_dir / "checkpoints", groups.group, config.checkpoint.keep, owner)
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._validation = self._lowest = math.inf
 
-    def save(self, step: int) -> None:
-        """Make a checkpoint of `step`; a disk that cannot take it costs the checkpoint, not the run.
+    def validated(self, loss: float) -> None:
+        """Tell the model's validation loss; of the checkpoints, the next one with the lowest so far is the best."""
+        self._validation = loss
+
+    def save(self, step: int, last: bool = False) -> None:
+        """Make a checkpoint of `step`; a disk that cannot take it, or not yet, costs the checkpoint, not the run.
+
+        Args:
+            step: which one.
+            last: of this start of the run, and so worth waiting until the one before has been written.
 
         Raises:
             UserError: a weight is not finite, and nothing worth keeping is left to save.
@@ -51,8 +69,17 @@ class Restart:
         ranks = self._groups.comm.gather(_rng_state(self._groups.device))
         if ranks is None:
             return
+        if self._writing and not last and not self._writing.done():
+            warn(f"no checkpoint at step {step}: the disk is still busy with the one before")
+            return
+        is_best = self._validation < self._lowest
+        self._lowest = min(self._validation, self._lowest)
+        state = on_host(self._state(step, ranks))
+        self._writing = self._writer.submit(self._write, step, state, is_best)
+
+    def _state(self, step: int, ranks: list[dict[str, torch.Tensor]]) -> State:
         optimizer = self._optimizer.state_dict()
-        state = {
+        return {
             "step": step,
             "batches_drawn": self._batches.drawn,
             "config": self._config.model_dump(mode="json"),
@@ -62,11 +89,16 @@ class Restart:
                 "param_groups": optimizer["param_groups"],
             },
             "rng": {str(rank): generators for rank, generators in enumerate(ranks)},
+            "lowest_validation_loss": self._lowest,
         }
+
+    def _write(self, step: int, state: State, is_best: bool) -> None:
         try:
-            self._checkpoints.save(step, state)
+            self._checkpoints.save(step, state, is_best)
         except OSError as error:
             warn(f"no checkpoint at step {step}: {error}")
+        except BaseException as error:
+            end_job(error)
 
     def resume(self, mode: str) -> int:
         """The step to go on from; 0 for a new run.
@@ -86,9 +118,19 @@ class Restart:
         self._optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
         self._batches.drawn = state["batches_drawn"]
         _set_rng_state(state["rng"][str(self._groups.rank)])
+        self._lowest = state["lowest_validation_loss"]
         return int(state["step"])
 
+    def __enter__(self) -> Restart:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.shutdown(wait=kind is None)
+
     def _newest(self, mode: str) -> State | None:
+        self._checkpoints.remove_litter()
         if mode != "no":
             return self._checkpoints.newest(strict=mode == "strict")
         if paths := self._checkpoints.paths():

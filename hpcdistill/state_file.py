@@ -60,6 +60,17 @@ def load_state(path: Path, kind: str) -> State:
         raise UserError(f"{kind} {path} cannot be read: {error}") from None
 
 
+def on_host(state: State) -> State:
+    """A copy in the host's memory, which stays as it is whatever becomes of the tensors in `state`."""
+    return {key: _on_host(value) for key, value in state.items()}
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, dict):
+        return on_host(value)
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+
+
 def difference(name: str, theirs: Any, mine: Any) -> str:
     """In words, where a value in a file differs from one's own."""
     if isinstance(theirs, list) and isinstance(mine, list):
