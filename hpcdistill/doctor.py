@@ -1,7 +1,8 @@
 """What works on this machine, and the remedy for what does not: `python -m hpcdistill doctor`.
 
 A check is one small function that returns a `Result`; a row of the table is that function's place in `CHECKS`. Under
-mpirun or srun the checks are collective, so doctor can be started just as a run would be.
+mpirun or srun the checks are collective, so doctor can be started just as a run would be; what a Slurm job needs beyond
+them is in `cluster_doctor.py`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import importlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
 
 from hpcdistill.errors import UserError
-from hpcdistill.groups import require_one_world, require_thread_multiple
+from hpcdistill.groups import end_job, require_one_world, require_thread_multiple
 
 SETUP = "run `make setup`"
 # Four ranks of the demo took 19 MiB; with 8 MiB they died.
 SMALLEST_SHARED_MEMORY = 32 * 2**20
+CHECK_SECONDS = 300.0  # importing torch for the first time, from a busy filesystem, takes minutes
 
 
 class Status(Enum):
@@ -41,23 +45,43 @@ class Result:
     remedy: str = ""
 
 
-def main() -> int:
-    """Run all checks and print them; 1 where the main job could not run."""
-    results = {name: run(check, remedy) for name, check, remedy in CHECKS}
-    failed = [name for name, result in results.items() if result.status is Status.FAIL]
+Check = tuple[str, Callable[[], Result], str]
+"""A row's name, what finds its result, and what usually helps where that raises."""
+
+
+def main(more: Sequence[Check] = ()) -> int:
+    """Run all checks, and `more`, and print them; 1 where the main job could not run."""
     rank = _rank()
+    results = {}
+    for name, check, remedy in [*CHECKS, *more]:
+        with deadline(CHECK_SECONDS, f"the check {name!r}"):
+            results[name] = run(check, remedy)
+        if rank > 0 and results[name].status is Status.FAIL:  # said at once: the others may now wait in vain
+            print(f"\nOn rank {rank}:\n{row(name, results[name])}", flush=True)
+    failed = [name for name, result in results.items() if result.status is Status.FAIL]
     if rank == 0:
         print("\n".join(map(row, results, results.values())))
         print(f"\nTraining cannot run: {', '.join(failed)}." if failed else "\nTraining can run.", flush=True)
-    elif failed:
-        rows = [row(name, results[name]) for name in failed]
-        print(f"\nOn rank {rank}:", *rows, sep="\n", flush=True)
     return 1 if failed else 0
+
+
+@contextmanager
+def deadline(seconds: float, what: str) -> Iterator[None]:
+    """End the job if the block has not ended in time: what some ranks wait for, others may never do."""
+    late = UserError(f"{what} has not ended in {seconds:g} s: it hangs, or waits for a rank that failed or is cut off")
+    timer = threading.Timer(seconds, end_job, [late])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def row(name: str, result: Result) -> str:
     """The result as it is printed."""
-    text = f"{name:<16}{result.status.value:<19}{result.found}"
+    found = result.found.replace("\n", f"\n{'':<35}")
+    text = f"{name:<16}{result.status.value:<19}{found}"
     return f"{text}\n{'':<16}remedy: {result.remedy}" if result.remedy else text
 
 
@@ -199,7 +223,7 @@ def _rank() -> int:
     return MPI.COMM_WORLD.rank
 
 
-CHECKS: list[tuple[str, Callable[[], Result], str]] = [
+CHECKS: list[Check] = [
     ("MPI", check_mpi, f"{SETUP}; on a cluster load the MPI module first"),
     ("MPI threads", check_threads, SETUP),
     ("MPI windows", check_windows, "MPI=mpich make setup"),

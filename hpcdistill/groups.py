@@ -11,7 +11,7 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -68,7 +68,7 @@ class Groups:
         world = MPI.COMM_WORLD
         require_one_world()
         require_thread_multiple()
-        device = _local_device(world)
+        device = local_device(world)
         if group is None:
             groups = cls.split(world, _sizes(world.size, count, sizes), device)
         else:
@@ -247,10 +247,22 @@ def _group_of(world_rank: int, sizes: Sequence[int]) -> int:
     return bisect(list(accumulate(sizes)), world_rank)
 
 
-def _local_device(world: Any) -> torch.device:
-    """This node's GPUs are dealt out to its ranks in order; several ranks may share one."""
-    if not torch.cuda.is_available():
+def local_device(world: MPI.Intracomm) -> torch.device:
+    """The GPU that this rank trains on: a node's are dealt out to its ranks in order, several of which may share one.
+
+    Collective over the world.
+
+    Raises:
+        UserError: some ranks see a GPU and others do not; on every rank.
+    """
+    seen = world.allgather(torch.cuda.is_available())
+    if not any(seen):
         return torch.device("cpu")
+    if not all(seen):
+        raise UserError(
+            f"world rank {seen.index(True)} sees a GPU, rank {seen.index(False)} sees none; give one to every rank "
+            "(sbatch --gpus-per-node), or to none (CUDA_VISIBLE_DEVICES=)"
+        )
     from mpi4py import MPI
 
     node = world.Split_type(MPI.COMM_TYPE_SHARED)
