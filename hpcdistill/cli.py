@@ -1,13 +1,15 @@
-"""The commands: `hpcdistill prepare | train | report | doctor`."""
+"""The commands: `hpcdistill prepare | train | submit | status | report | doctor`."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hpcdistill.errors import UserError, suggestion
+from hpcdistill.errors import UserError, suggestion, warn
 from hpcdistill.groups import end_job
 
 
@@ -22,16 +24,24 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. Under MPI an error ends the whole job."""
     try:
-        parser, train = _parsers()
-        args, unknown = parser.parse_known_args(arguments)
-        if unknown:
-            known = train._option_string_actions
-            option = unknown[0].split("=")[0]
-            raise UserError(f"unknown argument {unknown[0]!r}{suggestion(option, known)}; see {parser.prog} --help")
+        args = _parse(arguments)
         status: int = args.command(args)
         return status
     except (Exception, KeyboardInterrupt) as error:
         end_job(error)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser, train = _parsers()
+    args, unknown = parser.parse_known_args(arguments)
+    if args.command is _submit:  # the rest is for training, and had better be wrong here than hours later in a queue
+        args.training = [str(args.config), *unknown]
+        args.job = _parse(["train", *args.training, "--exchange.transport=files", "--group=0"])
+    elif unknown:
+        option = unknown[0].split("=")[0]
+        hint = suggestion(option, train._option_string_actions)
+        raise UserError(f"unknown argument {unknown[0]!r}{hint}; see {parser.prog} --help")
+    return args
 
 
 def _parsers() -> tuple[Parser, Parser]:
@@ -44,9 +54,10 @@ def _parsers() -> tuple[Parser, Parser]:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_prepare(commands)
     train = _add_train(commands)
+    _add_submit(commands)
+    _add_status(commands)
     _add_report(commands)
-    doctor = commands.add_parser("doctor", help="check that everything a run needs is here and works")
-    doctor.set_defaults(command=_doctor)
+    _add_doctor(commands)
     return parser, train
 
 
@@ -88,11 +99,43 @@ def _add_train(commands: Any) -> Parser:
     return train
 
 
+def _add_submit(commands: Any) -> None:
+    submit = commands.add_parser(
+        "submit",
+        help="submit each group to Slurm as a job of its own",
+        description="Submit slurm/groups.sbatch as a job array with one element for each group. What is not an option "
+        "here is one of train: hpcdistill submit run.toml --groups=4 --nodes-per-group=2 --optimizer.lr=0.005 "
+        "--sbatch='--time=2:00:00 --partition=gpu'",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    submit.add_argument("config", type=Path, metavar="CONFIG.toml", help="the run")
+    submit.add_argument("--nodes-per-group", type=int, default=1, metavar="N", help="nodes of each job")
+    submit.add_argument("--ranks-per-node", type=int, default=1, metavar="N", help="ranks on each node, one a GPU")
+    submit.add_argument("--sbatch", default="", metavar="OPTIONS", help="more options of sbatch, in one argument")
+    submit.set_defaults(command=_submit)
+
+
+def _add_status(commands: Any) -> None:
+    status = commands.add_parser("status", help="how far a run is, while it goes on")
+    status.add_argument("run", type=Path, metavar="RUN_DIR", help="its folder")
+    status.set_defaults(command=_status)
+
+
 def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="one page with the curves of one or more runs")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run folders")
     report.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="the page to write")
     report.set_defaults(command=_report)
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="check that everything a run needs is here and works")
+    doctor.add_argument("--slurm", action="store_true", help="also what a Slurm job needs; start it there, by srun")
+    doctor.add_argument(
+        "--folder", type=Path, metavar="DIR", help="with --slurm: where runs will be written; without, it is here"
+    )
+    doctor.set_defaults(command=_doctor)
 
 
 # Each command imports what it needs when it runs, so that `prepare` needs no MPI and `--help` is quick.
@@ -106,18 +149,50 @@ def _prepare_text(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from mpi4py import MPI
+    from hpcdistill.stop import StopRequest
 
-    from hpcdistill.config import load_config
-    from hpcdistill.train import train
+    with StopRequest() as stop:
+        from mpi4py import MPI
 
-    config = load_config(args.config, args.overrides, args)
-    train(config, args.resume)
-    MPI.COMM_WORLD.Barrier()  # all groups' metrics are complete
-    if MPI.COMM_WORLD.rank == 0:
+        from hpcdistill.config import load_config
         from hpcdistill.report import write_report
+        from hpcdistill.train import train
 
-        write_report([config.run_dir], config.run_dir / "report.html")
+        config = load_config(args.config, args.overrides, args)
+        finished = train(config, args.resume, stop)
+    unfinished = MPI.COMM_WORLD.allreduce(not finished)  # after which all groups' files are complete
+    if MPI.COMM_WORLD.rank == 0:
+        try:
+            write_report([config.run_dir], config.run_dir / "report.html")
+        except OSError as error:  # what was trained is safe
+            warn(f"no report: {error}; hpcdistill report {config.run_dir} --output FILE.html makes it elsewhere")
+        if unfinished:
+            print("hpcdistill: stopped as asked, with checkpoints; --resume goes on from there", flush=True)
+    MPI.COMM_WORLD.Barrier()  # the first rank that exits without success has srun kill all
+    return os.EX_TEMPFAIL if unfinished else 0
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from hpcdistill.config import load_config
+    from hpcdistill.submit import submit
+
+    config = load_config(args.config, args.job.overrides, args.job)
+    if args.job.resume == "no" and any((config.run_dir / "checkpoints").glob("*.h5")):
+        raise UserError(
+            f"run_dir = {config.run_dir} holds a run already; add --resume to go on with it, or choose another "
+            "--run_dir"
+        )
+    number = submit(config, args.training, args.nodes_per_group, args.ranks_per_node, shlex.split(args.sbatch))
+    print(
+        f"submitted {config.groups} groups as job array {number}; hpcdistill status {config.run_dir} shows how they do"
+    )
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from hpcdistill.status import status
+
+    print(status(args.run))
     return 0
 
 
@@ -131,4 +206,12 @@ def _report(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from hpcdistill import doctor
 
-    return int(doctor.main())
+    if not args.slurm:
+        if args.folder:
+            raise UserError("--folder is checked with --slurm only; add --slurm")
+        return doctor.main()
+    try:
+        from hpcdistill import cluster_doctor
+    except (ImportError, RuntimeError):  # MPI does not load, as the other checks will say
+        return doctor.main()
+    return doctor.main(cluster_doctor.checks(args.folder or Path()))

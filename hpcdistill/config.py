@@ -81,6 +81,8 @@ class CodistillConfig(Section):
     """Steps before distillation begins."""
     exchange_interval: PositiveInt = 50
     """Steps between two publishes of a group's weights."""
+    max_staleness: PositiveInt = 1000
+    """Steps for which a teacher may teach without being heard of anew."""
     teacher_precision: Literal["full", "bf16"] = "full"
     """In which precision teachers predict: 'full' as the student does, or 'bf16' where that is faster."""
 
@@ -108,6 +110,8 @@ class TrainConfig(Section):
     """Optimizer steps."""
     validate_every: PositiveInt = 200
     """Steps between two validations."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files, in run_dir/tensorboard (needs the package tensorboard)."""
 
 
 class CheckpointConfig(Section):
@@ -116,7 +120,7 @@ class CheckpointConfig(Section):
     interval: PositiveInt = 500
     """Steps between two checkpoints; the last step always makes one."""
     keep: int = Field(default=2, ge=2)
-    """How many checkpoints stay; at least 2, so that a damaged one has a predecessor."""
+    """How many checkpoints stay beside the best; at least 2, so that a damaged one has a predecessor."""
 
 
 class Config(BaseSettings):

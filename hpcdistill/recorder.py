@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 from hpcdistill.config import Config
 from hpcdistill.errors import UserError
+from hpcdistill.events import Events
 from hpcdistill.exchange.ledger import Ledger
 from hpcdistill.groups import Groups
 from hpcdistill.metrics import Metrics, Record, metrics_path
+from hpcdistill.teachers import Teachers
 
 RECORD_EVERY = 10
 """Steps between two records. The loss is looked at only then, so that a GPU need not wait for its host."""
@@ -37,6 +39,9 @@ class Recorder:
     def __init__(self, config: Config, groups: Groups, header: Record, step: int) -> None:
         self._groups = groups
         self._metrics = Metrics(metrics_path(config.run_dir, groups.group), header, step) if groups.is_leader else None
+        self._events: Events | None = None
+        if groups.is_leader and config.train.tensorboard:
+            self._events = Events(config.run_dir / "tensorboard" / f"g{groups.group}", step)
         self._bar = _progress_bar(config.train.steps, step, shown=groups.world.rank == 0)
         self._losses = torch.zeros((), device=groups.device)
         self._steps = 0
@@ -50,8 +55,15 @@ class Recorder:
         yield
         self._seconds[part] += time.perf_counter() - begin
 
-    def stepped(self, step: int, loss: torch.Tensor, staleness: dict[int, int], ledger: Ledger) -> None:
+    def stepped(self, step: int, loss: torch.Tensor, teachers: Teachers, ledger: Ledger, up_to_here: bool) -> None:
         """Take note of one step; now and then, collectively over the group, make a record of the last few.
+
+        Args:
+            step: which one.
+            loss: of this rank.
+            teachers: their staleness is recorded, and who is in quarantine.
+            ledger: of this rank.
+            up_to_here: make a record now, because the run may go on from here; so no step is left out or told twice.
 
         Raises:
             UserError: a loss since the last record was not finite.
@@ -59,7 +71,7 @@ class Recorder:
         self._bar.update()
         self._losses += loss.detach()
         self._steps += 1
-        if step % RECORD_EVERY:
+        if step % RECORD_EVERY and not up_to_here:
             return
         mean = self._losses.item() / self._steps
         if not math.isfinite(mean):
@@ -70,7 +82,9 @@ class Recorder:
         moved = self._groups.sum(ledger)
         values = {
             "loss": self._groups.sum(mean) / self._groups.size,
-            "staleness": staleness,
+            "steps": self._steps,
+            "staleness": teachers.staleness(step),
+            "quarantine": teachers.quarantine,
             "part_seconds": {part: total / self._steps for part, total in self._seconds.items()},
             "bytes": {"published": moved.published, "fetched": moved.fetched, "wasted": moved.wasted},
         }
@@ -83,6 +97,13 @@ class Recorder:
         """Record a validation loss, in nats per token."""
         self._record(step, {"validation_loss": loss})
 
+    @contextmanager
+    def checkpoint(self, step: int) -> Iterator[None]:
+        """Record the seconds for which making a checkpoint, in the `with` block, has kept training from going on."""
+        begin = time.perf_counter()
+        yield
+        self._record(step, {"checkpoint_seconds": time.perf_counter() - begin})
+
     def __enter__(self) -> Recorder:
         return self
 
@@ -90,14 +111,18 @@ class Recorder:
         self._bar.close()
         if self._metrics:
             self._metrics.close()
+        if self._events:
+            self._events.close()
 
     def _record(self, step: int, values: Record) -> None:
         if self._metrics:
             self._metrics.record(step, values)
+        if self._events:
+            self._events.record(step, values)
         if "loss" in values:
             self._shown["loss"] = f"{values['loss']:.3f}"
             self._shown["staleness"] = max(values["staleness"].values(), default="-")
-        else:
+        if "validation_loss" in values:
             self._shown["validation"] = f"{values['validation_loss']:.3f}"
         self._bar.set_postfix(self._shown, refresh=False)
 
@@ -112,4 +137,5 @@ def _progress_bar(total: int, done: int, shown: bool) -> Any:
         disable=not shown,
         mininterval=30 if logged else 0.5,
         dynamic_ncols=True,
+        bar_format="{l_bar}{bar}{r_bar}\n" if logged else None,  # srun passes on whole lines only
     )

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from hpcdistill.config import CodistillConfig
+from hpcdistill.errors import warn
 from hpcdistill.exchange import Exchange
 from hpcdistill.exchange.topology import Topology
+from hpcdistill.groups import Groups
+
+WORSE_THAN_UNIFORM = 0.5
+"""By so many nats a teacher may be worse than one that has learned nothing: such a one is, by chance, a little."""
 
 
 class Teachers:
@@ -18,38 +25,62 @@ class Teachers:
     There are never more than the topology has peers: one that is no longer learned from goes on teaching until the
     first snapshot of its successor takes its place.
 
+    A peer whose snapshot would do harm is put in quarantine: its model is kept, but not taught from until a better
+    snapshot comes. That is one with numbers that are not finite, one that nothing has followed for too long, and one
+    that predicts worse than by guessing the first batch that it is shown.
+
     Args:
         config: burn-in, exchange interval and the teachers' precision.
         model: the student; a replica of it is made for each peer, once that peer has been heard of.
         exchange: where snapshots go and come from.
         topology: which peers to learn from.
+        groups: who is who.
+
+    Attributes:
+        quarantine: the reasons, by peer.
     """
 
-    def __init__(self, config: CodistillConfig, model: nn.Module, exchange: Exchange, topology: Topology) -> None:
+    def __init__(
+        self, config: CodistillConfig, model: nn.Module, exchange: Exchange, topology: Topology, groups: Groups
+    ) -> None:
+        self.quarantine: dict[int, str] = {}
         self._config = config
         self._student = model
         self._exchange = exchange
         self._topology = topology
+        self._groups = groups
         self._peers: list[int] = []
         self._replicas: dict[int, nn.Module] = {}
-        self._steps: dict[int, int] = {}
+        self._steps: dict[int, int] = {}  # of the peer, when it published
+        self._heard: dict[int, int] = {}  # one's own, when that was taken up
+        self._untried: set[int] = set()
         self._logits: list[torch.Tensor] = []
         parameter = next(model.parameters())
         self._dtype = parameter.dtype
         self._stream = torch.cuda.Stream(parameter.device) if parameter.is_cuda else None
 
     @torch.no_grad()
-    def predict(self, inputs: torch.Tensor) -> None:
-        """Let each teacher look at `inputs`; on a GPU, beside whatever is asked of it until `logits` is called."""
+    def predict(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Let each teacher look at `inputs`; on a GPU, beside whatever is asked of it until `logits` is called.
+
+        Collective over the group. A new snapshot is first tried on `targets`, which are those of the loss.
+        """
         if self._stream:
             self._stream.wait_stream(torch.cuda.current_stream())
         low = self._config.teacher_precision == "bf16"
+        asked = {
+            peer: replica
+            for peer, replica in self._replicas.items()
+            if peer not in self.quarantine or peer in self._untried
+        }
         with torch.cuda.stream(self._stream), torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
-            predictions = [replica(inputs) for replica in self._replicas.values()]
-            self._logits = [logits.to(self._dtype) for logits in predictions] if low else predictions
+            predictions = {peer: replica(inputs).to(self._dtype) for peer, replica in asked.items()}
+            for peer in sorted(self._untried):
+                self._try(peer, predictions[peer], targets)
+        self._logits = [logits for peer, logits in predictions.items() if peer not in self.quarantine]
 
     def logits(self) -> list[torch.Tensor]:
-        """What `predict` made: a [..., V] tensor of the student's dtype for each peer heard of; none before the first.
+        """What `predict` made: a [..., V] tensor of the student's dtype for each peer that may teach; none at first.
 
         They are handed over rather than kept, so that they live as long as the caller's loss needs them.
         """
@@ -76,8 +107,48 @@ class Teachers:
             self._exchange.learn_from(self._peers)
         if step >= self._config.burn_in:
             for snapshot in self._exchange.collect():
-                snapshot.load(self._replica_of(snapshot.peer))
+                replica = self._replica_of(snapshot.peer)
+                snapshot.load(replica)
                 self._steps[snapshot.peer] = snapshot.step
+                self._heard[snapshot.peer] = step
+                self._examine(snapshot.peer, replica)
+            self._look_for_the_lost(step)
+
+    def _examine(self, peer: int, replica: nn.Module) -> None:
+        """What a snapshot shows by itself; the rest shows on the next batch."""
+        if all(tensor.isfinite().all() for tensor in (*replica.parameters(), *replica.buffers())):
+            self._untried.add(peer)
+        else:
+            self._put_in_quarantine(peer, f"its snapshot of step {self._steps[peer]} is not finite")
+
+    def _look_for_the_lost(self, step: int) -> None:
+        """Not by staleness: a group that is behind, after a restart, may teach what it knows."""
+        for peer, heard in self._heard.items():
+            if step - heard > self._config.max_staleness:
+                self._put_in_quarantine(
+                    peer, f"not heard of for more than max_staleness = {self._config.max_staleness} steps"
+                )
+
+    def _try(self, peer: int, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        self._untried.discard(peer)
+        loss = functional.cross_entropy(logits.flatten(0, -2).float(), targets.flatten()).item()
+        mean = self._groups.sum(loss) / self._groups.size
+        uniform = math.log(logits.shape[-1])
+        if not mean <= uniform + WORSE_THAN_UNIFORM:
+            numbers = f"{mean:.3g} nats, not {uniform:.3g}"
+            self._put_in_quarantine(peer, f"as it was at step {self._steps[peer]} it is worse than guessing: {numbers}")
+        elif self.quarantine.pop(peer, None):
+            self._say(f"group {peer} teaches again, as it was at step {self._steps[peer]}")
+
+    def _put_in_quarantine(self, peer: int, reason: str) -> None:
+        if peer not in self.quarantine:
+            self._say(f"group {peer} is not learned from, for now: {reason}")
+        self.quarantine[peer] = reason
+        self._untried.discard(peer)
+
+    def _say(self, message: str) -> None:
+        if self._groups.is_leader:
+            warn(f"group {self._groups.group}: {message}")
 
     def _replica_of(self, peer: int) -> nn.Module:
         if peer not in self._replicas:
@@ -89,5 +160,7 @@ class Teachers:
         if len(self._replicas) < len(self._peers):
             return copy.deepcopy(self._student).eval().requires_grad_(False)
         former = next(peer for peer in self._replicas if peer not in self._peers)
-        del self._steps[former]
+        del self._steps[former], self._heard[former]
+        self.quarantine.pop(former, None)
+        self._untried.discard(former)
         return self._replicas.pop(former)

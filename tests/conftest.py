@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TextIO
@@ -25,6 +25,8 @@ import torch
 from mpi4py import MPI
 
 from hpcdistill.groups import Groups
+
+pytest_plugins = ["slurm_cluster"]  # the fixture `cluster`
 
 WORLD = MPI.COMM_WORLD
 # Without a GPU kernels run in Triton's interpreter. Triton wants to know at its first import, whoever imports it.
@@ -131,7 +133,10 @@ def unequal_groups() -> Groups:
 
 @pytest.fixture(scope="session")
 def mpirun() -> Callable[..., MpirunResult]:
-    """`mpirun(n, *python_args)`: Python on n ranks, its output captured; all of it is killed on a timeout."""
+    """`mpirun(n, *python_args)`: Python on n ranks, its output captured; all of it is killed on a timeout.
+
+    `within` is a command that runs a command somewhere else, as nsenter does.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     launcher = shutil.which("mpirun", path=path)
     assert launcher, f"no mpirun in {path}: run `make setup`"
@@ -143,8 +148,9 @@ def mpirun() -> Callable[..., MpirunResult]:
         timeout: float = 100,
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
+        within: Sequence[str] = (),
     ) -> MpirunResult:
-        command = [launcher, "-n", str(ranks), sys.executable, *map(str, python_args)]
+        command = [*within, launcher, "-n", str(ranks), sys.executable, *map(str, python_args)]
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -3,8 +3,10 @@
 #
 #   tests/slurm_daemons.sh DIR CONTROLLER_PORT NODE_PORT...
 #
-# Prints "ready" when SLURM_CONF=DIR/slurm.conf takes jobs and lives until its standard input ends. So the daemons go
-# when the process that holds the other end goes, in whatever way it does. DIR must be enterable for all (munge).
+# Prints "ready" when SLURM_CONF=DIR/slurm.conf takes jobs. Then "kill nodeK" on its standard input is a power cut of
+# that node and "boot nodeK" brings it back; each is answered by "ready". It lives until its standard input ends. So the
+# daemons go when the process that holds the other end goes, in whatever way it does. DIR must be enterable for all
+# (munge).
 # Exits with 3 where the kernel does not let us make virtual nodes.
 set -euo pipefail
 
@@ -14,6 +16,7 @@ NODE_PORTS=("${@:3}")
 CPUS=4 # that each node pretends to have
 export SLURM_CONF=$DIR/slurm.conf PATH=$PATH:/usr/sbin:/sbin
 PIDS=()
+declare -A NODE_PIDS
 NAMESPACES=(unshare --uts --mount --pid --ipc --fork --mount-proc --kill-child=KILL)
 if [ "$(id -u)" != 0 ]; then NAMESPACES+=(--user --map-current-user --keep-caps); fi
 
@@ -26,9 +29,12 @@ main() {
     --pid-file="$DIR/munge/pid" --log-file="$DIR/munge/log" --seed-file="$DIR/munge/seed"
   start slurmctld -D -c
   for node in "${!NODE_PORTS[@]}"; do start_node "node$((node + 1))"; done
-  wait_until_ready
+  wait_until_idle ${#NODE_PORTS[@]}
   echo ready
-  cat <&3 >/dev/null
+  while read -r command node <&3; do
+    "${command}_node" "$node"
+    echo ready
+  done
 }
 
 start() {
@@ -39,7 +45,7 @@ start() {
 # A node has its own host name, processes and shared memory, as on a cluster. Its bash is process 1 there and reaps
 # what jobs leave behind; it dies with unshare, and everything on the node with it.
 start_node() {
-  mkdir "$DIR/tmp/$1"
+  mkdir -p "$DIR/tmp/$1"
   # shellcheck disable=SC2016 # expanded inside
   start "${NAMESPACES[@]}" bash -euc '
     hostname "$2"
@@ -47,12 +53,27 @@ start_node() {
     mount -t tmpfs -o mode=1777 tmpfs /dev/shm
     slurmd -D -N "$2" &
     wait' bash "$DIR" "$1"
+  NODE_PIDS[$1]=$!
 }
 
-wait_until_ready() {
+kill_node() {
+  kill -KILL "${NODE_PIDS[$1]}"
+}
+
+# First it gets the kills of its former jobs that slurmctld still owes it; a job that was requeued, and has the same
+# number, must not be there yet.
+boot_node() {
+  rm -rf "$DIR/tmp/$1" "$DIR/spool/$1"
+  scontrol update nodename="$1" state=drain reason=boot
+  start_node "$1"
+  sleep 4
+  scontrol update nodename="$1" state=resume
+}
+
+wait_until_idle() {
   local attempt
   for ((attempt = 0; attempt < 300; attempt++)); do
-    if [ "$(timeout 5 sinfo -h -N -o %T 2>/dev/null | grep -c idle)" = ${#NODE_PORTS[@]} ]; then return; fi
+    if [ "$(timeout 5 sinfo -h -N -o %T 2>/dev/null | grep -c idle)" = "$1" ]; then return; fi
     sleep 0.1
   done
   echo "slurm_daemons.sh: the nodes are not idle after 30 s; the logs end with" >&2
@@ -109,6 +130,10 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 MailProg=/bin/true
 KillWait=5
+# A node that is lost is given up after some 20 s, and used again as soon as it is back.
+SlurmctldTimeout=10
+SlurmdTimeout=10
+ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 CONF
 }

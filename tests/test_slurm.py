@@ -1,40 +1,21 @@
-"""The main job under a real Slurm with two virtual nodes, booted for these tests on this machine."""
+"""The main job under a real Slurm."""
 
-import contextlib
-import json
 import os
 import re
 import shutil
-import socket
+import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
+from slurm_cluster import ROOT, Cluster, on_slurm
 
-T = TypeVar("T")
+from hpcdistill.metrics import Record, metrics_path, read_metrics
+from hpcdistill.state_file import load_state
 
-ROOT = Path(__file__).parents[1]
-DAEMONS = Path(__file__).with_name("slurm_daemons.sh")
-NODES = 2
-PATIENCE = 150
-ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
-NEEDED = ("sbatch", "srun", "slurmctld", "slurmd", "munged", "unshare")
-MISSING = [name for name in NEEDED if not shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")]
-
-pytestmark = [
-    pytest.mark.launch,
-    pytest.mark.slurm,
-    pytest.mark.timeout(4 * PATIENCE),
-    pytest.mark.skipif(
-        bool(MISSING), reason=f"no {', '.join(MISSING)}: Slurm is NOT TESTED here; apt install slurm-wlm munge"
-    ),
-]
+pytestmark = on_slurm
 
 SAY_WHERE = """#!/usr/bin/env bash
 . slurm/env.sh
@@ -43,122 +24,6 @@ import os
 from mpi4py import MPI
 print("rank", MPI.COMM_WORLD.rank, "of", MPI.COMM_WORLD.size, "on", os.uname().nodename, flush=True)'
 """
-
-
-@dataclass(frozen=True)
-class Job:
-    """How a job ended."""
-
-    state: str
-    exit_code: int
-    output: str
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Slurm that takes jobs."""
-
-    folder: Path
-    environment: dict[str, str]
-
-    def run(self, *sbatch_args: str | Path) -> Job:
-        """Submit a job and wait for its end."""
-        number = self.submit(*sbatch_args)
-        try:
-            return self.wait(number)
-        finally:
-            self.slurm("scancel", number)
-
-    def submit(self, *sbatch_args: str | Path) -> str:
-        """Submit a job from the repository's root; its number."""
-        output = self.folder / "job-%j.out"
-        return self.slurm("sbatch", "--parsable", f"--output={output}", f"--nodes={NODES}", *sbatch_args).strip()
-
-    def wait(self, number: str) -> Job:
-        """How the job ended."""
-        self.wait_for(number, lambda: self._record(number)["JobState"] in ENDED)
-        record = self._record(number)
-        return Job(record["JobState"], int(record["ExitCode"].split(":")[0]), self.output(number))
-
-    def wait_for(self, number: str, condition: Callable[[], T]) -> T:
-        """The condition's value once it is true; gives up before pytest-timeout would end the whole suite."""
-        end = time.monotonic() + PATIENCE
-        while not (value := condition()):
-            if time.monotonic() > end:
-                pytest.fail(f"job {number} got no further in {PATIENCE} s than\n{self.output(number)}")
-            time.sleep(0.1)
-        return value
-
-    def output(self, number: str) -> str:
-        """What the job has printed so far."""
-        path = self.folder / f"job-{number}.out"
-        return path.read_text() if path.exists() else ""
-
-    def slurm(self, *command: str | Path) -> str:
-        """What the Slurm command prints."""
-        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=self.environment, timeout=30)
-        assert result.returncode == 0, f"{command}: {result.stderr}"
-        return result.stdout
-
-    def _record(self, number: str) -> dict[str, str]:
-        return dict(re.findall(r"(\w+)=(\S*)", self.slurm("scontrol", "show", "job", number)))
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    # Not under pytest's own folder, which only its owner may enter: munge refuses that.
-    with tempfile.TemporaryDirectory(prefix="hpcdistill-slurm-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        with _daemons(folder):
-            cluster = Cluster(folder, dict(os.environ) | {"SLURM_CONF": str(folder / "slurm.conf")} | LOOPBACK)
-            _require_pmi(cluster)
-            yield cluster
-
-
-def _require_pmi(cluster: Cluster) -> None:
-    probe = ["bash", "-c", '. slurm/env.sh && "${LAUNCH[@]}" --ntasks=1 true']
-    result = subprocess.run(probe, capture_output=True, text=True, cwd=ROOT, env=cluster.environment, timeout=60)
-    if "can not load PMIx library" in result.stderr:
-        pytest.skip("srun finds no PMIx: Slurm is NOT TESTED with Open MPI; Debian, Ubuntu: apt install libpmix-dev")
-
-
-# Open MPI leaves the loopback out between nodes unless told otherwise; all virtual nodes share it.
-LOOPBACK = {"OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_mpi_yield_when_idle": "1"}
-
-
-@contextlib.contextmanager
-def _daemons(folder: Path) -> Iterator[None]:
-    command = [str(DAEMONS), str(folder), *map(str, _free_ports(1 + NODES))]
-    # A session of its own keeps Ctrl-C from it; it ends when the pipe to it is closed, even by our sudden death.
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "daemons.err").open("w"),
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        if process.stdout.readline() != "ready\n":
-            problem = (folder / "daemons.err").read_text()
-            if process.wait(timeout=20) == 3:
-                pytest.skip(f"no virtual nodes: Slurm is NOT TESTED here; {problem}")
-            pytest.fail(f"Slurm does not start:\n{problem}")
-        yield
-    finally:
-        process.stdin.close()
-        process.wait(timeout=20)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @pytest.fixture(scope="module")
@@ -175,19 +40,56 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-def short_run(tokens: Path, run_dir: Path) -> list[str]:
+@pytest.fixture(scope="session")
+def mpirun_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository as it is at a site whose slurm/env.sh starts ranks by mpirun."""
+    site = tmp_path_factory.mktemp("site")
+    for path in ROOT.iterdir():
+        if path.name != "slurm":
+            (site / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "slurm", site / "slurm")
+    with (site / "slurm" / "env.sh").open("a") as script:
+        script.write("LAUNCH=(mpirun)\n")
+    return site
+
+
+def short_run(tokens: Path, run_dir: Path, *more: str) -> list[str]:
     return [
         "configs/demo.toml",
         f"--run_dir={run_dir}",
         f"--data.path={tokens}",
-        "--data.batch_size=4",
+        "--data.batch_size=12",
         "--data.sequence_length=16",
         "--model.hidden=16",
         "--codistill.burn_in=10",
         "--codistill.exchange_interval=5",
         "--train.steps=30",
         "--train.validate_every=10",
+        *more,
     ]
+
+
+def history(run_dir: Path, group: int) -> tuple[Record, list[Record]]:
+    """Header and records of the losses; none of the group's steps is missing there, and none is twice."""
+    header, records = read_metrics(metrics_path(run_dir, group))
+    losses = [record for record in records if "loss" in record]
+    assert [record["step"] - record["steps"] for record in losses[1:]] == [record["step"] for record in losses[:-1]]
+    assert not losses or losses[0]["step"] == losses[0]["steps"]
+    return header, losses
+
+
+def last_step(run_dir: Path, group: int) -> int:
+    _, losses = history(run_dir, group)
+    return int(losses[-1]["step"]) if losses else 0
+
+
+def wait_for_step(step: int, cluster: Cluster, number: str, run_dir: Path) -> None:
+    """Until both groups have made it."""
+    cluster.wait_for(number, lambda: min(last_step(run_dir, 0), last_step(run_dir, 1)) >= step)
+
+
+def wait_for_output(text: str, cluster: Cluster, number: str) -> None:
+    cluster.wait_for(number, lambda: text in cluster.output(number))
 
 
 def test_one_world_over_two_nodes(cluster: Cluster) -> None:
@@ -201,41 +103,116 @@ def test_one_world_over_two_nodes(cluster: Cluster) -> None:
     assert {node for _, _, node in lines} == {"node1", "node2"}
 
 
-def test_the_main_job(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
-    job = cluster.run("--ntasks=4", "slurm/train.sbatch", *short_run(tokens, tmp_path / "run"))
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+def test_the_main_job(
+    launcher: str, nodes: int, cluster: Cluster, tokens: Path, mpirun_site: Path, tmp_path: Path
+) -> None:
+    site = {"srun": ROOT, "mpirun": mpirun_site}[launcher]
+    options = (f"--nodes={nodes}", "--ntasks=4")
+    job = cluster.run(*options, "slurm/train.sbatch", *short_run(tokens, tmp_path / "run"), submit_dir=site)
     assert (job.state, job.exit_code) == ("COMPLETED", 0), job.output
-    assert "on node[1-2], 4 ranks, SLURM_RESTART_COUNT=0" in job.output
-    for group in range(2):
-        lines = (tmp_path / f"run/metrics-g{group}.jsonl").read_text().splitlines()
-        assert any(json.loads(line).get("step") == 30 for line in lines), lines
+    assert re.search(rf"on node1?(\[1-{nodes}\])?, 4 ranks, SLURM_RESTART_COUNT=0", job.output), job.output
+    for group in (0, 1):
+        assert last_step(tmp_path / "run", group) == 30
 
 
 def test_a_failing_run_fails_the_job(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
     begin = time.monotonic()
-    job = cluster.run("--ntasks=4", "slurm/train.sbatch", *short_run(tokens, tmp_path), "--train.stepps=1")
+    job = cluster.run("--ntasks=4", "slurm/train.sbatch", *short_run(tokens, tmp_path, "--train.stepps=1"))
     assert job.state == "FAILED"
     assert job.exit_code != 0
     assert "stepps" in job.output
     assert time.monotonic() - begin < 60
 
 
-def test_a_requeued_job_goes_on(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
-    def checkpoints() -> set[str]:
-        return {path.name for path in tmp_path.rglob("g0-step*.h5")}
-
-    endless = [*short_run(tokens, tmp_path), "--train.steps=1000000", "--checkpoint.interval=10"]
-    number = cluster.submit("--ntasks=4", "slurm/train.sbatch", *endless)
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+def test_time_is_up_twice_and_the_run_goes_on(
+    launcher: str, cluster: Cluster, tokens: Path, mpirun_site: Path, tmp_path: Path
+) -> None:
+    site = {"srun": ROOT, "mpirun": mpirun_site}[launcher]
+    run = short_run(tokens, tmp_path, "--train.steps=600", "--checkpoint.interval=1000")
+    number = cluster.submit("--ntasks=4", "slurm/train.sbatch", *run, submit_dir=site)
     try:
-        before = cluster.wait_for(number, checkpoints)
+        for restarts in (1, 2):
+            wait_for_step(100 * restarts, cluster, number, tmp_path)
+            cluster.slurm("scancel", "--batch", "--signal=USR2", number)
+            wait_for_output(f"SLURM_RESTART_COUNT={restarts}", cluster, number)
+        job = cluster.wait(number)
+    finally:
+        cluster.slurm("scancel", number)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.output
+    assert job.output.count(f"requeueing job {number}") == 2
+    for group in (0, 1):
+        header, losses = history(tmp_path, group)
+        assert losses[-1]["step"] == 600
+        assert [start.get("slurm_restart_count") for start in header["starts"]] == [None, 1, 2]
+        first, second, third = (start["step"] for start in header["starts"])
+        assert first == 0 < 100 <= second < third < 600
+
+
+def test_scancel_leaves_a_checkpoint(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
+    run = short_run(tokens, tmp_path, "--train.steps=1000000", "--checkpoint.interval=1000000")
+    number = cluster.submit("--ntasks=4", "slurm/train.sbatch", *run)
+    try:
+        wait_for_step(20, cluster, number, tmp_path)
+    finally:
+        cluster.slurm("scancel", number)
+    job = cluster.wait(number)
+    assert job.state == "CANCELLED"
+    for group in (0, 1):
+        (checkpoint,) = tmp_path.glob(f"checkpoints/g{group}-step*.h5")
+        assert load_state(checkpoint, "checkpoint")["state"]["step"] == last_step(tmp_path, group)
+
+
+def test_a_killed_rank_ends_the_job_and_a_requeue_goes_on(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
+    run = short_run(tokens, tmp_path, "--train.steps=1000000", "--checkpoint.interval=50")
+    number = cluster.submit("--ntasks=4", "slurm/train.sbatch", *run)
+    try:
+        wait_for_step(100, cluster, number, tmp_path)
+        ranks = subprocess.run(["pgrep", "-f", f"^[^ ]*python .*run_dir={tmp_path}"], capture_output=True, text=True)
+        os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
+        begin = time.monotonic()
+        assert cluster.wait(number).state == "FAILED"
+        assert time.monotonic() - begin < 15
         cluster.slurm("scontrol", "requeue", number)
-        cluster.wait_for(number, lambda: "SLURM_RESTART_COUNT=1" in cluster.output(number))
-        last = max(checkpoints() | before)
-        # Without --resume the run would refuse to begin in a folder that holds one.
-        cluster.wait_for(number, lambda: max(checkpoints()) > last or "error:" in cluster.output(number))
-        assert "error:" not in cluster.output(number).partition("SLURM_RESTART_COUNT=1")[2]
+        before = last_step(tmp_path, 0)
+        cluster.wait_for(number, lambda: len(history(tmp_path, 0)[0]["starts"]) == 2)
+        cluster.wait_for(number, lambda: last_step(tmp_path, 0) > before)
+        assert history(tmp_path, 0)[0]["starts"][1]["step"] >= 50
     finally:
         cluster.slurm("scancel", number)
         cluster.wait(number)
+
+
+def test_an_array_of_groups_outlives_a_node(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
+    """The other groups lose no step and go on teaching each other; the lost one comes back, teaches and learns."""
+    options = ("--groups=3", "--train.steps=1000000", "--checkpoint.interval=50", "--codistill.max_staleness=400")
+    command = [sys.executable, "-m", "hpcdistill", "submit", *short_run(tokens, tmp_path, *options)]
+    said = cluster.slurm(*command, f"--sbatch=--exclusive --output={cluster.folder}/job-%A_%a.out")
+    array = re.search(r"submitted 3 groups as job array (\d+)", said)[1]  # type: ignore[index]
+
+    def newest(group: int) -> list[Record]:
+        return history(tmp_path, group)[1][-1:]
+
+    def quarantines(groups: tuple[int, ...], of: set[str]) -> bool:
+        return all(record["quarantine"].keys() == of for group in groups for record in newest(group))
+
+    try:
+        cluster.wait_for(f"{array}_0", lambda: min(last_step(tmp_path, group) for group in range(3)) >= 100)
+        node = cluster.node_of(f"{array}_2")
+        cluster.kill_node(node)
+        cluster.wait_for(f"{array}_0", lambda: quarantines((0, 1), {"2"}))
+        cluster.wait_for(f"{array}_0", lambda: len(history(tmp_path, 2)[0]["starts"]) == 2)
+        again = history(tmp_path, 2)[0]["starts"][1]
+        assert again["step"] >= 50
+        assert again["slurm_restart_count"] == 1
+        cluster.wait_for(f"{array}_0", lambda: quarantines((0, 1, 2), set()))
+        cluster.wait_for(f"{array}_0", lambda: newest(2)[0]["staleness"].keys() == {"0", "1"})
+        assert [len(history(tmp_path, group)[0]["starts"]) for group in range(3)] == [1, 1, 2]
+    finally:
+        cluster.slurm("scancel", array)
+        cluster.boot_node(node)
 
 
 def test_the_wrong_pmi_is_an_error(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hpcdistill.teachers import Teachers
 pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="needs peers: run under mpirun")
 
 INPUTS = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+TARGETS = torch.zeros(5, dtype=torch.int64)
 Predictions = dict[int, torch.Tensor]
 
 
@@ -34,14 +35,14 @@ def predictions_until(
     config = CodistillConfig(burn_in=20, exchange_interval=10, teacher_precision=precision)
     student = model_of(groups.group)
     with WindowExchange(groups, student, len(topology.peers(0))) as exchange:
-        teachers = Teachers(config, student, exchange, topology)
+        teachers = Teachers(config, student, exchange, topology, groups)
         step, predictions = 0, {}
         while not groups.comm.allreduce(done(step, predictions), op=MPI.LAND):  # bounded by the test's timeout
             step += 1
             teachers.advance(step)
             staleness = teachers.staleness(step)
             assert all((step - stale) % config.exchange_interval == 0 for stale in staleness.values())
-            teachers.predict(INPUTS)
+            teachers.predict(INPUTS, TARGETS)
             predictions = dict(zip(staleness, teachers.logits(), strict=True))
             assert teachers.logits() == []  # handed over
             assert not predictions or step >= config.burn_in

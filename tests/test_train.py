@@ -132,7 +132,7 @@ def test_a_group_that_stands_still_is_not_waited_for(transport: str, train: Run,
     with ThreadPoolExecutor() as pool:
         job = pool.submit(train, 2, f"--exchange.transport={transport}", "--train.steps=500")
         wait_until(lambda: min(last_step(0), last_step(1)) >= 50)
-        pid = read_metrics(paths[1])[0]["pid"]
+        pid = read_metrics(paths[1])[0]["starts"][-1]["pid"]
         os.kill(pid, signal.SIGSTOP)
         try:
             time.sleep(20)
@@ -169,6 +169,26 @@ def test_a_restart_is_bit_identical(train: Run, tmp_path: Path) -> None:
         assert_equal(straight[part], resumed[part])
     _, records = read_metrics(metrics_path(tmp_path / "restarted", 0))
     assert [record["step"] for record in records if "loss" in record] == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_to_one_rank_ends_its_group_with_a_checkpoint(
+    number: signal.Signals, train: Run, tmp_path: Path
+) -> None:
+    path = metrics_path(tmp_path / "run", 0)
+    with ThreadPoolExecutor() as pool:
+        job = pool.submit(train, 2, *ALONE, "--train.steps=1000000", "--checkpoint.interval=1000000")
+        wait_until(lambda: len(read_metrics(path)[1]) > 1)
+        os.kill(read_metrics(path)[0]["starts"][0]["pid"], number)
+        result = job.result()
+    assert result.returncode == os.EX_TEMPFAIL, result.stderr
+    assert "stopped as asked, with checkpoints; --resume goes on from there" in result.stdout
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("g0-step*.h5")
+    step = load(checkpoint)["state"]["step"]
+    assert train(2, *ALONE, f"--train.steps={step + 15}", "--resume").returncode == 0
+    losses = [record for record in read_metrics(path)[1] if "loss" in record]
+    covered = [range(record["step"] - record["steps"], record["step"]) for record in losses]
+    assert [number for steps in covered for number in steps] == list(range(step + 15))
 
 
 def assert_equal(left: object, right: object) -> None:

@@ -1,0 +1,185 @@
+"""A real Slurm with virtual nodes, booted for the tests that want one on this machine."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[1]
+DAEMONS = Path(__file__).with_name("slurm_daemons.sh")
+NODES = 4
+PATIENCE = 150
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+NEEDED = ("sbatch", "srun", "slurmctld", "slurmd", "munged", "unshare")
+MISSING = [name for name in NEEDED if not shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")]
+
+on_slurm = [
+    pytest.mark.launch,
+    pytest.mark.slurm,
+    pytest.mark.timeout(4 * PATIENCE),
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"no {', '.join(MISSING)}: Slurm is NOT TESTED here; apt install slurm-wlm munge"
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a job ended."""
+
+    state: str
+    exit_code: int
+    output: str
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Slurm that takes jobs."""
+
+    folder: Path
+    environment: dict[str, str]
+    daemons: subprocess.Popen[str]
+
+    def run(self, *sbatch_args: str | Path, submit_dir: Path = ROOT) -> Job:
+        """Submit a job and wait for its end."""
+        number = self.submit(*sbatch_args, submit_dir=submit_dir)
+        try:
+            return self.wait(number)
+        finally:
+            self.slurm("scancel", number)
+
+    def submit(self, *sbatch_args: str | Path, submit_dir: Path = ROOT) -> str:
+        """Submit a job, for two nodes unless told otherwise; its number."""
+        output = f"--output={self.folder / 'job-%j.out'}"
+        return self.slurm("sbatch", "--parsable", output, "--nodes=2", *sbatch_args, cwd=submit_dir).strip()
+
+    def wait(self, number: str) -> Job:
+        """How the job ended."""
+        self.wait_for(number, lambda: self.state(number) in ENDED)
+        record = self._record(number)
+        return Job(record["JobState"], int(record["ExitCode"].split(":")[0]), self.output(number))
+
+    def wait_for(self, number: str, condition: Callable[[], T]) -> T:
+        """The condition's value once it is true; gives up when the job has ended, or nothing comes of it for long."""
+        end = time.monotonic() + PATIENCE
+        while not (value := condition()):
+            if time.monotonic() > end or (self.state(number) in ENDED and not condition()):
+                pytest.fail(
+                    f"job {number} got no further in {PATIENCE} s than\n{self.output(number)}\n"
+                    f"{self._record(number)}\n{self.logs()}"
+                )
+            time.sleep(0.1)
+        return value
+
+    def output(self, number: str) -> str:
+        """What the job has printed so far."""
+        path = self.folder / f"job-{number}.out"
+        return path.read_text() if path.exists() else ""
+
+    def slurm(self, *command: str | Path, cwd: Path = ROOT) -> str:
+        """What the Slurm command prints."""
+        result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=self.environment, timeout=30)
+        assert result.returncode == 0, f"{command}: {result.stderr}"
+        return result.stdout
+
+    def kill_node(self, node: str) -> None:
+        """As a power cut would."""
+        self._tell("kill", node)
+
+    def boot_node(self, node: str) -> None:
+        """After it was killed; ready for jobs."""
+        self._tell("boot", node)
+
+    def logs(self) -> str:
+        """The last that the daemons have said, and what Slurm runs on this machine."""
+        tails = [f"{path.name}: {path.read_text()[-2000:]}" for path in (self.folder / "log").iterdir()]
+        processes = subprocess.run(["ps", "axfo", "pid,stat,etime,args"], capture_output=True, text=True).stdout
+        return "\n".join([*tails, *re.findall(".*(?:slurm|hpcdistill train).*", processes)])
+
+    def state(self, number: str) -> str:
+        """Such as RUNNING."""
+        return self._record(number)["JobState"]
+
+    def node_of(self, number: str) -> str:
+        """Where a job of one node runs."""
+        return self._record(number)["NodeList"]
+
+    def _tell(self, command: str, node: str) -> None:
+        assert self.daemons.stdin is not None
+        assert self.daemons.stdout is not None
+        self.daemons.stdin.write(f"{command} {node}\n")
+        self.daemons.stdin.flush()
+        assert self.daemons.stdout.readline() == "ready\n", self.logs()
+
+    def _record(self, number: str) -> dict[str, str]:
+        return dict(re.findall(r"(\w+)=(\S*)", self.slurm("scontrol", "show", "job", number)))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    # Not under pytest's own folder, which only its owner may enter: munge refuses that.
+    with tempfile.TemporaryDirectory(prefix="hpcdistill-slurm-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with _daemons(folder) as daemons:
+            environment = dict(os.environ) | {"SLURM_CONF": str(folder / "slurm.conf")} | LOOPBACK
+            cluster = Cluster(folder, environment, daemons)
+            _require_pmi(cluster)
+            yield cluster
+
+
+def _require_pmi(cluster: Cluster) -> None:
+    probe = ["bash", "-c", '. slurm/env.sh && "${LAUNCH[@]}" --ntasks=1 true']
+    result = subprocess.run(probe, capture_output=True, text=True, cwd=ROOT, env=cluster.environment, timeout=60)
+    if "can not load PMIx library" in result.stderr:
+        pytest.skip("srun finds no PMIx: Slurm is NOT TESTED with Open MPI; Debian, Ubuntu: apt install libpmix-dev")
+
+
+# Open MPI leaves the loopback out between nodes unless told otherwise; all virtual nodes share it.
+LOOPBACK = {"OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_mpi_yield_when_idle": "1"}
+
+
+@contextlib.contextmanager
+def _daemons(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [str(DAEMONS), str(folder), *map(str, _free_ports(1 + NODES))]
+    # A session of its own keeps Ctrl-C from it; it ends when the pipe to it is closed, even by our sudden death.
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=(folder / "daemons.err").open("w"),
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        if process.stdout.readline() != "ready\n":
+            problem = (folder / "daemons.err").read_text()
+            if process.wait(timeout=20) == 3:
+                pytest.skip(f"no virtual nodes: Slurm is NOT TESTED here; {problem}")
+            pytest.fail(f"Slurm does not start:\n{problem}")
+        yield process
+    finally:
+        process.stdin.close()
+        process.wait(timeout=20)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
