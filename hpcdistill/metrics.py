@@ -43,7 +43,7 @@ class Metrics:
         step: of the restart, 0 for a new run.
 
     Raises:
-        OSError: the file cannot be made; what was there before is untouched.
+        UserError: the file cannot be made; what was there before is untouched.
     """
 
     def __init__(self, path: Path, header: Record, step: int) -> None:
@@ -52,11 +52,11 @@ class Metrics:
         self._elapsed = kept[-1]["seconds"] if kept else 0.0
         self._started = time.perf_counter()
         header = header | {"starts": [*before.get("starts", []), _start(step)]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_bytes(b"".join(map(_line, [header, *kept])))
-        temporary.replace(path)
-        self._file = path.open("ab", buffering=0)
+        try:
+            _write_whole(path, b"".join(map(_line, [header, *kept])))
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}; make room there") from None
         self._complete = True
 
     def record(self, step: int, values: Record) -> None:
@@ -89,6 +89,16 @@ def _start(step: int) -> Record:
 
 def _line(record: Record) -> bytes:
     return f"{json.dumps(record)}\n".encode()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_metrics(path: Path) -> tuple[Record, list[Record]]:

@@ -68,6 +68,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
 
     Raises:
         UserError: a folder holds no metrics.
+        OSError: the disk does not take the page.
     """
     curves = [Curve(**vars(metrics)) for run in runs for metrics in read_run(run)]
     page = PAGE.substitute(

@@ -72,10 +72,8 @@ class Restart:
         if self._writing and not last and not self._writing.done():
             warn(f"no checkpoint at step {step}: the disk is still busy with the one before")
             return
-        is_best = self._validation < self._lowest
-        self._lowest = min(self._validation, self._lowest)
         state = on_host(self._state(step, ranks))
-        self._writing = self._writer.submit(self._write, step, state, is_best)
+        self._writing = self._writer.submit(self._write, step, state, is_best=self._validation < self._lowest)
 
     def _state(self, step: int, ranks: list[dict[str, torch.Tensor]]) -> State:
         optimizer = self._optimizer.state_dict()
@@ -89,12 +87,13 @@ class Restart:
                 "param_groups": optimizer["param_groups"],
             },
             "rng": {str(rank): generators for rank, generators in enumerate(ranks)},
-            "lowest_validation_loss": self._lowest,
+            "lowest_validation_loss": min(self._validation, self._lowest),
         }
 
     def _write(self, step: int, state: State, is_best: bool) -> None:
         try:
             self._checkpoints.save(step, state, is_best)
+            self._lowest = state["lowest_validation_loss"]
         except OSError as error:
             warn(f"no checkpoint at step {step}: {error}")
         except BaseException as error:

@@ -2,15 +2,16 @@
 
 import errno
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from constant_model import Constant
+from killed_writer import kill_at_random
 from mpi4py import MPI
 from torch import nn
 
@@ -207,14 +208,7 @@ def write_for_ever(folder: Path, number: int) -> None:
 def test_a_writer_killed_at_any_moment_leaves_only_whole_files(tmp_path: Path) -> None:
     random, number = Random(0), 0
     for _ in range(200):
-        writer = os.fork()  # rather than a new Python, which takes seconds to start
-        if writer == 0:
-            write_for_ever(tmp_path, number)
-        while not list(tmp_path.glob("g0-*.h5")):
-            time.sleep(1e-3)
-        time.sleep(random.uniform(0, 0.03))  # about as long as it writes at one file
-        os.kill(writer, signal.SIGKILL)
-        os.waitpid(writer, 0)
+        kill_at_random(partial(write_for_ever, tmp_path, number), random, lambda: any(tmp_path.glob("g0-*.h5")))
         for path in tmp_path.glob("g0-*.h5"):
             state = load_state(path, KIND)
             assert (state["wire"] == state["number"] % 256).all()

@@ -1,0 +1,140 @@
+"""What training loses to a checkpoint: the time in which it waits, against a plain copy of the same bytes.
+
+    python benchmarks/bench_checkpoint.py
+
+Then, in turns, blocks of steps of the demo's model without a checkpoint, with one that is written beside them, and with
+one that is waited for.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from measure import in_turns, machine, ratio, write_json
+from mpi4py import MPI
+from torch.nn import functional
+
+from hpcdistill.config import Config
+from hpcdistill.groups import Groups
+from hpcdistill.models.lstm import LSTMLanguageModel
+from hpcdistill.restart import Restart
+
+CPU = torch.device("cpu")
+INTERVAL = 100
+HIDDEN = {"the demo's model": 128, "a larger one": 1024}
+
+
+class Training:
+    """A language model on noise, and its checkpoints."""
+
+    def __init__(self, hidden: int, folder: str) -> None:
+        self.model = LSTMLanguageModel(vocabulary=256, hidden=hidden, layers=2, dropout=0.0)
+        self.optimizer = torch.optim.Adam(self.model.parameters())
+        config = Config(run_dir=folder, data={"path": "none"}, groups=1, codistill={"weight": 0})
+        groups = Groups.alone(MPI.COMM_WORLD, 0, 1, CPU)
+        self.restart = Restart(config, groups, self.model, self.optimizer, SimpleNamespace(drawn=0))
+        self._tokens = torch.randint(256, (16, 64))
+        self._numbers = count(1)
+        self.step()  # makes the optimizer's state
+
+    def step(self) -> None:
+        """One of the optimizer."""
+        logits = self.model(self._tokens).flatten(0, 1)
+        functional.cross_entropy(logits, self._tokens.flatten()).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def save(self) -> float:
+        """Make a checkpoint; for how many seconds training would have waited."""
+        begin = time.perf_counter()
+        self.restart.save(next(self._numbers))
+        return time.perf_counter() - begin
+
+    def wait(self) -> None:
+        """Until the checkpoint is on disk."""
+        if self.restart._writing:
+            self.restart._writing.result()
+
+    def state(self) -> list[torch.Tensor]:
+        """All that a checkpoint copies."""
+        moments = [value for values in self.optimizer.state.values() for value in values.values()]
+        return [*self.model.state_dict().values(), *moments]
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="of each contender, in turns (default: 9)")
+    default = Path(__file__).parent / "results" / "checkpoint-cpu.json"
+    parser.add_argument("--output", type=Path, default=default, help=f"raw results as JSON (default: {default})")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{machine(CPU)}\n\n{'':<18}{'bytes':>12}{'waits, ms':>11}{'GB/s':>7}{'% of copy':>11}{'written in, ms':>16}")
+    with tempfile.TemporaryDirectory() as folder:
+        copies = [measure_wait(name, Training(hidden, folder), options.rounds) for name, hidden in HIDDEN.items()]
+        blocks = measure_blocks(Training(HIDDEN["the demo's model"], folder), options.rounds)
+    print(summary(copies[0], blocks))
+    write_json(options.output, {"machine": machine(CPU), "copies": copies, "blocks": blocks})
+
+
+def measure_wait(name: str, training: Training, rounds: int) -> dict[str, Any]:
+    """Seconds in which training waits for a checkpoint, until it is written, and of a plain copy; prints a line."""
+    state = training.state()
+    seconds: dict[str, list[float]] = {"wait": [], "write": [], "copy": []}
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        seconds["wait"].append(training.save())
+        training.wait()
+        seconds["write"].append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        kept = [tensor.clone() for tensor in state]
+        seconds["copy"].append(time.perf_counter() - begin)
+        del kept
+    nbytes = sum(tensor.nbytes for tensor in state)
+    wait = statistics.median(seconds["wait"])
+    print(
+        f"{name:<18}{nbytes:>12,}{1e3 * wait:>11.2f}{2 * nbytes / wait / 1e9:>7.1f}"
+        f"{100 / ratio(seconds, 'wait', 'copy'):>11.0f}{1e3 * statistics.median(seconds['write']):>16.1f}"
+    )
+    return {"name": name, "nbytes": nbytes, "seconds": seconds}
+
+
+def measure_blocks(training: Training, rounds: int) -> dict[str, list[float]]:
+    """Seconds of `INTERVAL` steps of each kind."""
+
+    def steps() -> None:
+        for _ in range(INTERVAL):
+            training.step()
+
+    def beside() -> None:
+        training.save()
+        steps()
+
+    def waited_for() -> None:
+        training.save()
+        training.wait()
+        steps()
+
+    return in_turns({"none": steps, "beside": beside, "waited for": waited_for}, CPU, rounds)
+
+
+def summary(copies: dict[str, Any], blocks: dict[str, list[float]]) -> str:
+    """In words."""
+    step = statistics.median(blocks["none"]) / INTERVAL
+    share = statistics.median(copies["seconds"]["wait"]) / INTERVAL / step
+    lost = {name: 100 * (ratio(blocks, name, "none") - 1) for name in ("beside", "waited for")}
+    return (
+        f"\nOne checkpoint in {INTERVAL} steps of {1e3 * step:.1f} ms: training waits {100 * share:.2f} % of it.\n"
+        f"Blocks of {INTERVAL} steps take {lost['beside']:+.1f} % with a checkpoint beside them, "
+        f"{lost['waited for']:+.1f} % if it is waited for."
+    )
+
+
+if __name__ == "__main__":
+    main()
