@@ -155,21 +155,26 @@ def _train(args: argparse.Namespace) -> int:
         from mpi4py import MPI
 
         from hpcdistill.config import load_config
-        from hpcdistill.report import write_report
         from hpcdistill.train import train
 
         config = load_config(args.config, args.overrides, args)
         finished = train(config, args.resume, stop)
     unfinished = MPI.COMM_WORLD.allreduce(not finished)  # after which all groups' files are complete
     if MPI.COMM_WORLD.rank == 0:
-        try:
-            write_report([config.run_dir], config.run_dir / "report.html")
-        except OSError as error:  # what was trained is safe
-            warn(f"no report: {error}; hpcdistill report {config.run_dir} --output FILE.html makes it elsewhere")
+        _report_on(config.run_dir)
         if unfinished:
             print("hpcdistill: stopped as asked, with checkpoints; --resume goes on from there", flush=True)
     MPI.COMM_WORLD.Barrier()  # the first rank that exits without success has srun kill all
     return os.EX_TEMPFAIL if unfinished else 0
+
+
+def _report_on(run_dir: Path) -> None:
+    from hpcdistill.report import write_report
+
+    try:
+        write_report([run_dir], run_dir / "report.html")
+    except OSError as error:  # what was trained is safe
+        warn(f"no report: {error}; hpcdistill report {run_dir} --output FILE.html makes it elsewhere")
 
 
 def _submit(args: argparse.Namespace) -> int:

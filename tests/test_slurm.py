@@ -116,16 +116,16 @@ def test_one_world_over_two_nodes(cluster: Cluster) -> None:
     assert {node for _, _, node in lines} == {"node1", "node2"}
 
 
-@pytest.mark.parametrize("nodes", [1, 2, 4])
+@pytest.mark.parametrize(("nodes", "ranks"), [(1, 2), (2, 2), (4, 4)])
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
 def test_the_main_job(
-    launcher: str, nodes: int, cluster: Cluster, tokens: Path, mpirun_site: Path, tmp_path: Path
+    launcher: str, nodes: int, ranks: int, cluster: Cluster, tokens: Path, mpirun_site: Path, tmp_path: Path
 ) -> None:
     site = {"srun": ROOT, "mpirun": mpirun_site}[launcher]
-    options = (f"--nodes={nodes}", "--ntasks=4")
+    options = (f"--nodes={nodes}", f"--ntasks={ranks}")
     job = cluster.run(*options, "slurm/train.sbatch", *short_run(tokens, tmp_path / "run"), submit_dir=site)
     assert (job.state, job.exit_code) == ("COMPLETED", 0), job.output
-    assert re.search(rf"on node1?(\[1-{nodes}\])?, 4 ranks, SLURM_RESTART_COUNT=0", job.output), job.output
+    assert re.search(rf"on node1?(\[1-{nodes}\])?, {ranks} ranks, SLURM_RESTART_COUNT=0", job.output), job.output
     for group in (0, 1):
         assert last_step(tmp_path / "run", group) == 30
 
@@ -139,13 +139,13 @@ def test_a_failing_run_fails_the_job(cluster: Cluster, tokens: Path, tmp_path: P
     assert watch.says("from sbatch until a mistake in the options has ended the job") < 60
 
 
-@pytest.mark.parametrize(("launcher", "times"), [("srun", 2), ("mpirun", 1)])
+@pytest.mark.parametrize(("launcher", "ranks", "times"), [("srun", 4, 2), ("mpirun", 2, 1)])
 def test_time_is_up_and_the_run_goes_on(
-    launcher: str, times: int, cluster: Cluster, tokens: Path, mpirun_site: Path, tmp_path: Path
+    launcher: str, ranks: int, times: int, cluster: Cluster, tokens: Path, mpirun_site: Path, tmp_path: Path
 ) -> None:
     site = {"srun": ROOT, "mpirun": mpirun_site}[launcher]
     run = short_run(tokens, tmp_path, "--train.steps=600", "--checkpoint.interval=1000")
-    number = cluster.submit("--ntasks=4", "slurm/train.sbatch", *run, submit_dir=site)
+    number = cluster.submit(f"--ntasks={ranks}", "slurm/train.sbatch", *run, submit_dir=site)
     try:
         for restarts in range(1, times + 1):
             wait_for_step(100 * restarts, cluster, number, tmp_path)
@@ -173,7 +173,7 @@ def test_time_is_up_and_the_run_goes_on(
 
 def test_scancel_leaves_a_checkpoint(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
     run = short_run(tokens, tmp_path, "--train.steps=1000000", "--checkpoint.interval=1000000")
-    number = cluster.submit("--ntasks=4", "slurm/train.sbatch", *run)
+    number = cluster.submit("--ntasks=2", "slurm/train.sbatch", *run)
     try:
         wait_for_step(20, cluster, number, tmp_path)
     finally:
@@ -189,7 +189,7 @@ def test_scancel_leaves_a_checkpoint(cluster: Cluster, tokens: Path, tmp_path: P
 
 def test_a_killed_rank_ends_the_job_and_a_requeue_goes_on(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
     run = short_run(tokens, tmp_path, "--train.steps=1000000", "--checkpoint.interval=50")
-    number = cluster.submit("--ntasks=4", "slurm/train.sbatch", *run)
+    number = cluster.submit("--ntasks=2", "slurm/train.sbatch", *run)
     try:
         wait_for_step(100, cluster, number, tmp_path)
         ranks = subprocess.run(["pgrep", "-f", f"^[^ ]*python .*run_dir={tmp_path}"], capture_output=True, text=True)
