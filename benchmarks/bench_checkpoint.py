@@ -130,7 +130,7 @@ def summary(copies: dict[str, Any], blocks: dict[str, list[float]]) -> str:
     share = statistics.median(copies["seconds"]["wait"]) / INTERVAL / step
     lost = {name: 100 * (ratio(blocks, name, "none") - 1) for name in ("beside", "waited for")}
     return (
-        f"\nOne checkpoint in {INTERVAL} steps of {1e3 * step:.1f} ms: training waits {100 * share:.2f} % of it.\n"
+        f"\nOne checkpoint in {INTERVAL} steps of {1e3 * step:.1f} ms: training waits {100 * share:.2f} % of them.\n"
         f"Blocks of {INTERVAL} steps take {lost['beside']:+.1f} % with a checkpoint beside them, "
         f"{lost['waited for']:+.1f} % if it is waited for."
     )

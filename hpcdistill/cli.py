@@ -152,13 +152,13 @@ def _train(args: argparse.Namespace) -> int:
     from hpcdistill.stop import StopRequest
 
     with StopRequest() as stop:
-        from mpi4py import MPI
-
         from hpcdistill.config import load_config
         from hpcdistill.train import train
 
         config = load_config(args.config, args.overrides, args)
         finished = train(config, args.resume, stop)
+    from mpi4py import MPI
+
     unfinished = MPI.COMM_WORLD.allreduce(not finished)  # after which all groups' files are complete
     if MPI.COMM_WORLD.rank == 0:
         _report_on(config.run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import threading
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 # Set by Hydra, Open MPI and srun for each rank they start.
 LAUNCHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+START_SECONDS = 600.0
+"""For all ranks to start MPI; thousands that load torch from one filesystem need minutes."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Groups:
                 level, or a wrong PMI has made N worlds of one rank.
         """
         # Importing MPI initialises it, so only those who train pay for it and need it.
+        start_mpi()
         import horovod.torch as hvd
         from mpi4py import MPI
 
@@ -172,6 +177,18 @@ class Groups:
         return outcome  # type: ignore[return-value]
 
 
+def start_mpi() -> None:
+    """Initialise MPI together with all other ranks, or end this process when they do not come.
+
+    The wait is bounded by a watchdog that works while MPI_Init keeps Python from running; it prints where the process
+    stands. With srun --kill-on-bad-exit, and with mpirun, that ends the whole job.
+    """
+    faulthandler.dump_traceback_later(START_SECONDS, exit=True)
+    from mpi4py import MPI  # noqa: F401
+
+    faulthandler.cancel_dump_traceback_later()
+
+
 def end_job(error: BaseException) -> NoReturn:
     """Say what went wrong and end this process; under MPI, every process of the job.
 
@@ -180,7 +197,8 @@ def end_job(error: BaseException) -> NoReturn:
     status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
     in_company = any(int(os.environ.get(name, "1")) > 1 for name in LAUNCHER_SIZES)
     if in_company or "mpi4py.MPI" in sys.modules:
-        from mpi4py import MPI  # where it is not initialised yet, this waits for the other ranks
+        start_mpi()
+        from mpi4py import MPI
 
         world = MPI.COMM_WORLD
         if world.size > 1:

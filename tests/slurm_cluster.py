@@ -105,7 +105,8 @@ class Cluster:
     def logs(self) -> str:
         """The last that the daemons have said, and what Slurm runs on this machine."""
         tails = [f"{path.name}: {path.read_text()[-2000:]}" for path in (self.folder / "log").iterdir()]
-        processes = subprocess.run(["ps", "axfo", "pid,stat,etime,args"], capture_output=True, text=True).stdout
+        command = ["ps", "axfwwo", "pid,stat,wchan:20,etime,args"]
+        processes = subprocess.run(command, capture_output=True, text=True).stdout
         return "\n".join([*tails, *re.findall(".*(?:slurm|hpcdistill train).*", processes)])
 
     def state(self, number: str) -> str:

@@ -247,7 +247,9 @@ def test_an_array_of_groups_outlives_a_node(cluster: Cluster, tokens: Path, tmp_
 
 def test_the_wrong_pmi_is_an_error(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hpcdistill", "train", *short_run(tokens, tmp_path / "run")]
+    watch = Stopwatch()
     job = cluster.run("--ntasks=4", f"--wrap=srun --mpi=none --kill-on-bad-exit=1 {' '.join(command)}")
+    watch.says("from sbatch until the wrong PMI has ended the job")
     assert job.state == "FAILED", job.output
     assert "PMI" in job.output
     assert not list(tmp_path.glob("run/metrics-*"))

@@ -262,6 +262,23 @@ def test_mpi_without_threads_is_refused(train: Run) -> None:
     assert "unset MPI4PY_RC_THREAD_LEVEL (now serialized)" in result.stderr
 
 
+ONE_NEVER_STARTS_MPI = """
+import os, time
+from hpcdistill import groups
+groups.START_SECONDS = 2
+if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1":
+    time.sleep(1000)
+groups.start_mpi()
+"""
+
+
+def test_who_waits_for_a_rank_that_never_comes_gives_up(mpirun: Run) -> None:
+    result = mpirun(2, "-c", ONE_NEVER_STARTS_MPI, timeout=60)
+    assert result.returncode != 0
+    assert "Timeout (0:00:02)!" in result.stderr
+    assert "in start_mpi" in result.stderr
+
+
 RAISES_ON_RANK_3 = """
 import sys
 from mpi4py import MPI
