@@ -81,8 +81,8 @@ class CodistillConfig(Section):
     """Steps before distillation begins."""
     exchange_interval: PositiveInt = 50
     """Steps between two publishes of a group's weights."""
-    max_staleness: PositiveInt = 1000
-    """Steps for which a teacher may teach without being heard of anew."""
+    max_staleness: PositiveInt | None = None
+    """Steps for which a teacher may teach without being heard of anew; without it, 20 exchange intervals."""
     teacher_precision: Literal["full", "bf16"] = "full"
     """In which precision teachers predict: 'full' as the student does, or 'bf16' where that is faster."""
 
@@ -154,6 +154,16 @@ class Config(BaseSettings):
             raise ValueError(
                 f"groups = 1 has nobody to learn from, but codistill.weight = {self.codistill.weight:g}; "
                 "use --groups=2 or more, or --codistill.weight=0 for plain synchronous SGD"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_outlast_the_exchange_interval(self) -> Config:
+        patience, interval = self.codistill.max_staleness, self.codistill.exchange_interval
+        if patience is not None and patience <= interval:
+            raise ValueError(
+                f"codistill.max_staleness = {patience} is over before a teacher is heard of again, after "
+                f"codistill.exchange_interval = {interval}; use a few intervals, or omit it"
             )
         return self
 

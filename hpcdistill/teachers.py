@@ -15,6 +15,9 @@ from hpcdistill.exchange import Exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.groups import Groups
 
+PATIENCE = 20
+"""In exchange intervals: so long a teacher may teach that is not heard of anew, unless configured."""
+
 WORSE_THAN_UNIFORM = 0.5
 """By so many nats a teacher may be worse than one that has learned nothing: such a one is, by chance, a little."""
 
@@ -123,11 +126,10 @@ class Teachers:
 
     def _look_for_the_lost(self, step: int) -> None:
         """Not by staleness: a group that is behind, after a restart, may teach what it knows."""
+        patience = self._config.max_staleness or PATIENCE * self._config.exchange_interval
         for peer, heard in self._heard.items():
-            if step - heard > self._config.max_staleness:
-                self._put_in_quarantine(
-                    peer, f"not heard of for more than max_staleness = {self._config.max_staleness} steps"
-                )
+            if step - heard > patience:
+                self._put_in_quarantine(peer, f"not heard of for more than {patience} steps")
 
     def _try(self, peer: int, logits: torch.Tensor, targets: torch.Tensor) -> None:
         self._untried.discard(peer)

@@ -51,6 +51,7 @@ def test_the_demo_configuration_is_valid() -> None:
         ("groups = 1\n" + MINIMAL, [], r"groups = 1 has nobody to learn from.*--codistill.weight=0"),
         (MINIMAL, ["--codistill.exchange_interval=0"], r"codistill.exchange_interval = '0': .*greater than 0"),
         (MINIMAL, ["--exchange.codec=int4"], r"exchange.codec = 'int4': .*'fp32', 'bf16' or 'int8'"),
+        (MINIMAL, ["--codistill.max_staleness=50"], r"max_staleness = 50 is over before a teacher is heard of again"),
         (MINIMAL, ["--groups=3", "--exchange.topology=pairs"], r"leaves one of groups = 3 without a partner"),
         (MINIMAL, ["--groups=3", "--exchange.topology=k-random", "--exchange.degree=3"], r"degree = 3 .* at most 2"),
         (MINIMAL, ["--group_sizes=3,1,2"], r"group_sizes = 3,1,2 has 3 numbers for groups = 2"),

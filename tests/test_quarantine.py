@@ -16,11 +16,11 @@ from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.groups import Groups
-from hpcdistill.teachers import WORSE_THAN_UNIFORM, Teachers
+from hpcdistill.teachers import PATIENCE, WORSE_THAN_UNIFORM, Teachers
 
 INPUTS = torch.eye(3)
 TARGETS = torch.arange(3)
-CONFIG = CodistillConfig(burn_in=1, exchange_interval=1, max_staleness=20)
+CONFIG = CodistillConfig(burn_in=1, exchange_interval=1)
 
 
 School = tuple["Student", "Peer", "Peer"]
@@ -98,11 +98,11 @@ def test_who_is_not_heard_of_for_too_long_is_not_learned_from(school: School) ->
     student, first, _ = school
     first.publish(1, skill=1.0)
     student.hear(1, peer=0, of=1)
-    student.teachers.advance(21)
+    student.teachers.advance(1 + PATIENCE)
     assert student.taught() == 1
-    student.teachers.advance(22)
+    student.teachers.advance(2 + PATIENCE)
     assert student.taught() == 0
-    assert student.teachers.quarantine == {0: "not heard of for more than max_staleness = 20 steps"}
+    assert student.teachers.quarantine == {0: f"not heard of for more than {PATIENCE} steps"}
     first.publish(7, skill=1.0)
     assert student.hear(500, peer=0, of=7) == 1  # having been restarted it is behind, and welcome
 
