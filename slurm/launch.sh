@@ -16,8 +16,8 @@ if [ "$restarts" -gt 0 ]; then set -- "$@" --resume; fi
 ask=USR2
 if [[ ${LAUNCH[0]} = mpirun && $(<.venv/mpi) = mpich-* ]]; then ask=TERM; fi
 time_is_up=
-trap 'time_is_up=1; kill -s $ask $!' USR2
-trap 'kill -s $ask $!' TERM
+trap 'time_is_up=1; kill -s $ask $! || true' USR2
+trap 'kill -s $ask $! || true' TERM
 status=0
 wait $! || status=$?
 while kill -0 $! 2>/dev/null; do # a signal has ended only the waiting
