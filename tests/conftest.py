@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TextIO
@@ -25,8 +25,6 @@ import torch
 from mpi4py import MPI
 
 from hpcdistill.groups import Groups
-
-pytest_plugins = ["slurm_cluster"]  # the fixture `cluster`
 
 WORLD = MPI.COMM_WORLD
 # Without a GPU kernels run in Triton's interpreter. Triton wants to know at its first import, whoever imports it.
@@ -129,6 +127,15 @@ def groups(request: pytest.FixtureRequest) -> Groups:
 def unequal_groups() -> Groups:
     """The world in one group of one rank and one of all others, without Horovod."""
     return Groups.split(WORLD, (1, WORLD.size - 1), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[object]:
+    """A Slurm with virtual nodes, booted for all tests that want it."""
+    from slurm_cluster import booted
+
+    with booted() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

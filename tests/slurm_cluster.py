@@ -128,8 +128,9 @@ class Cluster:
         return dict(re.findall(r"(\w+)=(\S*)", self.slurm("scontrol", "show", "job", number)))
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+@contextlib.contextmanager
+def booted() -> Iterator[Cluster]:
+    """A cluster for the time of the block."""
     # Not under pytest's own folder, which only its owner may enter: munge refuses that.
     with tempfile.TemporaryDirectory(prefix="hpcdistill-slurm-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
