@@ -1,0 +1,124 @@
+"""Files of lines, read block by block, and the bad lines among them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from hpcdistill.data.pieces import Piece, read_piece
+from hpcdistill.errors import UserError, warn
+
+BLOCK_BYTES = 1 << 23
+QUOTED_LINES = 3
+QUOTED_BYTES = 60
+
+
+class Block(NamedTuple):
+    """Some whole lines of a file."""
+
+    file: str
+    line: int  # number of the first line in its file, from 1
+    row: int  # number of the first line among those of all files, from 0
+    text: bytes
+
+    def lines(self) -> list[bytes]:
+        r"""Without their ends, \\n or \\r\\n."""
+        return [line.removesuffix(b"\r") for line in self.text.removesuffix(b"\n").split(b"\n")]
+
+
+def read_blocks(paths: Sequence[Path]) -> Iterator[Block]:
+    """The lines of files, those whose names end in .gz unpacked; shows how far it is.
+
+    Raises:
+        UserError: a file is missing, empty, or not whole.
+    """
+    row = 0
+    with tqdm(desc="reading", total=sum(map(_size, paths)), unit="B", unit_scale=True) as bar:
+        for path in paths:
+            line = 1
+            for text in _texts(path, bar):
+                yield Block(str(path), line, row, text)
+                count = text.count(b"\n") + (not text.endswith(b"\n"))
+                line, row = line + count, row + count
+    if not row:
+        raise UserError(f"no lines in {', '.join(map(str, paths))}; check --input")
+
+
+def first_line(path: Path) -> bytes:
+    """Without its end.
+
+    Raises:
+        UserError: as `read_blocks`.
+    """
+    start = next(_texts(path, tqdm(disable=True)), b"")
+    return start.split(b"\n", 1)[0].removesuffix(b"\r")
+
+
+def fingerprint(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """What changes when the files do, as far as can be told without reading them."""
+    return [(str(path.resolve()), _size(path), path.stat().st_mtime_ns) for path in paths]
+
+
+def _size(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"--input {path}: {error.strerror}") from None
+    if not size or not path.is_file():
+        raise UserError(f"--input {path} is not a file with lines in it; check --input")
+    return size
+
+
+def _texts(path: Path, bar: Any) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as raw:
+            stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            before = 0
+            # What has no line ends is cut somewhere, as it is bad wherever.
+            while text := stream.read(BLOCK_BYTES) + stream.readline(BLOCK_BYTES):
+                yield text
+                bar.update(raw.tell() - before)
+                before = raw.tell()
+    except (OSError, EOFError) as error:
+        raise UserError(f"--input {path} cannot be read to its end: {error}; fetch or pack it again") from None
+
+
+def quote(file: str, line: int, reason: object, text: bytes) -> str:
+    """A bad line, with its place and what is wrong with it."""
+    return f"{Path(file).name} line {line}: {reason}: {repr(text[:QUOTED_BYTES])[1:]}{'…' * (len(text) > QUOTED_BYTES)}"
+
+
+def bad_lines(quotes: Sequence[str]) -> Piece:
+    """What a piece tells of its bad lines: how many, and the first few of them."""
+    return {
+        "bad": np.array(len(quotes)),
+        "quotes": np.array([os.fsencode(quote) for quote in quotes[:QUOTED_LINES]], "S1000"),
+    }
+
+
+def collect(paths: Iterable[Path], max_bad: int) -> list[Path]:
+    """All pieces, once it is clear that they have no more bad lines than `max_bad`; a warning tells of those.
+
+    Raises:
+        UserError: they have more. Raised at the first piece with which there are too many.
+    """
+    collected, count, quotes = [], 0, list[str]()
+    for path in paths:
+        collected.append(path)
+        more, quoted = read_piece(path, "bad", "quotes")
+        count += int(more)
+        quotes = [*quotes, *map(os.fsdecode, quoted)][:QUOTED_LINES]
+        if count > max_bad:
+            raise UserError(
+                "\n  ".join([f"bad lines: {count} so far, the first of them", *quotes])
+                + "\nmend them, or pass over up to N such lines with --max-bad=N"
+            )
+    if count:
+        warn("\n  ".join([f"passed over bad lines: {count}, the first of them", *quotes]))
+    return collected

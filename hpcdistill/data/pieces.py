@@ -1,0 +1,168 @@
+"""A preparation in pieces: made by several processes, kept on disk until the store is whole, made once only.
+
+The pieces lie in a folder beside the store to be, `FILE.h5.pieces-<digest of what is prepared>`. A preparation that was
+killed finds them there when it is started again. The store is then put together from them in order, so it does not
+depend on how often it was killed, nor on the number of processes.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import h5py
+from tqdm import tqdm
+
+from hpcdistill.data.hashing import VALIDATION_SHARE
+from hpcdistill.data.rows import Array, Fields, Rows, write_rows
+from hpcdistill.data.store import PARTS
+from hpcdistill.errors import UserError
+from hpcdistill.hdf5 import atomic_file
+
+Task = TypeVar("Task")
+Piece = dict[str, Array]
+"""`validation`, bool [rows], tells which rows belong to that part; the other arrays are its maker's affair."""
+
+
+@contextmanager
+def pieces_folder(output: Path, *prepared: object) -> Iterator[Path]:
+    """The folder for the pieces of `output`; it goes, and others of the same output with it, when the block ends well.
+
+    Args:
+        output: the store to be.
+        prepared: all that the pieces depend on; a preparation of something else uses none of them.
+
+    Raises:
+        UserError: the disk takes no more, or a process was killed.
+    """
+    digest = hashlib.blake2b(repr(prepared).encode(), digest_size=8).hexdigest()
+    folder = output.with_name(f"{output.name}.pieces-{digest}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        for old in output.parent.glob(f"{glob.escape(output.name)}.pieces-{'[0-9a-f]' * 16}"):
+            shutil.rmtree(old)
+    except OSError as error:
+        raise UserError(
+            f"--output {output} cannot be written: {error}; make room there, or choose another --output. The same "
+            "command goes on from what is done"
+        ) from None
+    except BrokenProcessPool:
+        raise UserError(
+            "a process was killed, as happens when memory runs out; the same command goes on from what is done, with "
+            "fewer --processes in less memory"
+        ) from None
+
+
+def make_pieces(
+    folder: Path, make: Callable[[Task], Piece], tasks: Iterable[Task], processes: int | None = None
+) -> Iterator[Path]:
+    """Make the piece of each task, unless it is there, in several processes; their files, in order.
+
+    Few tasks are under way at a time, so memory stays bounded however many there are.
+
+    Args:
+        folder: where the pieces lie.
+        make: a function of a module, as it runs in other processes.
+        tasks: what it is given.
+        processes: how many; by default one for each core this process may use.
+
+    Raises:
+        UserError: not a number of processes; and what `tasks` and `make` raise.
+    """
+    if processes is None:
+        processes = len(os.sched_getaffinity(0))
+    if processes < 1:
+        raise UserError(f"--processes {processes} must be at least 1")
+    # Forked: a new Python would have to import torch, which takes seconds and a third of a gigabyte in each.
+    context = multiprocessing.get_context("fork")
+    waiting: deque[Future[Path]] = deque()
+    with ProcessPoolExecutor(processes, context, initializer=_follow_parent) as pool:
+        for number, task in enumerate(tasks):
+            waiting.append(pool.submit(_make, folder / f"{number}.h5", make, task))
+            if len(waiting) > processes + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _follow_parent() -> None:
+    """Let this process end when its parent is killed, or it would wait for tasks for ever; Ctrl-C is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _make(path: Path, make: Callable[[Task], Piece], task: Task) -> Path:
+    if not path.exists():
+        piece = make(task)
+        with atomic_file(path) as (file, _):
+            for name, values in piece.items():
+                file[name] = values
+    return path
+
+
+def read_piece(path: Path, *names: str) -> tuple[Array, ...]:
+    """The named arrays of a piece."""
+    with h5py.File(path, "r") as file:
+        return tuple(file[name][()] for name in names)
+
+
+def join_pieces(
+    output: Path,
+    paths: list[Path],
+    rows: Callable[[Path], Rows],
+    fields: Fields,
+    source: str,
+    bayes_log_loss: Mapping[str, float] | None = None,
+) -> None:
+    """Put the store together from its pieces, and say how large it is.
+
+    Args:
+        output: the store, which appears whole or not at all.
+        paths: the pieces.
+        rows: reads those of a piece.
+        fields: as for `write_rows`.
+        source: as for `write_rows`.
+        bayes_log_loss: as for `write_rows`.
+
+    Raises:
+        UserError: a part has no rows.
+    """
+    whole = paths[0].with_name("whole.h5")  # rather than beside the output, where a kill would leave a half
+    sizes = write_rows(whole, _by_part(paths, rows), fields, source, bayes_log_loss)
+    if not all(sizes.values()):
+        raise UserError(
+            f"too few rows for a training and a validation part: {sizes}; about {VALIDATION_SHARE:.0%} are chosen for "
+            "validation: prepare more"
+        )
+    whole.replace(output)
+    print(
+        f"{output}: {sizes['train']:,} training and {sizes['validation']:,} validation rows, {len(fields.dense)} dense "
+        f"and {len(fields.categorical)} categorical fields with {sum(fields.categorical.values()):,} ids"
+    )
+
+
+def _by_part(paths: list[Path], rows: Callable[[Path], Rows]) -> Iterator[tuple[str, Rows]]:
+    for path in tqdm(paths, desc="joining", unit="piece"):
+        all_rows, (validation,) = rows(path), read_piece(path, "validation")
+        for part, mask in zip(PARTS, (~validation, validation), strict=True):
+            yield part, all_rows.at(mask)

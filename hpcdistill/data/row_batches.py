@@ -1,0 +1,133 @@
+"""Each rank's batches of rows: groups read disjoint rows, ranks disjoint rows of their group's batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hpcdistill.data.rows import CHUNK_ROWS, Rows, RowStore
+from hpcdistill.errors import UserError
+
+POOL_ROWS = 64 * CHUNK_ROWS
+"""At most about this many rows are in memory, and mixed with each other."""
+VALIDATION_BLOCKS = 64
+"""At most this many blocks, evenly spread over the validation part: the same ones for every group and every run."""
+
+
+class RowBatch(NamedTuple):
+    """Some rows as a model takes them."""
+
+    dense: torch.Tensor  # float32 [batch, D]
+    categorical: torch.Tensor  # int32 [batch, C]
+    label: torch.Tensor  # float32 [batch], 0 or 1
+
+
+class RowBatches:
+    """An endless iterator over one rank's training batches, which can go on from any batch.
+
+    The training part is cut into blocks, a chunk of the file each; group g of N owns blocks g, g + N, g + 2N… In each
+    pass the group's blocks are put in a new random order and dealt out to its ranks, an equal number of rows to each.
+    A rank reads its rows pool by pool, mixes those of a pool, and cuts them into batches. So no row is met twice in
+    a pass, every block is read by one rank (two, where a rank's rows end within it), and only pools are in memory.
+
+    The rows that are left over when a group's batches are full differ from pass to pass.
+
+    Args:
+        store: the data.
+        batch_size: rows a group takes per step, shared out among its ranks.
+        group: this group, of `groups`.
+        groups: number of groups.
+        rank: this rank, of `size` in the group.
+        size: ranks per group.
+        seed: of the order.
+
+    Raises:
+        UserError: the batch does not split evenly over the ranks, or the data is shorter than one batch.
+    """
+
+    def __init__(
+        self, store: RowStore, batch_size: int, group: int, groups: int, rank: int, size: int, seed: int
+    ) -> None:
+        if batch_size % size:
+            raise UserError(
+                f"data.batch_size = {batch_size} cannot be split evenly over the {size} ranks of a group; "
+                f"set --data.batch_size to a multiple of {size}"
+            )
+        self._store = store
+        self._seed = (seed, group)
+        self._rank = rank
+        self._begins = np.arange(group * CHUNK_ROWS, store.size("train"), groups * CHUNK_ROWS)
+        self._lengths = np.minimum(CHUNK_ROWS, store.size("train") - self._begins)
+        rows = int(self._lengths.sum())
+        self._per_pass = rows // batch_size
+        if not self._per_pass:
+            raise UserError(
+                f"{store.path} gives group {group} of {groups} {rows} rows, fewer than data.batch_size = {batch_size}; "
+                "prepare more data, or lower --data.batch_size or --groups"
+            )
+        self._share = batch_size // size
+        self._per_pool = max(1, POOL_ROWS // self._share)  # batches
+        self._pool_at = (-1, -1)  # its pass, and its number there
+        self.drawn = 0
+        """Batches drawn so far, the cursor of a restart; set it to go on from there."""
+
+    def __iter__(self) -> Iterator[RowBatch]:
+        return self
+
+    def __next__(self) -> RowBatch:
+        number, batch = divmod(self.drawn, self._per_pass)
+        pool, index = divmod(batch, self._per_pool)
+        if self._pool_at != (number, pool):
+            self._pool = self._read_pool(number, pool)
+            self._pool_at = (number, pool)
+        self.drawn += 1
+        return _batch(self._pool.at(slice(index * self._share, (index + 1) * self._share)))
+
+    def _read_pool(self, number: int, pool: int) -> Rows:
+        """Pool `pool` of pass `number`: a stretch of the group's blocks in this pass's order, mixed."""
+        order = np.random.default_rng((*self._seed, number)).permutation(len(self._begins))
+        ends = np.cumsum(self._lengths[order])
+        first = self._rank * self._per_pass  # of this rank's batches, one behind the other
+        begin = (first + pool * self._per_pool) * self._share
+        end = (first + min((pool + 1) * self._per_pool, self._per_pass)) * self._share
+        pieces = []
+        for place in range(np.searchsorted(ends, begin, "right"), np.searchsorted(ends, end, "left") + 1):
+            block = order[place]
+            start = ends[place] - self._lengths[block]
+            inside = slice(max(begin - start, 0), min(end - start, self._lengths[block]))
+            pieces.append(
+                self._store.read("train", int(self._begins[block] + inside.start), int(inside.stop - inside.start))
+            )
+        rows = _concatenate(pieces)
+        mixer = np.random.default_rng((*self._seed, number, self._rank, pool))
+        return rows.at(mixer.permutation(len(rows.label)))
+
+
+def row_validation_batches(store: RowStore, batch_size: int, rank: int, size: int) -> list[RowBatch]:
+    """One rank's share of the validation rows, in batches of at most `batch_size`.
+
+    Raises:
+        UserError: the validation part has fewer rows than the group has ranks.
+    """
+    rows = store.size("validation")
+    if rows < size:
+        raise UserError(
+            f"{store.path} holds {rows} validation rows, fewer than the {size} ranks of a group; prepare more data"
+        )
+    blocks = -(-rows // CHUNK_ROWS)
+    chosen = np.linspace(0, blocks - 1, min(blocks, VALIDATION_BLOCKS)).astype(np.int64)
+    read = _concatenate([store.read("validation", int(block) * CHUNK_ROWS, CHUNK_ROWS) for block in chosen])
+    share = read.at(slice(rank, None, size))
+    return [_batch(share.at(slice(begin, begin + batch_size))) for begin in range(0, len(share.label), batch_size)]
+
+
+def _concatenate(pieces: list[Rows]) -> Rows:
+    return Rows(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
+
+
+def _batch(rows: Rows) -> RowBatch:
+    columns: list[Any] = [rows.dense, rows.categorical, rows.label.astype(np.float32)]
+    return RowBatch(*map(torch.from_numpy, columns))

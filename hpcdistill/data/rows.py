@@ -1,0 +1,198 @@
+"""The HDF5 store of rows: features with a label of 0 or 1, checksummed chunk by chunk.
+
+/                           attributes: format, version, source, identity, fields
+/train                      attribute bayes_log_loss, nan where nobody knows it
+/train/dense                float32 [rows, D], Fletcher-32 checksum on each chunk
+/train/categorical          int32 [rows, C]
+/train/label                uint8 [rows]
+/validation                 the same
+
+`fields` is JSON: {"dense": [names], "categorical": {name: cardinality}}. Each categorical field has ids of its
+own, from 0, so that a model is free to have a table for each field, or one for all by adding offsets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from hpcdistill.data.store import PARTS
+from hpcdistill.errors import UserError
+from hpcdistill.hdf5 import atomic_file
+
+FORMAT = "hpcdistill-rows"
+VERSION = 1
+CHUNK_ROWS = 1024  # also the unit in which checksums are verified
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Rows(NamedTuple):
+    """Some rows, column by column."""
+
+    dense: Array  # float32 [rows, D]
+    categorical: Array  # int32 [rows, C]
+    label: Array  # uint8 [rows]
+
+    def at(self, index: Any) -> Rows:
+        """The rows that a slice, a mask or a list of numbers selects."""
+        return Rows(self.dense[index], self.categorical[index], self.label[index])
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What the columns are."""
+
+    dense: list[str]
+    """Names of the dense fields."""
+    categorical: dict[str, int]
+    """Name and cardinality of the categorical fields: ids are in [0, cardinality)."""
+
+
+def write_rows(
+    path: Path,
+    pieces: Iterable[tuple[str, Rows]],
+    fields: Fields,
+    source: str,
+    bayes_log_loss: Mapping[str, float] | None = None,
+) -> dict[str, int]:
+    """Write a store from (part, rows) pieces, in order; memory stays bounded by the largest piece.
+
+    Args:
+        path: the file to make; replaced only when all pieces are written.
+        pieces: each with one of `PARTS` and the rows to append to it.
+        fields: what the columns are.
+        source: where the rows are from, for reports.
+        bayes_log_loss: for each part the mean loss, in nats, that no model can better; where it is known.
+
+    Returns:
+        Rows per part.
+    """
+    with atomic_file(path) as (file, _):
+        parts = {name: _Part(file.create_group(name), fields) for name in PARTS}
+        for name, rows in pieces:
+            parts[name].append(rows)
+        identity = hashlib.blake2b(json.dumps(asdict(fields)).encode(), digest_size=16)
+        for name, part in parts.items():
+            part.group.attrs["bayes_log_loss"] = (bayes_log_loss or {}).get(name, np.nan)
+            for digest in part.digests:
+                identity.update(digest.digest())
+        file.attrs.update(
+            format=FORMAT,
+            version=VERSION,
+            source=source,
+            identity=identity.hexdigest(),
+            fields=json.dumps(asdict(fields)),
+        )
+        return {name: part.rows for name, part in parts.items()}
+
+
+class _Part:
+    """A part while it grows."""
+
+    def __init__(self, group: h5py.Group, fields: Fields) -> None:
+        self.group = group
+        self.rows = 0
+        self._columns = [
+            _column(group, "dense", np.float32, len(fields.dense)),
+            _column(group, "categorical", np.int32, len(fields.categorical)),
+            _column(group, "label", np.uint8),
+        ]
+        self.digests = [hashlib.blake2b() for _ in self._columns]  # by column: pieces may be cut anywhere
+
+    def append(self, rows: Rows) -> None:
+        begin, self.rows = self.rows, self.rows + len(rows.label)
+        for column, digest, given in zip(self._columns, self.digests, rows, strict=True):
+            values = np.ascontiguousarray(given, column.dtype)
+            column.resize(self.rows, axis=0)
+            column[begin:] = values
+            digest.update(values.data)
+
+
+def _column(group: h5py.Group, name: str, dtype: type, *width: int) -> h5py.Dataset:
+    return group.create_dataset(
+        name,
+        (0, *width),
+        dtype,
+        chunks=(CHUNK_ROWS, *(max(w, 1) for w in width)),  # there may be no such field
+        maxshape=(None,) * (1 + len(width)),
+        fletcher32=True,
+    )
+
+
+class RowStore:
+    """A store of rows, open for reading.
+
+    Attributes:
+        fields: what the columns are.
+        source: where the rows are from.
+        identity: equal for two stores if and only if their rows and fields are.
+
+    Raises:
+        UserError: missing, not HDF5, truncated, or not a store of rows this version reads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        remedy = f"make one with: hpcdistill prepare criteo --input FILE --output {path}"
+        try:
+            self._file = h5py.File(path, "r")
+        except FileNotFoundError:
+            raise UserError(f"data.path = {path}: no such file; {remedy}") from None
+        except OSError as error:
+            raise UserError(f"data.path = {path}: not a whole HDF5 file ({error}); {remedy}") from None
+        attributes: dict[str, Any] = dict(self._file.attrs)
+        if attributes.get("format") != FORMAT or not set(PARTS) <= set(self._file):
+            raise UserError(f"data.path = {path}: HDF5, but not a store of rows; {remedy}")
+        if attributes["version"] > VERSION:
+            raise UserError(
+                f"data.path = {path}: store version {attributes['version']}, this hpcdistill reads up to "
+                f"{VERSION}; upgrade hpcdistill or prepare the data again"
+            )
+        self.fields = Fields(**json.loads(attributes["fields"]))
+        self.source = str(attributes["source"])
+        self.identity = str(attributes["identity"])
+        self._cardinalities = np.array(list(self.fields.categorical.values()))
+
+    def size(self, part: str) -> int:
+        """Rows in `part`."""
+        return int(self._file[part]["label"].size)
+
+    def bayes_log_loss(self, part: str) -> float:
+        """The mean loss over `part`, in nats, that no model can better; nan where nobody knows it."""
+        return float(self._file[part].attrs["bayes_log_loss"])
+
+    def read(self, part: str, begin: int, count: int) -> Rows:
+        """`count` rows of `part` from `begin`.
+
+        Raises:
+            UserError: the bytes on disk do not match their checksum, or an id or a label is out of range.
+        """
+        group, place = self._file[part], f"{self.path}: rows {begin} to {begin + count} of {part!r}"
+        try:
+            rows = Rows(*(group[name][begin : begin + count] for name in Rows._fields))
+        except OSError as error:
+            raise UserError(
+                f"{place} cannot be read ({error}); the file is damaged: prepare it again or restore it"
+            ) from None
+        ids = rows.categorical
+        if ((ids < 0) | (ids >= self._cardinalities)).any() or (rows.label > 1).any():
+            raise UserError(f"{place} hold an id or a label outside its stated range; prepare the data again")
+        return rows
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> RowStore:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
