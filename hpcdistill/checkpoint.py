@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from hpcdistill.errors import UserError, warn
+from hpcdistill.run_dir import checkpoint_paths
 from hpcdistill.state_file import State, difference, load_state, save_state
 
 KIND = "checkpoint"
@@ -50,8 +50,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """This group's checkpoints, newest first."""
-        pattern = re.compile(rf"g{self._group}-step\d{{10}}\.h5")
-        return sorted((path for path in self._folder.glob("*.h5") if pattern.fullmatch(path.name)), reverse=True)
+        return checkpoint_paths(self._folder, self._group)
 
     def remove_litter(self) -> None:
         """What was being written when a former start of this run was killed."""

@@ -105,7 +105,7 @@ def _add_criteo(kinds: Any) -> None:
     criteo.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE.tsv[.gz]", help="files of lines")
     criteo.add_argument("--buckets", type=int, metavar="N", help="ids of each categorical field; without either, 2**18")
     criteo.add_argument("--min-count", type=int, metavar="N", help="how often a category must occur to have its own id")
-    criteo.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad lines to pass over; without it, none")
+    _add_max_bad(criteo)
     _add_store(criteo, _prepare_criteo)
 
 
@@ -120,8 +120,12 @@ def _add_table(kinds: Any) -> None:
     table.add_argument("--input", type=Path, required=True, metavar="FILE.csv|FILE.parquet", help="the table")
     table.add_argument("--label", required=True, metavar="COLUMN", help="what is to be predicted; it has two values")
     table.add_argument("--positive", metavar="VALUE", help="which of them is 1; without it, the last one in order")
-    table.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad lines to pass over; without it, none")
+    _add_max_bad(table)
     _add_store(table, _prepare_table)
+
+
+def _add_max_bad(kind: Any) -> None:
+    kind.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad lines to pass over; without it, none")
 
 
 def _add_store(kind: Any, command: Callable[[argparse.Namespace], int]) -> None:
@@ -254,14 +258,12 @@ def _report_on(run_dir: Path) -> None:
 
 def _submit(args: argparse.Namespace) -> int:
     from hpcdistill.config import load_config
+    from hpcdistill.run_dir import require_no_checkpoints
     from hpcdistill.submit import submit
 
     config = load_config(args.config, args.job.overrides, args.job)
-    if args.job.resume == "no" and any((config.run_dir / "checkpoints").glob("*.h5")):
-        raise UserError(
-            f"run_dir = {config.run_dir} holds a run already; add --resume to go on with it, or choose another "
-            "--run_dir"
-        )
+    if args.job.resume == "no":
+        require_no_checkpoints(config.run_dir, sorted((config.run_dir / "checkpoints").glob("*.h5")))
     number = submit(config, args.training, args.nodes_per_group, args.ranks_per_node, shlex.split(args.sbatch))
     print(
         f"submitted {config.groups} groups as job array {number}; hpcdistill status {config.run_dir} shows how they do"

@@ -14,6 +14,7 @@ from hpcdistill.config import Config
 from hpcdistill.data.batches import Batches
 from hpcdistill.errors import UserError, warn
 from hpcdistill.groups import Groups, end_job
+from hpcdistill.run_dir import require_no_checkpoints
 from hpcdistill.snapshot import Layout
 from hpcdistill.state_file import State, on_host
 
@@ -132,11 +133,7 @@ class Restart:
         self._checkpoints.remove_litter()
         if mode != "no":
             return self._checkpoints.newest(strict=mode == "strict")
-        if paths := self._checkpoints.paths():
-            raise UserError(
-                f"run_dir = {self._config.run_dir} holds a run already ({paths[0].name}); "
-                "add --resume to go on with it, or choose another --run_dir"
-            )
+        require_no_checkpoints(self._config.run_dir, self._checkpoints.paths())
         return None
 
 

@@ -1,9 +1,11 @@
-"""The folder of a run."""
+"""The folder of a run: whether it takes files, and which checkpoints it holds."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpcdistill.errors import UserError
@@ -25,3 +27,22 @@ def make_run_dir(path: Path) -> None:
         raise UserError(
             f"run_dir = {path} cannot be written to: {error.strerror}; make room there, or choose another --run_dir"
         ) from None
+
+
+def checkpoint_paths(folder: Path, group: int) -> list[Path]:
+    """A group's checkpoints in `folder`, newest first."""
+    pattern = re.compile(rf"g{group}-step\d{{10}}\.h5")
+    return sorted((path for path in folder.glob("*.h5") if pattern.fullmatch(path.name)), reverse=True)
+
+
+def require_no_checkpoints(run_dir: Path, checkpoints: Sequence[Path]) -> None:
+    """See that a new run does not begin where there is one.
+
+    Raises:
+        UserError: there are checkpoints.
+    """
+    if checkpoints:
+        raise UserError(
+            f"run_dir = {run_dir} holds a run already ({checkpoints[0].name}); "
+            "add --resume to go on with it, or choose another --run_dir"
+        )

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from hpcdistill.metrics import GroupMetrics, Record, read_run
+from hpcdistill.run_dir import checkpoint_paths
 
 TITLES = (
     *("group", "state", "step", "steps/s", "loss", "validation", "best"),
@@ -84,8 +85,8 @@ def _restarts(metrics: GroupMetrics) -> str:
 
 
 def _checkpoint(run_dir: Path, group: int) -> str:
-    paths = sorted((run_dir / "checkpoints").glob(f"g{group}-step{'[0-9]' * 10}.h5"))
-    return f"step {int(paths[-1].stem[-10:])}, {_age(paths[-1])}" if paths else "-"
+    paths = checkpoint_paths(run_dir / "checkpoints", group)
+    return f"step {int(paths[0].stem[-10:])}, {_age(paths[0])}" if paths else "-"
 
 
 def _age(path: Path) -> str:

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from damaged_store import DAMAGES, make_damaged_store
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,19 +144,9 @@ def test_a_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
         store.read("train", 0, 1000)
 
 
-@pytest.mark.parametrize("damage", ["missing", "text", "truncated", "foreign", "newer"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_not_a_store_is_refused_with_the_remedy(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "data.h5"
-    if damage == "text":
-        path.write_text("no HDF5")
-    elif damage == "foreign":
-        h5py.File(path, "w").close()
-    elif damage != "missing":
-        counting_store(path, 100_000).close()
-        if damage == "truncated":
-            path.write_bytes(path.read_bytes()[:50_000])
-        else:
-            with h5py.File(path, "a") as file:
-                file.attrs["version"] = 99
+    make_damaged_store(path, damage, lambda path: counting_store(path, 100_000).close())
     with pytest.raises(UserError, match=r"prepare (text|the data again)"):
         TokenStore(path)

@@ -197,18 +197,24 @@ def test_the_world_is_the_one_that_srun_started(monkeypatch: pytest.MonkeyPatch)
     assert cluster_doctor.check_job().status is Status.OK
 
 
+def assert_last_rank_failed(result: Result, problem: str) -> None:
+    """It knows that itself, and rank 0 tells of it."""
+    rank, last = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size - 1
+    if rank in (0, last):
+        assert result.status is Status.FAIL
+        assert f"rank {last} on " in result.found
+        assert problem in result.found
+        assert result.remedy
+    else:
+        assert result.status is Status.OK
+
+
 def test_a_rank_with_the_number_of_another_is_named_on_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
     number = rank if rank < size - 1 else 1000
     pretend_slurm(monkeypatch, SLURM_JOB_ID="1", SLURM_STEP_NUM_TASKS=str(size), SLURM_PROCID=str(number))
     result = cluster_doctor.check_job()
-    if rank in (0, size - 1):
-        assert result.status is Status.FAIL
-        assert f"rank {size - 1} on " in result.found
-        assert "SLURM_PROCID is 1000" in result.found
-        assert result.remedy
-    else:
-        assert result.status is Status.OK
+    assert_last_rank_failed(result, "SLURM_PROCID is 1000")
 
 
 @pytest.mark.launch
@@ -225,13 +231,7 @@ def test_a_folder_that_is_another_one_on_the_last_rank(monkeypatch: pytest.Monke
     rank, last = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size - 1
     shared = MPI.COMM_WORLD.bcast(tmp_path)
     result = cluster_doctor.check_folder(tmp_path if rank == last else shared)
-    if rank in (0, last):
-        assert result.status is Status.FAIL
-        assert f"rank {last} on " in result.found
-        assert "not the same folder on every node" in result.found
-        assert result.remedy
-    else:
-        assert result.status is Status.OK
+    assert_last_rank_failed(result, "not the same folder on every node")
     assert not list(tmp_path.iterdir())
 
 

@@ -3,9 +3,9 @@
 from itertools import pairwise
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
+from damaged_store import DAMAGES, make_damaged_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,20 +91,10 @@ def test_what_is_out_of_range_is_named(tmp_path: Path, column: str, value: int) 
         store.read("train", 40, 20)
 
 
-@pytest.mark.parametrize("damage", ["missing", "text", "truncated", "foreign", "newer"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_not_a_store_is_refused_with_the_remedy(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "data.h5"
-    if damage == "text":
-        path.write_text("no HDF5")
-    elif damage == "foreign":
-        h5py.File(path, "w").close()
-    elif damage != "missing":
-        write_rows(path, [("train", random_rows(10_000))], FIELDS, "")
-        if damage == "truncated":
-            path.write_bytes(path.read_bytes()[:50_000])
-        else:
-            with h5py.File(path, "a") as file:
-                file.attrs["version"] = 99
+    make_damaged_store(path, damage, lambda path: write_rows(path, [("train", random_rows(10_000))], FIELDS, ""))
     remedy = "upgrade hpcdistill or prepare the data again" if damage == "newer" else "hpcdistill prepare criteo"
     with pytest.raises(UserError, match=remedy):
         RowStore(path)

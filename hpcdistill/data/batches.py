@@ -41,11 +41,7 @@ class Batches:
     def __init__(
         self, store: TokenStore, config: DataConfig, group: int, groups: int, rank: int, size: int, seed: int
     ) -> None:
-        if config.batch_size % size:
-            raise UserError(
-                f"data.batch_size = {config.batch_size} cannot be split evenly over the {size} ranks of a group; "
-                f"set --data.batch_size to a multiple of {size}"
-            )
+        share = rank_share(config.batch_size, size)
         self._store = store
         self._config = config
         self._seed = (seed, group)
@@ -58,7 +54,6 @@ class Batches:
                 f"{config.sequence_length} tokens, fewer than data.batch_size = {config.batch_size}; "
                 "prepare more data, or lower --data.batch_size or --data.sequence_length"
             )
-        share = config.batch_size // size
         self._mine = slice(rank * share, (rank + 1) * share)
         self._order = np.empty(0, np.int64)
         self._order_pass = -1
@@ -76,6 +71,20 @@ class Batches:
         self.drawn += 1
         batch = self._order[index * self._config.batch_size :][: self._config.batch_size]
         return _sequences(self._store, "train", batch[self._mine], self._config.sequence_length)
+
+
+def rank_share(batch_size: int, size: int) -> int:
+    """What each of a group's `size` ranks takes of its batch.
+
+    Raises:
+        UserError: the batch does not split evenly over the ranks.
+    """
+    if batch_size % size:
+        raise UserError(
+            f"data.batch_size = {batch_size} cannot be split evenly over the {size} ranks of a group; "
+            f"set --data.batch_size to a multiple of {size}"
+        )
+    return batch_size // size
 
 
 def validation_batches(store: TokenStore, config: DataConfig, rank: int, size: int) -> list[Batch]:

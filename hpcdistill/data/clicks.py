@@ -13,7 +13,7 @@ from tqdm import tqdm
 from hpcdistill.data.hashing import in_validation, mix
 from hpcdistill.data.pieces import Piece, join_pieces, make_pieces, pieces_folder, read_piece
 from hpcdistill.data.rows import Fields, Rows
-from hpcdistill.data.store import PARTS
+from hpcdistill.data.store_file import PARTS
 from hpcdistill.errors import UserError
 
 DENSE = 8

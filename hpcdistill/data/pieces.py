@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from hpcdistill.data.hashing import VALIDATION_SHARE
 from hpcdistill.data.rows import Array, Fields, Rows, write_rows
-from hpcdistill.data.store import PARTS
+from hpcdistill.data.store_file import PARTS
 from hpcdistill.errors import UserError
 from hpcdistill.hdf5 import atomic_file
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from hpcdistill.data.batches import rank_share
 from hpcdistill.data.rows import CHUNK_ROWS, Rows, RowStore
 from hpcdistill.errors import UserError
 
@@ -51,11 +52,7 @@ class RowBatches:
     def __init__(
         self, store: RowStore, batch_size: int, group: int, groups: int, rank: int, size: int, seed: int
     ) -> None:
-        if batch_size % size:
-            raise UserError(
-                f"data.batch_size = {batch_size} cannot be split evenly over the {size} ranks of a group; "
-                f"set --data.batch_size to a multiple of {size}"
-            )
+        self._share = rank_share(batch_size, size)
         self._store = store
         self._seed = (seed, group)
         self._rank = rank
@@ -68,7 +65,6 @@ class RowBatches:
                 f"{store.path} gives group {group} of {groups} {rows} rows, fewer than data.batch_size = {batch_size}; "
                 "prepare more data, or lower --data.batch_size or --groups"
             )
-        self._share = batch_size // size
         self._per_pool = max(1, POOL_ROWS // self._share)  # batches
         self._pool_at = (-1, -1)  # its pass, and its number there
         self.drawn = 0

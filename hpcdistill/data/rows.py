@@ -18,18 +18,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from hpcdistill.data.store import PARTS
+from hpcdistill.data.store_file import PARTS, StoreFile
 from hpcdistill.errors import UserError
 from hpcdistill.hdf5 import atomic_file
 
-FORMAT = "hpcdistill-rows"
-VERSION = 1
 CHUNK_ROWS = 1024  # also the unit in which checksums are verified
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -85,8 +82,8 @@ def write_rows(
             for digest in part.digests:
                 identity.update(digest.digest())
         file.attrs.update(
-            format=FORMAT,
-            version=VERSION,
+            format=RowStore.FORMAT,
+            version=RowStore.VERSION,
             source=source,
             identity=identity.hexdigest(),
             fields=json.dumps(asdict(fields)),
@@ -127,38 +124,19 @@ def _column(group: h5py.Group, name: str, dtype: type, *width: int) -> h5py.Data
     )
 
 
-class RowStore:
-    """A store of rows, open for reading.
+class RowStore(StoreFile):
+    """A store of rows, open for reading; see `StoreFile`.
 
     Attributes:
         fields: what the columns are.
-        source: where the rows are from.
-        identity: equal for two stores if and only if their rows and fields are.
-
-    Raises:
-        UserError: missing, not HDF5, truncated, or not a store of rows this version reads.
     """
 
+    KIND, COMMAND = "a store of rows", "hpcdistill prepare criteo --input FILE"
+    FORMAT, VERSION = "hpcdistill-rows", 1
+
     def __init__(self, path: Path) -> None:
-        self.path = path
-        remedy = f"make one with: hpcdistill prepare criteo --input FILE --output {path}"
-        try:
-            self._file = h5py.File(path, "r")
-        except FileNotFoundError:
-            raise UserError(f"data.path = {path}: no such file; {remedy}") from None
-        except OSError as error:
-            raise UserError(f"data.path = {path}: not a whole HDF5 file ({error}); {remedy}") from None
-        attributes: dict[str, Any] = dict(self._file.attrs)
-        if attributes.get("format") != FORMAT or not set(PARTS) <= set(self._file):
-            raise UserError(f"data.path = {path}: HDF5, but not a store of rows; {remedy}")
-        if attributes["version"] > VERSION:
-            raise UserError(
-                f"data.path = {path}: store version {attributes['version']}, this hpcdistill reads up to "
-                f"{VERSION}; upgrade hpcdistill or prepare the data again"
-            )
-        self.fields = Fields(**json.loads(attributes["fields"]))
-        self.source = str(attributes["source"])
-        self.identity = str(attributes["identity"])
+        super().__init__(path)
+        self.fields = Fields(**json.loads(self._attributes["fields"]))
         self._cardinalities = np.array(list(self.fields.categorical.values()))
 
     def size(self, part: str) -> int:
@@ -186,13 +164,3 @@ class RowStore:
         if ((ids < 0) | (ids >= self._cardinalities)).any() or (rows.label > 1).any():
             raise UserError(f"{place} hold an id or a label outside its stated range; prepare the data again")
         return rows
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> RowStore:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()

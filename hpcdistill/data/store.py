@@ -10,19 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import h5py
 import numpy as np
 
+from hpcdistill.data.store_file import PARTS, StoreFile
 from hpcdistill.errors import UserError
 from hpcdistill.hdf5 import atomic_file
 
-FORMAT = "hpcdistill-tokens"
-VERSION = 1
 VOCABULARY = 256  # bytes
-PARTS = ("train", "validation")
 CHUNK_TOKENS = 1 << 16  # also the unit in which checksums are verified
 
 
@@ -49,43 +45,28 @@ def write_store(path: Path, pieces: Iterable[tuple[str, bytes]], source: str) ->
             part[part.size - tokens.size :] = tokens
             identity.update(name.encode() + text)
         file.attrs.update(
-            format=FORMAT, version=VERSION, vocabulary=VOCABULARY, source=source, identity=identity.hexdigest()
+            format=TokenStore.FORMAT,
+            version=TokenStore.VERSION,
+            vocabulary=VOCABULARY,
+            source=source,
+            identity=identity.hexdigest(),
         )
         return {name: int(part.size) for name, part in parts.items()}
 
 
-class TokenStore:
-    """A token store, open for reading.
+class TokenStore(StoreFile):
+    """A token store, open for reading; see `StoreFile`.
 
     Attributes:
         vocabulary: tokens are in [0, vocabulary).
-        source: where the text is from.
-        identity: equal for two stores if and only if their tokens are.
-
-    Raises:
-        UserError: missing, not HDF5, truncated, or not a token store this version reads.
     """
 
+    KIND, COMMAND = "a token store", "hpcdistill prepare text --input PATH"
+    FORMAT, VERSION = "hpcdistill-tokens", 1
+
     def __init__(self, path: Path) -> None:
-        self.path = path
-        remedy = "make one with: hpcdistill prepare text --input PATH --output " + str(path)
-        try:
-            self._file = h5py.File(path, "r")
-        except FileNotFoundError:
-            raise UserError(f"data.path = {path}: no such file; {remedy}") from None
-        except OSError as error:
-            raise UserError(f"data.path = {path}: not a whole HDF5 file ({error}); {remedy}") from None
-        attributes: dict[str, Any] = dict(self._file.attrs)
-        if attributes.get("format") != FORMAT or not set(PARTS) <= set(self._file):
-            raise UserError(f"data.path = {path}: HDF5, but not a token store; {remedy}")
-        if attributes["version"] > VERSION:
-            raise UserError(
-                f"data.path = {path}: store version {attributes['version']}, this hpcdistill reads up to "
-                f"{VERSION}; upgrade hpcdistill or prepare the data again"
-            )
-        self.vocabulary = int(attributes["vocabulary"])
-        self.source = str(attributes["source"])
-        self.identity = str(attributes["identity"])
+        super().__init__(path)
+        self.vocabulary = int(self._attributes["vocabulary"])
 
     def size(self, part: str) -> int:
         """Tokens in `part`."""
@@ -110,13 +91,3 @@ class TokenStore:
                 f"{self.vocabulary}; prepare the data again"
             )
         return tokens
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> TokenStore:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
