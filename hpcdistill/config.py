@@ -41,24 +41,48 @@ class DataConfig(Section):
     """What a model learns from."""
 
     path: Path
-    """Token store made by `hpcdistill prepare text`."""
+    """The store made by `hpcdistill prepare`; its kind decides what is learned."""
     batch_size: PositiveInt = 16
-    """Sequences a group takes per step, shared out among its ranks."""
+    """Sequences or rows a group takes per step, shared out among its ranks."""
     sequence_length: PositiveInt = 64
-    """Tokens per sequence."""
+    """Tokens per sequence, of text."""
+    partition: Literal["disjoint", "same"] = "disjoint"
+    """'disjoint': each group has a part of the data to itself; 'same': all groups have all of it, each in its order."""
+
+
+MODEL_NAMES = "Which model: 'lstm', of language; 'dnn', of clicks; or one of your own, made by a 'factory'."
 
 
 class LSTMConfig(Section):
-    """The LSTM language model."""
+    """A language model: embedding, LSTM layers with layer normalisation, softmax."""
 
-    name: Literal["lstm"] = "lstm"
-    """Which model."""
+    name: Literal["lstm"] = Field(default="lstm", description=MODEL_NAMES)
     hidden: PositiveInt = 128
-    """Units of the embedding and of each layer."""
+    """Units of each LSTM layer and, without projection, of the embedding."""
     layers: PositiveInt = 2
     """LSTM layers."""
+    projection: NonNegativeInt = 0
+    """Units that each LSTM layer's output, and the embedding, is projected to; 0 for none."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of units dropped between layers."""
+
+
+class DNNConfig(Section):
+    """A click-through model: embeddings and dense features through fully connected layers."""
+
+    name: Literal["dnn"] = Field(description=MODEL_NAMES)
+    widths: tuple[PositiveInt, ...] = Field(default=(2560, 1024, 256), min_length=1)
+    """Units of each hidden layer, such as 2560,1024,256."""
+    embedding: PositiveInt = 16
+    """Numbers that stand for a category."""
+
+
+class FactoryConfig(Section):
+    """A model of one's own."""
+
+    name: Literal["factory"] = Field(description=MODEL_NAMES)
+    factory: str = Field(pattern=r"^[\w.]+:\w+$")
+    """What makes the model, as package.module:function; it is given the opened store."""
 
 
 class OptimizerConfig(Section):
@@ -67,7 +91,15 @@ class OptimizerConfig(Section):
     name: Literal["adam", "sgd"] = "adam"
     """Update rule."""
     lr: PositiveFloat = 1e-2
-    """Learning rate, constant."""
+    """Learning rate, at its highest."""
+    warmup: NonNegativeInt = 0
+    """Steps in which the learning rate rises linearly to `lr`."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How the learning rate falls, from the end of the warm-up to zero after the last step."""
+    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Of 'sgd'."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled from the gradient with 'adam' (AdamW), part of it with 'sgd'."""
 
 
 class CodistillConfig(Section):
@@ -75,6 +107,13 @@ class CodistillConfig(Section):
 
     weight: NonNegativeFloat = 1.0
     """Weight of the distillation term; 0 turns codistillation off."""
+    ramp: NonNegativeInt = 0
+    """Steps after the burn-in in which the weight rises linearly to its full value."""
+    teachers: Literal["peers", "checkpoints", "uniform", "unigram"] = "peers"
+    """Towards whom: the other groups ('peers'); trained models ('checkpoints', two-phase distillation); or, which is
+    label smoothing, equal chances for all answers ('uniform') or their frequency in the training data ('unigram')."""
+    checkpoints: tuple[Path, ...] = ()
+    """Of the trained models, one or more, as runs/a/checkpoints/g0-best.h5."""
     temperature: PositiveFloat = 1.0
     """Softens both distributions in the distillation term."""
     burn_in: NonNegativeInt = 400
@@ -85,6 +124,17 @@ class CodistillConfig(Section):
     """Steps for which a teacher may teach without being heard of anew; without it, 20 exchange intervals."""
     teacher_precision: Literal["full", "bf16"] = "full"
     """In which precision teachers predict: 'full' as the student does, or 'bf16' where that is faster."""
+
+    @property
+    def with_peers(self) -> bool:
+        """Whether groups learn from each other."""
+        return self.weight > 0 and self.teachers == "peers"
+
+    def weight_at(self, step: int) -> float:
+        """Of the distillation term, in the step after `step` others."""
+        if step < self.burn_in:
+            return 0.0
+        return self.weight * min(1.0, (step - self.burn_in + 1) / (self.ramp + 1))
 
 
 class ExchangeConfig(Section):
@@ -141,19 +191,35 @@ class Config(BaseSettings):
     seed: NonNegativeInt = 0
     """Of initial weights, shuffling and dropout; groups and ranks derive their own from it."""
     data: DataConfig
-    model: LSTMConfig = LSTMConfig()
+    model: LSTMConfig | DNNConfig | FactoryConfig = Field(default_factory=LSTMConfig, discriminator="name")
     optimizer: OptimizerConfig = OptimizerConfig()
     codistill: CodistillConfig = CodistillConfig()
     exchange: ExchangeConfig = ExchangeConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _the_model_has_a_default_name(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(values.get("model"), dict):
+            return values | {"model": {"name": "lstm"} | values["model"]}
+        return values
+
     @model_validator(mode="after")
     def _one_group_has_no_peers(self) -> Config:
-        if self.groups == 1 and self.codistill.weight > 0:
+        if self.groups == 1 and self.codistill.with_peers:
             raise ValueError(
                 f"groups = 1 has nobody to learn from, but codistill.weight = {self.codistill.weight:g}; "
                 "use --groups=2 or more, or --codistill.weight=0 for plain synchronous SGD"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_teach_if_named(self) -> Config:
+        if bool(self.codistill.checkpoints) != (self.codistill.teachers == "checkpoints"):
+            raise ValueError(
+                f"codistill.teachers = '{self.codistill.teachers}' with {len(self.codistill.checkpoints)} "
+                "codistill.checkpoints; name checkpoints with --codistill.teachers=checkpoints, and only then"
             )
         return self
 
@@ -169,7 +235,7 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _pairs_leave_nobody_over(self) -> Config:
-        if self.exchange.topology == "pairs" and self.codistill.weight > 0 and self.groups % 2:
+        if self.exchange.topology == "pairs" and self.codistill.with_peers and self.groups % 2:
             raise ValueError(
                 f"exchange.topology = 'pairs' leaves one of groups = {self.groups} without a partner; "
                 "use an even number of groups, or --exchange.topology=ring"
@@ -178,7 +244,7 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _random_peers_are_fewer_than_groups(self) -> Config:
-        if self.exchange.topology == "k-random" and self.codistill.weight > 0 and self.exchange.degree >= self.groups:
+        if self.exchange.topology == "k-random" and self.codistill.with_peers and self.exchange.degree >= self.groups:
             raise ValueError(
                 f"exchange.degree = {self.exchange.degree} is more than the others of groups = {self.groups}; "
                 f"use at most {self.groups - 1}"
@@ -194,7 +260,7 @@ class Config(BaseSettings):
                 f"group = {self.group}, but groups = {self.groups} are numbered from 0; use --group=0 to "
                 f"--group={self.groups - 1}"
             )
-        if self.codistill.weight > 0 and self.exchange.transport != "files":
+        if self.codistill.with_peers and self.exchange.transport != "files":
             raise ValueError(
                 f"group = {self.group} makes this job one group, but exchange.transport = "
                 f"'{self.exchange.transport}' joins groups of one job; add --exchange.transport=files or omit --group"
@@ -249,7 +315,10 @@ def load_config(
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        place = problem["loc"]
+        if place[0:1] == ("model",):
+            place = ("model", *place[2:])  # which of the models it was tried as
+        key = ".".join(map(str, place))
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {key!r}{suggestion(key, _keys(Config))}")
         elif problem["type"] == "missing":

@@ -130,7 +130,7 @@ class GroupMetrics:
 
     @property
     def best(self) -> float:
-        """Lowest validation loss, nats per token; NaN before the first one."""
+        """Lowest validation loss, in nats; NaN before the first one."""
         return min(self.column("validation_loss")[1], default=math.nan)
 
     @property

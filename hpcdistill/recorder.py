@@ -18,6 +18,7 @@ from hpcdistill.config import Config
 from hpcdistill.errors import UserError
 from hpcdistill.events import Events
 from hpcdistill.exchange.ledger import Ledger
+from hpcdistill.fixed_teachers import FixedTeachers
 from hpcdistill.groups import Groups
 from hpcdistill.metrics import Metrics, Record, metrics_path
 from hpcdistill.teachers import Teachers
@@ -55,7 +56,9 @@ class Recorder:
         yield
         self._seconds[part] += time.perf_counter() - begin
 
-    def stepped(self, step: int, loss: torch.Tensor, teachers: Teachers, ledger: Ledger, up_to_here: bool) -> None:
+    def stepped(
+        self, step: int, loss: torch.Tensor, teachers: Teachers | FixedTeachers, ledger: Ledger, up_to_here: bool
+    ) -> None:
         """Take note of one step; now and then, collectively over the group, make a record of the last few.
 
         Args:
@@ -94,7 +97,7 @@ class Recorder:
         self._seconds.clear()
 
     def validated(self, step: int, loss: float) -> None:
-        """Record a validation loss, in nats per token."""
+        """Record a validation loss, in nats."""
         self._record(step, {"validation_loss": loss})
 
     @contextmanager

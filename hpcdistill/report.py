@@ -105,7 +105,11 @@ def _table(curves: list[Curve]) -> str:
         ]
         rows.append(f"<td>{html.escape(curve.label)}</td>" + "".join(f'<td class="number">{c}</td>' for c in cells))
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<table>{body}</table><p class="note">Losses in nats per token; ranks and batch per group.</p>'
+    return f'<table>{body}</table><p class="note">Losses in {_nats(curves)}; ranks and batch per group.</p>'
+
+
+def _nats(curves: list[Curve]) -> str:
+    return " or ".join(sorted({f"nats per {curve.header['unit']}" for curve in curves}))
 
 
 def _quarantines(curves: list[Curve]) -> str:
@@ -126,10 +130,11 @@ def _spans(curve: Curve) -> Iterator[str]:
 
 def _figures(curves: list[Curve]) -> list[str]:
     taught = [curve for curve in curves if any(curve.column("staleness")[1])]
+    nats = _nats(curves)
     figures = [
-        _figure("Validation loss", "step", "nats per token", curves, _by_step("validation_loss")),
-        _figure("Validation loss in time", "seconds", "nats per token", curves, _by_time),
-        _figure("Training loss, distillation term included", "step", "nats per token", curves, _by_step("loss")),
+        _figure("Validation loss", "step", nats, curves, _by_step("validation_loss")),
+        _figure("Validation loss in time", "seconds", nats, curves, _by_time),
+        _figure("Training loss, distillation term included", "step", nats, curves, _by_step("loss")),
         _figure("Throughput", "step", "steps per second", curves, _throughput),
     ]
     if taught:

@@ -11,12 +11,12 @@ from torch import nn
 
 from hpcdistill.checkpoint import Checkpoints
 from hpcdistill.config import Config
-from hpcdistill.data.batches import Batches
 from hpcdistill.errors import UserError, warn
 from hpcdistill.groups import Groups, end_job
 from hpcdistill.run_dir import require_no_checkpoints
 from hpcdistill.snapshot import Layout
 from hpcdistill.state_file import State, on_host
+from hpcdistill.tasks.task import TrainingBatches
 
 
 class Restart:
@@ -34,7 +34,12 @@ class Restart:
     """
 
     def __init__(
-        self, config: Config, groups: Groups, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches
+        self,
+        config: Config,
+        groups: Groups,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: TrainingBatches,
     ) -> None:
         self._config = config
         self._groups = groups

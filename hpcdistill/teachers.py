@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from hpcdistill.config import CodistillConfig
+from hpcdistill.data.batches import Batch
 from hpcdistill.errors import warn
 from hpcdistill.exchange import Exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.groups import Groups
+from hpcdistill.objective import Objective
 
 PATIENCE = 20
 """In exchange intervals: so long a teacher may teach that is not heard of anew, unless configured."""
 
-WORSE_THAN_UNIFORM = 0.5
+WORSE_THAN_GUESSING = 0.5
 """By so many nats a teacher may be worse than one that has learned nothing: such a one is, by chance, a little."""
 
 
@@ -38,13 +38,20 @@ class Teachers:
         exchange: where snapshots go and come from.
         topology: which peers to learn from.
         groups: who is who.
+        objective: how a snapshot is judged.
 
     Attributes:
         quarantine: the reasons, by peer.
     """
 
     def __init__(
-        self, config: CodistillConfig, model: nn.Module, exchange: Exchange, topology: Topology, groups: Groups
+        self,
+        config: CodistillConfig,
+        model: nn.Module,
+        exchange: Exchange,
+        topology: Topology,
+        groups: Groups,
+        objective: Objective,
     ) -> None:
         self.quarantine: dict[int, str] = {}
         self._config = config
@@ -52,6 +59,7 @@ class Teachers:
         self._exchange = exchange
         self._topology = topology
         self._groups = groups
+        self._objective = objective
         self._peers: list[int] = []
         self._replicas: dict[int, nn.Module] = {}
         self._steps: dict[int, int] = {}  # of the peer, when it published
@@ -63,10 +71,10 @@ class Teachers:
         self._stream = torch.cuda.Stream(parameter.device) if parameter.is_cuda else None
 
     @torch.no_grad()
-    def predict(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Let each teacher look at `inputs`; on a GPU, beside whatever is asked of it until `logits` is called.
+    def predict(self, batch: Batch) -> None:
+        """Let each teacher look at the inputs; on a GPU, beside whatever is asked of it until `logits` is called.
 
-        Collective over the group. A new snapshot is first tried on `targets`, which are those of the loss.
+        Collective over the group. A new snapshot is first tried on the target.
         """
         if self._stream:
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -76,14 +84,14 @@ class Teachers:
             for peer, replica in self._replicas.items()
             if peer not in self.quarantine or peer in self._untried
         }
-        with torch.cuda.stream(self._stream), torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
-            predictions = {peer: replica(inputs).to(self._dtype) for peer, replica in asked.items()}
+        with torch.cuda.stream(self._stream), torch.autocast(batch.target.device.type, torch.bfloat16, enabled=low):
+            predictions = {peer: replica(*batch.inputs).to(self._dtype) for peer, replica in asked.items()}
             for peer in sorted(self._untried):
-                self._try(peer, predictions[peer], targets)
+                self._try(peer, predictions[peer], batch.target)
         self._logits = [logits for peer, logits in predictions.items() if peer not in self.quarantine]
 
     def logits(self) -> list[torch.Tensor]:
-        """What `predict` made: a [..., V] tensor of the student's dtype for each peer that may teach; none at first.
+        """What `predict` made: outputs of the student's shape and dtype for each peer that may teach; none at first.
 
         They are handed over rather than kept, so that they live as long as the caller's loss needs them.
         """
@@ -131,13 +139,12 @@ class Teachers:
             if step - heard > patience:
                 self._put_in_quarantine(peer, f"not heard of for more than {patience} steps")
 
-    def _try(self, peer: int, logits: torch.Tensor, targets: torch.Tensor) -> None:
+    def _try(self, peer: int, logits: torch.Tensor, target: torch.Tensor) -> None:
         self._untried.discard(peer)
-        loss = functional.cross_entropy(logits.flatten(0, -2).float(), targets.flatten()).item()
-        mean = self._groups.sum(loss) / self._groups.size
-        uniform = math.log(logits.shape[-1])
-        if not mean <= uniform + WORSE_THAN_UNIFORM:
-            numbers = f"{mean:.3g} nats, not {uniform:.3g}"
+        loss = self._objective.cross_entropy(logits, target).mean().item()
+        mean, guessing = self._groups.sum(loss) / self._groups.size, self._objective.guessing
+        if not mean <= guessing + WORSE_THAN_GUESSING:
+            numbers = f"{mean:.3g} nats, not {guessing:.3g}"
             self._put_in_quarantine(peer, f"as it was at step {self._steps[peer]} it is worse than guessing: {numbers}")
         elif self.quarantine.pop(peer, None):
             self._say(f"group {peer} teaches again, as it was at step {self._steps[peer]}")

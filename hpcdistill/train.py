@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from hpcdistill.config import Config, OptimizerConfig
-from hpcdistill.data.batches import Batch, Batches, validation_batches
-from hpcdistill.data.store import TokenStore
+from hpcdistill.config import Config
+from hpcdistill.data.batches import Batch, Share
 from hpcdistill.events import require_tensorboard
-from hpcdistill.exchange import open_exchange
+from hpcdistill.exchange import Exchange, open_exchange
 from hpcdistill.exchange.topology import Topology
+from hpcdistill.fixed_teachers import FixedTeachers
 from hpcdistill.groups import Groups
-from hpcdistill.loss import codistillation_loss
 from hpcdistill.models import build_model
+from hpcdistill.objective import Objective
+from hpcdistill.optimizer import build_optimizer, set_learning_rate
 from hpcdistill.recorder import Recorder
 from hpcdistill.restart import Restart
 from hpcdistill.run_dir import make_run_dir
 from hpcdistill.stop import StopRequest
+from hpcdistill.tasks import open_task
+from hpcdistill.tasks.task import Task
 from hpcdistill.teachers import Teachers
 
 
@@ -41,12 +43,12 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
     groups.from_leader(lambda: make_run_dir(config.run_dir))
     if config.train.tensorboard:
         groups.from_leader(require_tensorboard)
-    store = TokenStore(config.data.path)
-    groups.require_same(f"data.path = {config.data.path}", store.identity)
-    batches = Batches(store, config.data, groups.group, groups.count, groups.rank, groups.size, config.seed)
-    validation_data = validation_batches(store, config.data, groups.rank, groups.size)
+    task = open_task(config.data.path)
+    groups.require_same(f"data.path = {config.data.path}", task.store.identity)
+    batches = task.batches(config.data, training_share(config, groups))
+    validation_data = task.validation(config.data, groups.rank, groups.size)
     torch.manual_seed(config.seed * groups.count + groups.group)  # groups begin apart, ranks of a group together
-    model = build_model(config.model, store.vocabulary).to(groups.device)
+    model = build_model(config.model, task.store).to(groups.device)
     torch.manual_seed(torch.initial_seed() * groups.size + groups.rank)  # dropout: each rank its own
     optimizer = groups.distribute(build_optimizer(config.optimizer, model), model)
     restart = Restart(config, groups, model, optimizer, batches)
@@ -56,22 +58,18 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
 
     with (
         open_exchange(config, groups, model, topology) as exchange,
-        Recorder(config, groups, _facts(config, groups, store, model), step) as recorder,
+        Recorder(config, groups, _facts(config, groups, task, model), step) as recorder,
         restart,
     ):
-        teachers = Teachers(config.codistill, model, exchange, topology, groups)
+        teachers = _teachers(config, task, model, exchange, topology, groups)
         stopping = False
         while step < config.train.steps and not stopping:
-            inputs, targets = (tokens.to(groups.device) for tokens in next(batches))
+            batch = next(batches).to(groups.device)
             with recorder.time("teachers"):
-                teachers.predict(inputs, targets)
-            loss = codistillation_loss(
-                model(inputs),
-                targets,
-                teachers.logits(),
-                weight=config.codistill.weight,
-                temperature=config.codistill.temperature,
-            )
+                teachers.predict(batch)
+            outputs, weight = model(*batch.inputs), config.codistill.weight_at(step)
+            loss = task.objective.loss(outputs, batch.target, teachers.logits(), weight, config.codistill.temperature)
+            set_learning_rate(optimizer, config.optimizer, step, config.train.steps)
             loss.backward()
             optimizer.step()  # averages the gradients inside the group first
             optimizer.zero_grad()
@@ -83,7 +81,7 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
             saves = stopping or finished or step % config.checkpoint.interval == 0
             recorder.stepped(step, loss, teachers, exchange.ledger, up_to_here=saves)
             if finished or step % config.train.validate_every == 0:
-                validation = validation_loss(model, validation_data, groups)
+                validation = validation_loss(model, task.objective, validation_data, groups)
                 recorder.validated(step, validation)
                 restart.validated(validation)
             if saves:
@@ -92,28 +90,34 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
     return step == config.train.steps
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The configured optimizer of all parameters of `model`."""
-    if config.name == "adam":
-        return torch.optim.Adam(model.parameters(), lr=config.lr)
-    return torch.optim.SGD(model.parameters(), lr=config.lr)
-
-
 @torch.no_grad()
-def validation_loss(model: nn.Module, batches: list[Batch], groups: Groups) -> float:
-    """Mean cross-entropy in nats per token over the group's validation batches. Collective over the group."""
+def validation_loss(model: nn.Module, objective: Objective, batches: list[Batch], groups: Groups) -> float:
+    """Mean cross-entropy in nats over the group's validation batches. Collective over the group."""
     model.eval()
     total, count = 0.0, 0
-    for inputs, targets in batches:
-        logits = model(inputs.to(groups.device)).flatten(0, -2)  # [batch * time, V]
-        labels = targets.to(groups.device).flatten()
-        total += functional.cross_entropy(logits, labels, reduction="sum").item()
-        count += labels.numel()
+    for batch in batches:
+        inputs, target = batch.to(groups.device)
+        total += objective.cross_entropy(model(*inputs), target).sum().item()
+        count += target.numel()
     model.train()
     return groups.sum(total) / groups.sum(count)
 
 
-def _facts(config: Config, groups: Groups, store: TokenStore, model: nn.Module) -> dict[str, object]:
+def training_share(config: Config, groups: Groups) -> Share:
+    """What this rank takes of the training data."""
+    part, parts = (groups.group, groups.count) if config.data.partition == "disjoint" else (0, 1)
+    return Share(part, parts, groups.rank, groups.size, seed=(config.seed, groups.group))
+
+
+def _teachers(
+    config: Config, task: Task, model: nn.Module, exchange: Exchange, topology: Topology, groups: Groups
+) -> Teachers | FixedTeachers:
+    if config.codistill.teachers == "peers":
+        return Teachers(config.codistill, model, exchange, topology, groups, task.objective)
+    return FixedTeachers(config.codistill, task, groups.device)
+
+
+def _facts(config: Config, groups: Groups, task: Task, model: nn.Module) -> dict[str, object]:
     """What a reader of the metrics has to know about the run."""
     return {
         "config": config.model_dump(mode="json"),
@@ -121,6 +125,7 @@ def _facts(config: Config, groups: Groups, store: TokenStore, model: nn.Module) 
         "ranks_per_group": groups.size,
         "device": str(groups.device),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "data_source": store.source,
-        "training_tokens": store.size("train"),
+        "data_source": task.store.source,
+        "unit": task.unit,
+        "training_size": task.training_size(),
     }

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdistill.config import DataConfig
-from hpcdistill.data.batches import Batches, validation_batches
+from hpcdistill.data.batches import Share
+from hpcdistill.data.sequences import sequence_batches, sequence_validation_batches
 from hpcdistill.data.store import TokenStore, write_store
 from hpcdistill.data.text import prepare_text
 from hpcdistill.errors import UserError
@@ -35,9 +36,9 @@ def draw(store: TokenStore, groups: int, size: int, batch: int, drawn: int, seed
     result = []
     for world_rank in range(groups * size):
         group, rank = divmod(world_rank, size)
-        batches = Batches(store, config, group, groups, rank, size, seed)
+        batches = sequence_batches(store, config, Share(group, groups, rank, size, (seed, group)))
         batches.drawn = drawn
-        inputs, targets = next(batches)
+        (inputs,), targets = next(batches)
         assert torch.equal(inputs[:, 1:], targets[:, :-1])
         result.append(inputs)
     return result
@@ -58,10 +59,10 @@ def test_one_pass_gives_each_sequence_to_one_rank_once(
 
 def test_a_cursor_set_again_gives_the_same_batches(store: TokenStore) -> None:
     config = DataConfig(path=store.path, batch_size=16, sequence_length=7)
-    straight, resumed = (Batches(store, config, 0, 1, 0, 1, seed=3) for _ in range(2))
-    expected = [next(straight)[0] for _ in range(30)]  # more than two passes
+    straight, resumed = (sequence_batches(store, config, Share(seed=(3,))) for _ in range(2))
+    expected = [next(straight).target for _ in range(30)]  # more than two passes
     resumed.drawn = 10
-    assert all(torch.equal(next(resumed)[0], batch) for batch in expected[10:])
+    assert all(torch.equal(next(resumed).target, batch) for batch in expected[10:])
 
 
 def test_passes_and_seeds_differ_in_order(store: TokenStore) -> None:
@@ -72,8 +73,10 @@ def test_passes_and_seeds_differ_in_order(store: TokenStore) -> None:
 
 def test_ranks_share_the_validation_sequences(store: TokenStore) -> None:
     config = DataConfig(path=store.path, batch_size=16, sequence_length=7)
-    whole = torch.cat([inputs for inputs, _ in validation_batches(store, config, 0, 1)])
-    parts = torch.cat([inputs for rank in range(3) for inputs, _ in validation_batches(store, config, rank, 3)])
+    whole = torch.cat([batch.target for batch in sequence_validation_batches(store, config, 0, 1)])
+    parts = torch.cat(
+        [batch.target for rank in range(3) for batch in sequence_validation_batches(store, config, rank, 3)]
+    )
     assert whole.shape == ((500 - 1) // 7, 7)
     assert sorted(whole.tolist()) == sorted(parts.tolist())
 
@@ -91,7 +94,7 @@ def test_batches_that_cannot_be_are_refused(
 ) -> None:
     config = DataConfig(path=store.path, batch_size=batch, sequence_length=length)
     with pytest.raises(UserError, match=message):
-        Batches(store, config, 0, 1, 0, size, seed=0)
+        sequence_batches(store, config, Share(size=size))
 
 
 def test_text_folders_keep_every_byte_and_split_by_file(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from mpi4py import MPI
 from hpcdistill import checkpoint
 from hpcdistill.checkpoint import Checkpoints
 from hpcdistill.config import Config
-from hpcdistill.data.batches import Batches
+from hpcdistill.data.batches import Share
+from hpcdistill.data.sequences import sequence_batches
 from hpcdistill.data.store import TokenStore
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
@@ -35,9 +36,9 @@ from hpcdistill.exchange.files import FilesExchange
 from hpcdistill.groups import Groups
 from hpcdistill.metrics import Metrics, metrics_path, read_metrics
 from hpcdistill.models import build_model
+from hpcdistill.optimizer import build_optimizer
 from hpcdistill.restart import Restart
 from hpcdistill.state_file import State, load_state
-from hpcdistill.train import build_optimizer
 
 pytestmark = pytest.mark.launch
 data, train = test_train.data, test_train.train  # fixtures
@@ -283,12 +284,12 @@ def restart_files(data: Path, tmp_path: Path) -> Checkpoints:
     """Two real checkpoints of steps 1 and 2."""
     config = Config(run_dir=tmp_path, groups=1, data={"path": data}, codistill={"weight": 0}, model={"hidden": 8})
     groups, store = Groups.split(MPI.COMM_SELF, (1,), CPU), TokenStore(data)
-    model = build_model(config.model, store.vocabulary)
+    model = build_model(config.model, store)
     optimizer = build_optimizer(config.optimizer, model)
-    batches = Batches(store, config.data, 0, 1, 0, 1, config.seed)
+    batches = sequence_batches(store, config.data, Share())
     with Restart(config, groups, model, optimizer, batches) as restart:
         for step in (1, 2):
-            model(next(batches)[0]).sum().backward()
+            model(*next(batches).inputs).sum().backward()
             optimizer.step()
             restart.save(step, last=True)
     return Checkpoints(tmp_path / "checkpoints", group=0, keep=2, owner={})

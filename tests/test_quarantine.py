@@ -12,14 +12,15 @@ from mpi4py import MPI
 from torch import nn
 
 from hpcdistill.config import CodistillConfig
+from hpcdistill.data.batches import Batch
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.groups import Groups
-from hpcdistill.teachers import PATIENCE, WORSE_THAN_UNIFORM, Teachers
+from hpcdistill.objective import Softmax
+from hpcdistill.teachers import PATIENCE, WORSE_THAN_GUESSING, Teachers
 
-INPUTS = torch.eye(3)
-TARGETS = torch.arange(3)
+BATCH = Batch((torch.eye(3),), torch.arange(3))
 CONFIG = CodistillConfig(burn_in=1, exchange_interval=1)
 
 
@@ -54,7 +55,7 @@ class Student:
         return self.taught()
 
     def taught(self) -> int:
-        self.teachers.predict(INPUTS, TARGETS)
+        self.teachers.predict(BATCH)
         return len(self.teachers.logits())
 
 
@@ -69,7 +70,7 @@ def school(tmp_path: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
             return groups, stack.enter_context(FilesExchange(groups, model, folder)), model
 
         (_, first, one), (groups, exchange, model), (_, third, other) = map(join, range(3))
-        teachers = Teachers(CONFIG, model, exchange, Topology("all", 1, 3), groups)
+        teachers = Teachers(CONFIG, model, exchange, Topology("all", 1, 3), groups, Softmax(3))
         yield Student(teachers), Peer(first, one), Peer(third, other)
 
 
@@ -111,7 +112,7 @@ def test_who_is_not_heard_of_for_too_long_is_not_learned_from(school: School) ->
 def test_who_is_much_worse_than_guessing_is_not_learned_from(loss: float, teaches: bool, school: School) -> None:
     """Just inside the margin, and just outside."""
     student, first, _ = school
-    target = math.log(3) + loss * WORSE_THAN_UNIFORM
+    target = math.log(3) + loss * WORSE_THAN_GUESSING
     # The softmax of (skill, 0, 0) leaves 1 / (1 + 2 exp(-skill)) to the target, which is exp(-loss).
     first.publish(1, skill=-math.log((math.exp(target) - 1) / 2))
     assert student.hear(1, peer=0, of=1) == teaches

@@ -15,6 +15,7 @@ HEADER = {
     "ranks_per_group": 2,
     "parameters": 1000,
     "data_source": "a <book>",
+    "unit": "token",
 }
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdistill.data import row_batches
-from hpcdistill.data.row_batches import RowBatch, RowBatches, row_validation_batches
+from hpcdistill.data.batches import Batch, Share
+from hpcdistill.data.row_batches import RowBatches, row_validation_batches
 from hpcdistill.data.rows import Fields, Rows, RowStore, write_rows
 from hpcdistill.errors import UserError
 
@@ -48,12 +49,13 @@ def counting_rows(count: int) -> Rows:
     )
 
 
-def numbers(batch: RowBatch) -> list[int]:
+def numbers(batch: Batch) -> list[int]:
     """Which rows a batch holds; all of its columns tell the same."""
-    assert [column.dtype for column in batch] == [torch.float32, torch.int32, torch.float32]
-    result: list[int] = batch.dense[:, 0].int().tolist()
-    assert batch.categorical[:, 0].tolist() == [2 * number for number in result]
-    assert batch.label.tolist() == [number % 2 for number in result]
+    (dense, categorical), label = batch
+    assert [column.dtype for column in (dense, categorical, label)] == [torch.float32, torch.int32, torch.float32]
+    result: list[int] = dense[:, 0].int().tolist()
+    assert categorical[:, 0].tolist() == [2 * number for number in result]
+    assert label.tolist() == [number % 2 for number in result]
     return result
 
 
@@ -78,9 +80,9 @@ def test_one_pass_gives_each_row_to_one_rank_once(
         owned = {row for row in range(rows) if row // BLOCK % groups == group}
         if len(owned) < batch:
             with pytest.raises(UserError, match=f"gives group {group} of {groups} {len(owned)} rows"):
-                RowBatches(store, batch, group, groups, 0, size, seed)
+                RowBatches(store, batch, Share(group, groups, 0, size, (seed, group)))
             continue
-        ranks = [RowBatches(store, batch, group, groups, rank, size, seed) for rank in range(size)]
+        ranks = [RowBatches(store, batch, Share(group, groups, rank, size, (seed, group))) for rank in range(size)]
         for _ in range(2):
             drawn = [row for rank in ranks for rows_of_batch in one_pass(rank) for row in rows_of_batch]
             assert len(drawn) == len(set(drawn)) == len(owned) // batch * batch
@@ -93,7 +95,8 @@ def test_from_any_cursor_it_goes_on_the_same(
 ) -> None:
     store, batch = counting_store(folder, rows), size * min(share, 8)
     rank = size - 1
-    straight, resumed = (RowBatches(store, batch, groups - 1, groups, rank, size, seed) for _ in range(2))
+    mine = Share(groups - 1, groups, rank, size, (seed, groups - 1))
+    straight, resumed = (RowBatches(store, batch, mine) for _ in range(2))
     expected = [numbers(next(straight)) for _ in range(cursor + 20)]
     next(resumed)  # a pool of another place is in memory
     resumed.drawn = cursor
@@ -103,11 +106,14 @@ def test_from_any_cursor_it_goes_on_the_same(
 
 def test_passes_seeds_and_groups_differ_in_order(folder: Path) -> None:
     store = counting_store(folder, 400)
-    batches = RowBatches(store, 100, 0, 1, 0, 1, seed=0)
+    batches = RowBatches(store, 100, Share())
     first, second = one_pass(batches), one_pass(batches)
     assert first != second
-    assert first != one_pass(RowBatches(store, 100, 0, 1, 0, 1, seed=1))
-    order = [[row // BLOCK // 2 for row in one_pass(RowBatches(store, 1, group, 2, 0, 1, 0))[0]] for group in (0, 1)]
+    assert first != one_pass(RowBatches(store, 100, Share(seed=(1,))))
+    order = [
+        [row // BLOCK // 2 for row in one_pass(RowBatches(store, 1, Share(group, 2, seed=(group,))))[0]]
+        for group in (0, 1)
+    ]
     assert order[0] != order[1]
 
 
@@ -115,7 +121,7 @@ def test_a_pool_mixes_blocks_and_the_file_is_read_in_blocks(folder: Path, monkey
     store, reads = counting_store(folder, 400), []
     read = store.read
     monkeypatch.setattr(store, "read", lambda *args: reads.append(args) or read(*args))
-    drawn = one_pass(RowBatches(store, 4, 0, 1, 0, 1, seed=0))
+    drawn = one_pass(RowBatches(store, 4, Share()))
     assert reads == [("train", begin, BLOCK) for _, begin, _ in reads]
     assert sorted(begin for _, begin, _ in reads) == list(range(0, 400, BLOCK))
     assert [begin for _, begin, _ in reads] != sorted(begin for _, begin, _ in reads)
@@ -124,7 +130,7 @@ def test_a_pool_mixes_blocks_and_the_file_is_read_in_blocks(folder: Path, monkey
 
 def test_a_batch_that_does_not_split_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="batch_size = 9 cannot be split evenly over the 2 ranks"):
-        RowBatches(counting_store(folder, 400), 9, 0, 1, 0, 2, seed=0)
+        RowBatches(counting_store(folder, 400), 9, Share(size=2))
 
 
 @given(rows=ROWS, size=st.integers(1, 4), batch=st.integers(1, 50))
@@ -136,7 +142,7 @@ def test_ranks_share_the_validation_rows(folder: Path, rows: int, size: int, bat
         return
     shares = [row_validation_batches(store, batch, rank, size) for rank in range(size)]
     assert all(shares)
-    assert all(len(piece.label) <= batch for share in shares for piece in share)
+    assert all(len(piece.target) <= batch for share in shares for piece in share)
     assert sorted(row for share in shares for piece in share for row in numbers(piece)) == list(range(rows))
 
 

@@ -9,9 +9,11 @@ from mpi4py import MPI
 from torch import nn
 
 from hpcdistill.config import CodistillConfig
+from hpcdistill.data.batches import Batch
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window import WindowExchange
 from hpcdistill.groups import Groups
+from hpcdistill.objective import Softmax
 from hpcdistill.teachers import Teachers
 
 pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="needs peers: run under mpirun")
@@ -35,14 +37,14 @@ def predictions_until(
     config = CodistillConfig(burn_in=20, exchange_interval=10, teacher_precision=precision)
     student = model_of(groups.group)
     with WindowExchange(groups, student, len(topology.peers(0))) as exchange:
-        teachers = Teachers(config, student, exchange, topology, groups)
+        teachers = Teachers(config, student, exchange, topology, groups, Softmax(3))
         step, predictions = 0, {}
         while not groups.comm.allreduce(done(step, predictions), op=MPI.LAND):  # bounded by the test's timeout
             step += 1
             teachers.advance(step)
             staleness = teachers.staleness(step)
             assert all((step - stale) % config.exchange_interval == 0 for stale in staleness.values())
-            teachers.predict(INPUTS, TARGETS)
+            teachers.predict(Batch((INPUTS,), TARGETS))
             predictions = dict(zip(staleness, teachers.logits(), strict=True))
             assert teachers.logits() == []  # handed over
             assert not predictions or step >= config.burn_in

@@ -282,7 +282,7 @@ def test_who_waits_for_a_rank_that_never_comes_gives_up(mpirun: Run) -> None:
 RAISES_ON_RANK_3 = """
 import sys
 from mpi4py import MPI
-import hpcdistill.train
+import hpcdistill.objective
 from hpcdistill.cli import main
 
 def loss(*args, **options):
@@ -290,7 +290,7 @@ def loss(*args, **options):
         raise RuntimeError("lightning")
     return real(*args, **options)
 
-real, hpcdistill.train.codistillation_loss = hpcdistill.train.codistillation_loss, loss
+real, hpcdistill.objective.codistillation_loss = hpcdistill.objective.codistillation_loss, loss
 main(sys.argv[1:])
 """
 

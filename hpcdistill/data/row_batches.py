@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from hpcdistill.data.batches import rank_share
+from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.rows import CHUNK_ROWS, Rows, RowStore
 from hpcdistill.errors import UserError
 
@@ -18,19 +18,13 @@ VALIDATION_BLOCKS = 64
 """At most this many blocks, evenly spread over the validation part: the same ones for every group and every run."""
 
 
-class RowBatch(NamedTuple):
-    """Some rows as a model takes them."""
-
-    dense: torch.Tensor  # float32 [batch, D]
-    categorical: torch.Tensor  # int32 [batch, C]
-    label: torch.Tensor  # float32 [batch], 0 or 1
-
-
 class RowBatches:
     """An endless iterator over one rank's training batches, which can go on from any batch.
 
-    The training part is cut into blocks, a chunk of the file each; group g of N owns blocks g, g + N, g + 2N… In each
-    pass the group's blocks are put in a new random order and dealt out to its ranks, an equal number of rows to each.
+    A batch has float32 [batch, D] and int32 [batch, C] as inputs and float32 [batch], 0 or 1, as target.
+
+    The rows are cut into blocks, a chunk of the file each; part p of P has blocks p, p + P, p + 2P… In each pass they
+    are put in a new random order and dealt out to the group's ranks, an equal number of rows to each.
     A rank reads its rows pool by pool, mixes those of a pool, and cuts them into batches. So no row is met twice in
     a pass, every block is read by one rank (two, where a rank's rows end within it), and only pools are in memory.
 
@@ -39,41 +33,35 @@ class RowBatches:
     Args:
         store: the data.
         batch_size: rows a group takes per step, shared out among its ranks.
-        group: this group, of `groups`.
-        groups: number of groups.
-        rank: this rank, of `size` in the group.
-        size: ranks per group.
-        seed: of the order.
+        share: this rank's.
 
     Raises:
         UserError: the batch does not split evenly over the ranks, or the data is shorter than one batch.
     """
 
-    def __init__(
-        self, store: RowStore, batch_size: int, group: int, groups: int, rank: int, size: int, seed: int
-    ) -> None:
-        self._share = rank_share(batch_size, size)
+    def __init__(self, store: RowStore, batch_size: int, share: Share) -> None:
+        self._share = share.of_batch(batch_size)
         self._store = store
-        self._seed = (seed, group)
-        self._rank = rank
-        self._begins = np.arange(group * CHUNK_ROWS, store.size("train"), groups * CHUNK_ROWS)
+        self._seed = share.seed
+        self._rank = share.rank
+        self._begins = np.arange(share.part * CHUNK_ROWS, store.size("train"), share.parts * CHUNK_ROWS)
         self._lengths = np.minimum(CHUNK_ROWS, store.size("train") - self._begins)
         rows = int(self._lengths.sum())
         self._per_pass = rows // batch_size
         if not self._per_pass:
             raise UserError(
-                f"{store.path} gives group {group} of {groups} {rows} rows, fewer than data.batch_size = {batch_size}; "
-                "prepare more data, or lower --data.batch_size or --groups"
+                f"{store.path} gives group {share.part} of {share.parts} {rows} rows, fewer than data.batch_size = "
+                f"{batch_size}; prepare more data, or lower --data.batch_size or --groups"
             )
         self._per_pool = max(1, POOL_ROWS // self._share)  # batches
         self._pool_at = (-1, -1)  # its pass, and its number there
         self.drawn = 0
         """Batches drawn so far, the cursor of a restart; set it to go on from there."""
 
-    def __iter__(self) -> Iterator[RowBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> RowBatch:
+    def __next__(self) -> Batch:
         number, batch = divmod(self.drawn, self._per_pass)
         pool, index = divmod(batch, self._per_pool)
         if self._pool_at != (number, pool):
@@ -102,7 +90,7 @@ class RowBatches:
         return rows.at(mixer.permutation(len(rows.label)))
 
 
-def row_validation_batches(store: RowStore, batch_size: int, rank: int, size: int) -> list[RowBatch]:
+def row_validation_batches(store: RowStore, batch_size: int, rank: int, size: int) -> list[Batch]:
     """One rank's share of the validation rows, in batches of at most `batch_size`.
 
     Raises:
@@ -124,6 +112,7 @@ def _concatenate(pieces: list[Rows]) -> Rows:
     return Rows(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
 
 
-def _batch(rows: Rows) -> RowBatch:
+def _batch(rows: Rows) -> Batch:
     columns: list[Any] = [rows.dense, rows.categorical, rows.label.astype(np.float32)]
-    return RowBatch(*map(torch.from_numpy, columns))
+    dense, categorical, label = map(torch.from_numpy, columns)
+    return Batch((dense, categorical), label)

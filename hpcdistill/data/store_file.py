@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 PARTS = ("train", "validation")
 
 
+def stored_format(path: Path) -> str | None:
+    """The `FORMAT` of the store at `path`; None where there is no file that says it."""
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs.get("format"))
+    except OSError:
+        return None
+
+
 class StoreFile:
     """A store, open for reading; a context manager that closes it.
 

@@ -135,7 +135,7 @@ def open_exchange(config: Config, groups: Groups, model: nn.Module, topology: To
     Raises:
         UserError: the groups' models differ, or the transport cannot work here; on every rank.
     """
-    if config.codistill.weight == 0:
+    if not config.codistill.with_peers:
         return NoExchange()
     if config.exchange.transport == "files":
         from hpcdistill.exchange.files import FilesExchange

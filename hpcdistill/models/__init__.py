@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+import importlib
+
 from torch import nn
 
-from hpcdistill.config import LSTMConfig
+from hpcdistill.config import DNNConfig, FactoryConfig, LSTMConfig
+from hpcdistill.data.rows import RowStore
+from hpcdistill.data.store import TokenStore
+from hpcdistill.data.store_file import StoreFile
+from hpcdistill.errors import UserError
+from hpcdistill.models.dnn import ClickDNN
 from hpcdistill.models.lstm import LSTMLanguageModel
 
 
-def build_model(config: LSTMConfig, vocabulary: int) -> nn.Module:
-    """The configured model, freshly initialised, for tokens in [0, `vocabulary`)."""
-    return LSTMLanguageModel(vocabulary, config.hidden, config.layers, config.dropout)
+def build_model(config: LSTMConfig | DNNConfig | FactoryConfig, store: StoreFile) -> nn.Module:
+    """The configured model, freshly initialised, for the data of `store`.
+
+    Raises:
+        UserError: the model is for data of another kind, or there is no such factory.
+    """
+    if isinstance(config, FactoryConfig):
+        return _made_by(config.factory, store)
+    if isinstance(config, LSTMConfig) and isinstance(store, TokenStore):
+        return LSTMLanguageModel(store.vocabulary, config.hidden, config.layers, config.projection, config.dropout)
+    if isinstance(config, DNNConfig) and isinstance(store, RowStore):
+        fields = store.fields
+        return ClickDNN(len(fields.dense), list(fields.categorical.values()), config.widths, config.embedding)
+    fitting = {TokenStore: "lstm", RowStore: "dnn"}[type(store)]
+    raise UserError(
+        f"model.name = {config.name!r} is not for data.path = {store.path}, which is {store.KIND}; use "
+        f"--model.name={fitting}, or factory for a model of your own"
+    )
+
+
+def _made_by(factory: str, store: StoreFile) -> nn.Module:
+    module, _, function = factory.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"model.factory = {factory!r} cannot be had ({error}); name a function of an installed module, or one "
+            "of the folder you start in"
+        ) from None
+    model = make(store)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model.factory = {factory!r} made {type(model).__name__}, not a torch.nn.Module")
+    return model

@@ -1,0 +1,50 @@
+"""Batches of token sequences, each with its successors as target."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hpcdistill.config import DataConfig
+from hpcdistill.data.batches import Batch, Batches, Numbers, Share
+from hpcdistill.data.store import TokenStore
+from hpcdistill.errors import UserError
+
+VALIDATION_SEQUENCES = 1024
+"""At most this many, evenly spread over the validation part: the same ones for every group and every run."""
+
+
+def sequence_batches(store: TokenStore, config: DataConfig, share: Share) -> Batches:
+    """One rank's training batches; inputs and targets int64 [batch, time]. See `Batches`."""
+    length = config.sequence_length
+    return Batches(
+        (store.size("train") - 1) // length,
+        lambda numbers, _: _sequences(store, "train", numbers, length),
+        config.batch_size,
+        share,
+        f"sequences of {length} tokens",
+    )
+
+
+def sequence_validation_batches(store: TokenStore, config: DataConfig, rank: int, size: int) -> list[Batch]:
+    """One rank's share of the validation sequences, in batches of at most `batch_size`.
+
+    Raises:
+        UserError: the validation part is shorter than one sequence.
+    """
+    available = (store.size("validation") - 1) // config.sequence_length
+    if available < size:
+        raise UserError(
+            f"{store.path} holds {max(available, 0)} validation sequences of {config.sequence_length} tokens, "
+            f"fewer than the {size} ranks of a group; prepare more data or lower --data.sequence_length"
+        )
+    chosen = np.linspace(0, available - 1, min(available, VALIDATION_SEQUENCES)).astype(np.int64)[rank::size]
+    return [
+        _sequences(store, "validation", chosen[begin : begin + config.batch_size], config.sequence_length)
+        for begin in range(0, len(chosen), config.batch_size)
+    ]
+
+
+def _sequences(store: TokenStore, part: str, numbers: Numbers, length: int) -> Batch:
+    tokens = torch.from_numpy(np.stack([store.read(part, n * length, length + 1) for n in numbers]))
+    return Batch((tokens[:, :-1],), tokens[:, 1:].contiguous())

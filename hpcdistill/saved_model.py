@@ -1,0 +1,59 @@
+"""A trained model, as a checkpoint holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from torch import nn
+
+from hpcdistill.checkpoint import KIND
+from hpcdistill.config import Config
+from hpcdistill.data.store_file import StoreFile
+from hpcdistill.errors import UserError
+from hpcdistill.models import build_model
+from hpcdistill.state_file import State, load_state
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """The model of one checkpoint."""
+
+    path: Path
+    config: Config
+    """Of the run that made it."""
+    step: int
+    _weights: State
+
+    @classmethod
+    def load(cls, path: Path) -> SavedModel:
+        """Read it.
+
+        Raises:
+            UserError: it is no checkpoint, damaged, or of a configuration that this version does not know.
+        """
+        state = load_state(path, KIND)["state"]
+        try:
+            config = Config(**state["config"])
+        except ValidationError as error:
+            raise UserError(f"checkpoint {path} is of another version of hpcdistill: {error}") from None
+        return cls(path, config, int(state["step"]), state["model"])
+
+    def build(self, store: StoreFile) -> nn.Module:
+        """The model as it was saved, to predict with: in eval mode, without gradient, on the CPU.
+
+        Raises:
+            UserError: it does not fit the data.
+        """
+        model = build_model(self.config.model, store).eval().requires_grad_(False)
+        theirs = {name: tuple(tensor.shape) for name, tensor in self._weights.items()}
+        mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        if mine != theirs:
+            name = next(name for name in [*mine, *theirs] if mine.get(name) != theirs.get(name))
+            raise UserError(
+                f"checkpoint {self.path} is of a model for other data: {name} is {theirs.get(name)} there, and "
+                f"{mine.get(name)} for {store.path}; name the data it was trained on, or data prepared alike"
+            )
+        model.load_state_dict(self._weights)
+        return model

@@ -1,0 +1,23 @@
+"""The kinds of data that can be trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpcdistill.data.rows import RowStore
+from hpcdistill.data.store import TokenStore
+from hpcdistill.data.store_file import stored_format
+from hpcdistill.tasks.clicks import ClickTask
+from hpcdistill.tasks.language import LanguageTask
+from hpcdistill.tasks.task import Task
+
+
+def open_task(path: Path) -> Task:
+    """The task that the store at `path` is for.
+
+    Raises:
+        UserError: there is no store that can be read.
+    """
+    if stored_format(path) == RowStore.FORMAT:
+        return ClickTask(RowStore(path))
+    return LanguageTask(TokenStore(path))

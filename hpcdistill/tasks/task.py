@@ -1,0 +1,66 @@
+"""What the training loop has to know of a kind of data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from hpcdistill.config import DataConfig
+from hpcdistill.data.batches import Batch, Share
+from hpcdistill.data.store_file import StoreFile
+from hpcdistill.objective import Objective
+
+
+class TrainingBatches(Protocol):
+    """An endless iterator over training batches that can go on from any of them."""
+
+    drawn: int
+    """Batches drawn so far; set it to go on from there."""
+
+    def __next__(self) -> Batch: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Task(ABC):
+    """Data of one kind, and what a model of it predicts.
+
+    Attributes:
+        store: the data, open.
+        objective: how predictions are judged.
+        unit: of what there is one prediction each, such as "token".
+    """
+
+    store: StoreFile
+    objective: Objective
+    unit: ClassVar[str]
+
+    @abstractmethod
+    def batches(self, config: DataConfig, share: Share) -> TrainingBatches:
+        """One rank's training batches.
+
+        Raises:
+            UserError: there is less than one batch, or it does not split over the ranks.
+        """
+
+    @abstractmethod
+    def validation(self, config: DataConfig, rank: int = 0, size: int = 1) -> list[Batch]:
+        """One rank's share of the validation batches.
+
+        Raises:
+            UserError: there are fewer items than ranks.
+        """
+
+    @abstractmethod
+    def training_size(self) -> int:
+        """How many units there are to train on."""
+
+    @abstractmethod
+    def unigram(self) -> Tensor:
+        """The outputs of a model that knows how frequent each answer is in the training part, and nothing else.
+
+        float32, shaped as the output for one target.
+        """

@@ -1,0 +1,95 @@
+"""Models fit their data, and what does not fit is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hpcdistill.config import DNNConfig, FactoryConfig, LSTMConfig
+from hpcdistill.data.rows import Fields, Rows, RowStore, write_rows
+from hpcdistill.data.store import TokenStore, write_store
+from hpcdistill.data.store_file import StoreFile
+from hpcdistill.errors import UserError
+from hpcdistill.models import build_model
+from hpcdistill.models.dnn import ClickDNN
+from hpcdistill.models.lstm import LSTMLanguageModel
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenStore:
+    write_store(tmp_path / "tokens.h5", [("train", b"text"), ("validation", b"text")], "")
+    return TokenStore(tmp_path / "tokens.h5")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> RowStore:
+    some = Rows(np.zeros((2, 3), np.float32), np.zeros((2, 2), np.int32), np.array([0, 1], np.uint8))
+    write_rows(tmp_path / "rows.h5", [("train", some)], Fields(["a", "b", "c"], {"d": 5, "e": 7}), "")
+    return RowStore(tmp_path / "rows.h5")
+
+
+def test_each_category_of_each_field_has_a_vector_of_its_own() -> None:
+    model = ClickDNN(dense=0, cardinalities=[2, 3], widths=[4], embedding=1)
+    model.embedding.weight.data = torch.arange(5.0)[:, None]
+    seen: list[torch.Tensor] = []
+    model.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(torch.empty(3, 0), torch.tensor([[0, 0], [1, 2], [1, 0]], dtype=torch.int32))
+    assert seen[0].tolist() == [[0, 2], [1, 4], [1, 2]]
+
+
+def test_the_paper_s_click_model(rows: RowStore) -> None:
+    model = build_model(DNNConfig(name="dnn"), rows)
+    widths = [layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear)]
+    assert widths == [2560, 1024, 256, 1]
+    assert model(torch.zeros(6, 3), torch.ones(6, 2, dtype=torch.int32)).shape == (6,)
+
+
+def test_a_projection_narrows_embedding_outputs_and_head(tokens: TokenStore) -> None:
+    """As many weights as Sak et al. 2014, equation (11), with torch's second bias: 4H(P + P) + 8H + HP a layer."""
+    model = build_model(LSTMConfig(hidden=32, layers=2, projection=8), tokens)
+    lstm = 4 * 32 * (8 + 8) + 8 * 32 + 32 * 8
+    assert sum(p.numel() for p in model.parameters()) == 256 * 8 + 2 * (lstm + 2 * 8) + 256 * 8 + 256
+    assert model(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, 256)
+
+
+def test_the_next_token_is_predicted_from_those_before(tokens: TokenStore) -> None:
+    model = build_model(LSTMConfig(hidden=8), tokens)
+    assert isinstance(model, LSTMLanguageModel)
+    text = torch.arange(10)[None]
+    changed = text.clone()
+    changed[0, 6] = 99
+    same = (model(text) == model(changed)).all(-1)[0]
+    assert same.tolist() == [True] * 6 + [False] * 4
+
+
+def linear_of(store: StoreFile) -> nn.Module:
+    assert isinstance(store, TokenStore)
+    return nn.Linear(store.vocabulary, 1)
+
+
+def test_a_factory_is_given_the_store(tokens: TokenStore) -> None:
+    model = build_model(FactoryConfig(name="factory", factory=f"{__name__}:linear_of"), tokens)
+    assert isinstance(model, nn.Linear)
+    assert model.in_features == 256
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("no.such.module:make", "cannot be had .*No module named 'no'"),
+        ("math:make", "cannot be had .*has no attribute 'make'"),
+        ("builtins:repr", "made str, not a torch.nn.Module"),
+    ],
+)
+def test_a_factory_that_is_none_is_named(factory: str, message: str, tokens: TokenStore) -> None:
+    with pytest.raises(UserError, match=f"model.factory = '{factory}' {message}"):
+        build_model(FactoryConfig(name="factory", factory=factory), tokens)
+
+
+def test_a_model_for_other_data_is_refused(tokens: TokenStore, rows: RowStore) -> None:
+    with pytest.raises(UserError, match=r"model.name = 'dnn' is not for .* a token store; use --model.name=lstm"):
+        build_model(DNNConfig(name="dnn"), tokens)
+    with pytest.raises(UserError, match=r"model.name = 'lstm' is not for .* a store of rows; use --model.name=dnn"):
+        build_model(LSTMConfig(), rows)

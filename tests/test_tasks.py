@@ -1,0 +1,113 @@
+"""What is learned from each kind of data, and how it is judged."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcdistill.config import CodistillConfig, Config
+from hpcdistill.data.batches import Batch, Batches, Share
+from hpcdistill.data.rows import Fields, Rows, write_rows
+from hpcdistill.data.store import write_store
+from hpcdistill.errors import UserError
+from hpcdistill.fixed_teachers import FixedTeachers
+from hpcdistill.groups import Groups
+from hpcdistill.objective import Binary, Objective, Softmax
+from hpcdistill.tasks import clicks, language, open_task
+from hpcdistill.tasks.task import Task
+from hpcdistill.train import training_share
+
+
+def language_task(tmp_path: Path) -> Task:
+    write_store(tmp_path / "data.h5", [("train", b"aab" * 20), ("validation", b"ab" * 10)], "")
+    return open_task(tmp_path / "data.h5")
+
+
+def click_task(tmp_path: Path, labels: tuple[int, ...] = (0, 1, 1, 1)) -> Task:
+    some = Rows(np.zeros((4, 1), np.float32), np.zeros((4, 1), np.int32), np.array(labels, np.uint8))
+    write_rows(tmp_path / "data.h5", [("train", some), ("validation", some)], Fields(["a"], {"b": 1}), "")
+    return open_task(tmp_path / "data.h5")
+
+
+def test_the_store_decides_the_task(tmp_path: Path) -> None:
+    assert isinstance(language_task(tmp_path), language.LanguageTask)
+    assert isinstance(click_task(tmp_path), clicks.ClickTask)
+    with pytest.raises(UserError, match="no such file; make one with: hpcdistill prepare"):
+        open_task(tmp_path / "nowhere.h5")
+
+
+def test_frequencies_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "PART_TOKENS", 7)  # more than one part
+    chances = language_task(tmp_path).unigram().softmax(0)
+    total = 60 + 254  # of the 254 others each counts as if it had been there once
+    assert chances[ord("a")].item() == pytest.approx(40 / total)
+    assert chances[ord("b")].item() == pytest.approx(20 / total)
+    assert chances[ord("c")].item() == pytest.approx(1 / total)
+
+
+@pytest.mark.parametrize(("labels", "chance"), [((0, 1, 1, 1), 3 / 4), ((0, 0, 0, 0), 1 / 5), ((1, 1, 1, 1), 4 / 5)])
+def test_frequency_of_clicks(
+    labels: tuple[int, ...], chance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clicks, "PART_ROWS", 3)
+    assert click_task(tmp_path, labels).unigram().sigmoid().item() == pytest.approx(chance)
+
+
+@pytest.mark.parametrize(
+    ("objective", "outputs", "target"),
+    [
+        (Softmax(5), torch.randn(2, 3, 5), torch.tensor([[0, 1, 2], [3, 4, 0]])),
+        (Binary(), torch.randn(6), torch.tensor([0.0, 1, 1, 0, 1, 0])),
+    ],
+)
+def test_the_loss_without_teachers_is_the_mean_cross_entropy(
+    objective: Objective, outputs: torch.Tensor, target: torch.Tensor
+) -> None:
+    losses = objective.cross_entropy(outputs, target)
+    assert losses.shape == target.shape
+    assert objective.loss(outputs, target, [], 1.0, 1.0).item() == pytest.approx(losses.mean().item(), rel=1e-5)
+    ignorant = objective.uniform.expand(outputs.shape)
+    assert objective.cross_entropy(ignorant, target).mean().item() == pytest.approx(objective.guessing, rel=1e-6)
+    # Towards a teacher who knows nothing, the divergence is the cross-entropy with equal chances less their entropy.
+    classes = round(math.exp(objective.guessing))
+    log_chances = outputs.log_softmax(-1) if classes > 2 else torch.stack([outputs, -outputs], -1).sigmoid().log()
+    smoothing = -log_chances.mean() - math.log(classes)
+    smoothed = objective.loss(outputs, target, [ignorant], 0.5, 1.0)
+    assert smoothed.item() == pytest.approx((losses.mean() + 0.5 * smoothing).item(), rel=1e-5)
+
+
+def test_a_prior_says_the_same_whatever_it_is_shown(tmp_path: Path) -> None:
+    task = language_task(tmp_path)
+    teachers = FixedTeachers(CodistillConfig(teachers="unigram"), task, torch.device("cpu"))
+    teachers.predict(Batch((), torch.zeros(2, 3, dtype=torch.int64)))
+    (logits,) = teachers.logits()
+    assert torch.equal(logits, task.unigram().expand(2, 3, 256))
+    assert teachers.logits() == []  # handed over
+
+
+def test_the_weight_rises_after_the_burn_in() -> None:
+    config = CodistillConfig(weight=2.0, burn_in=3, ramp=3)
+    assert [config.weight_at(step) for step in range(8)] == [0, 0, 0, 0.5, 1.0, 1.5, 2.0, 2.0]
+
+
+def test_what_is_random_in_a_batch_is_the_same_from_any_cursor_and_differs_by_rank() -> None:
+    def draw(rank: int, drawn: int) -> list[float]:
+        share = Share(rank=rank, size=2, seed=(7,))
+        batches = Batches(8, lambda _, chance: Batch((), torch.tensor(chance.random())), 2, share, "items")
+        batches.drawn = drawn
+        return [next(batches).target.item() for _ in range(6 - drawn)]
+
+    assert draw(0, 2) == draw(0, 0)[2:]
+    assert len({*draw(0, 0), *draw(1, 0)}) == 12
+
+
+@pytest.mark.parametrize(("partition", "part", "parts"), [("disjoint", 2, 3), ("same", 0, 1)])
+def test_groups_share_the_data_or_see_all_of_it_in_orders_of_their_own(
+    partition: str, part: int, parts: int, world: MPI.Intracomm
+) -> None:
+    config = Config(run_dir=Path(), groups=3, data={"path": Path(), "partition": partition}, seed=5)
+    share = training_share(config, Groups.alone(world, 2, 3, torch.device("cpu")))
+    assert share == Share(part, parts, world.rank, world.size, seed=(5, 2))
