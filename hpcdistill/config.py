@@ -160,6 +160,9 @@ class TrainConfig(Section):
     """Optimizer steps."""
     validate_every: PositiveInt = 200
     """Steps between two validations."""
+    average: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Decay of an exponential moving average of the weights, such as 0.99, which is then what is validated and what
+    peers are taught by; 0 for none."""
     tensorboard: bool = False
     """Also write TensorBoard event files, in run_dir/tensorboard (needs the package tensorboard)."""
 

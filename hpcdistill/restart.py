@@ -29,6 +29,7 @@ class Restart:
         config: the run.
         groups: who is who; the leader writes and reads the files.
         model: the student.
+        average: that of its weights, if there is one.
         optimizer: its optimizer.
         batches: its data.
     """
@@ -38,12 +39,14 @@ class Restart:
         config: Config,
         groups: Groups,
         model: nn.Module,
+        average: nn.Module | None,
         optimizer: torch.optim.Optimizer,
         batches: TrainingBatches,
     ) -> None:
         self._config = config
         self._groups = groups
         self._model = model
+        self._average = average
         self._optimizer = optimizer
         self._batches = batches
         owner = {
@@ -88,6 +91,7 @@ class Restart:
             "batches_drawn": self._batches.drawn,
             "config": self._config.model_dump(mode="json"),
             "model": self._model.state_dict(),
+            **({"average": self._average.state_dict()} if self._average else {}),
             "optimizer": {
                 "state": {str(index): values for index, values in optimizer["state"].items()},
                 "param_groups": optimizer["param_groups"],
@@ -118,6 +122,8 @@ class Restart:
         if state is None:
             return 0
         self._model.load_state_dict(state["model"])
+        if self._average and "average" in state:
+            self._average.load_state_dict(state["average"])
         saved = state["optimizer"]
         moments = {int(index): values for index, values in saved.get("state", {}).items()}
         self._optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})

@@ -1,4 +1,4 @@
-"""A trained model, as a checkpoint holds it."""
+"""A trained model, as a checkpoint holds it: the average of its weights where there is one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class SavedModel:
             config = Config(**state["config"])
         except ValidationError as error:
             raise UserError(f"checkpoint {path} is of another version of hpcdistill: {error}") from None
-        return cls(path, config, int(state["step"]), state["model"])
+        prefix, average = "module.", state.get("average", {})
+        shown = {name.removeprefix(prefix): weight for name, weight in average.items() if name.startswith(prefix)}
+        return cls(path, config, int(state["step"]), shown or state["model"])
 
     def build(self, store: StoreFile) -> nn.Module:
         """The model as it was saved, to predict with: in eval mode, without gradient, on the CPU.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpcdistill.config import Config
 from hpcdistill.data.batches import Batch, Share
@@ -51,13 +52,15 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
     model = build_model(config.model, task.store).to(groups.device)
     torch.manual_seed(torch.initial_seed() * groups.size + groups.rank)  # dropout: each rank its own
     optimizer = groups.distribute(build_optimizer(config.optimizer, model), model)
-    restart = Restart(config, groups, model, optimizer, batches)
+    average = _average_of(model, config.train.average)
+    restart = Restart(config, groups, model, average, optimizer, batches)
     step = restart.resume(resume)
     groups.broadcast(model)
+    shown = model if average is None else average.module
     topology = Topology(config.exchange.topology, groups.group, groups.count, config.exchange.degree, config.seed)
 
     with (
-        open_exchange(config, groups, model, topology) as exchange,
+        open_exchange(config, groups, shown, topology) as exchange,
         Recorder(config, groups, _facts(config, groups, task, model), step) as recorder,
         restart,
     ):
@@ -73,6 +76,8 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
             loss.backward()
             optimizer.step()  # averages the gradients inside the group first
             optimizer.zero_grad()
+            if average is not None:
+                average.update_parameters(model)
             step += 1
             with recorder.time("exchange"):
                 teachers.advance(step)
@@ -81,7 +86,7 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
             saves = stopping or finished or step % config.checkpoint.interval == 0
             recorder.stepped(step, loss, teachers, exchange.ledger, up_to_here=saves)
             if finished or step % config.train.validate_every == 0:
-                validation = validation_loss(model, task.objective, validation_data, groups)
+                validation = validation_loss(shown, task.objective, validation_data, groups)
                 recorder.validated(step, validation)
                 restart.validated(validation)
             if saves:
@@ -115,6 +120,11 @@ def _teachers(
     if config.codistill.teachers == "peers":
         return Teachers(config.codistill, model, exchange, topology, groups, task.objective)
     return FixedTeachers(config.codistill, task, groups.device)
+
+
+def _average_of(model: nn.Module, decay: float) -> AveragedModel | None:
+    """An exponential moving average of weights and running statistics, to be updated after each step."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
 
 def _facts(config: Config, groups: Groups, task: Task, model: nn.Module) -> dict[str, object]:

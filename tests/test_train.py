@@ -14,9 +14,15 @@ import h5py
 import pytest
 import torch
 
+from hpcdistill.config import DataConfig
+from hpcdistill.data.clicks import prepare_clicks
+from hpcdistill.data.rows import RowStore
 from hpcdistill.data.text import prepare_text
+from hpcdistill.errors import UserError
 from hpcdistill.metrics import metrics_path, read_metrics
+from hpcdistill.saved_model import SavedModel
 from hpcdistill.state_file import State, load_state
+from hpcdistill.tasks import open_task
 
 pytestmark = pytest.mark.launch
 
@@ -121,6 +127,65 @@ def test_groups_that_are_jobs_of_their_own_teach_each_other(train: Run, tmp_path
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def test_click_models_teach_each_other(train: Run, tmp_path: Path) -> None:
+    clicks = tmp_path / "clicks.h5"
+    prepare_clicks(clicks, 20_000)
+    with RowStore(clicks) as store:
+        best = store.bayes_log_loss("validation")
+    model = ("--model.name=dnn", "--model.widths=32,16", "--model.embedding=4", "--optimizer.lr=0.003")
+    config = tmp_path / "small.toml"
+    config.write_text(config.read_text().replace("[model]\nhidden = 16\nlayers = 1\ndropout = 0.1\n", ""))
+    result = train(2, f"--data.path={clicks}", *model, "--data.batch_size=128", "--train.steps=100")
+    assert result.returncode == 0, result.stderr
+    for group in (0, 1):
+        header, records = read_metrics(metrics_path(tmp_path / "run", group))
+        assert header["unit"] == "row"
+        losses = [record["validation_loss"] for record in records if "validation_loss" in record]
+        assert best < losses[-1] < losses[0]
+        assert any(record.get("staleness") for record in records)
+
+
+def test_a_saved_model_teaches(train: Run, data: Path, tmp_path: Path) -> None:
+    """A student on whom its advice weighs heavily predicts more like it than one who has never heard of it."""
+    long = ("--groups=1", "--train.steps=150", "--codistill.burn_in=0")
+    assert train(1, *long, "--codistill.weight=0", "--seed=1", "--train.average=0.9").returncode == 0
+    teacher = tmp_path / "run" / "checkpoints" / "g0-best.h5"
+    taught = ("--codistill.teachers=checkpoints", f"--codistill.checkpoints={teacher}", "--codistill.weight=10")
+    for name, options in (("taught", taught), ("alone", ("--codistill.weight=0",))):
+        result = train(1, *long, *options, f"--run_dir={tmp_path / name}")
+        assert result.returncode == 0, result.stderr
+    task = open_task(data)
+    batch = task.validation(DataConfig(path=data, sequence_length=16, batch_size=256))[0]
+
+    def predictions(checkpoint: Path) -> torch.Tensor:
+        logits: torch.Tensor = SavedModel.load(checkpoint).build(task.store)(*batch.inputs)
+        return logits.softmax(-1)
+
+    truth = predictions(teacher)
+    distance = {
+        name: (predictions(tmp_path / name / "checkpoints" / "g0-best.h5") - truth).abs().sum(-1).mean().item()
+        for name in ("taught", "alone")
+    }
+    assert distance["taught"] < 0.8 * distance["alone"]
+
+
+def test_a_saved_model_for_other_data_is_refused(train: Run, tmp_path: Path) -> None:
+    assert train(1, *ALONE, "--train.steps=10").returncode == 0
+    clicks, checkpoint = tmp_path / "clicks.h5", tmp_path / "run" / "checkpoints" / "g0-best.h5"
+    prepare_clicks(clicks, 2000)
+    with RowStore(clicks) as store, pytest.raises(UserError, match=r"model\.name = 'lstm' is not for"):
+        SavedModel.load(checkpoint).build(store)
+    result = train(
+        1,
+        "--groups=1",
+        "--codistill.teachers=checkpoints",
+        "--codistill.checkpoints=no.h5",
+        f"--run_dir={tmp_path / 'taught'}",
+    )
+    assert result.returncode == 2
+    assert "checkpoint no.h5 cannot be read" in result.stderr
+
+
 @pytest.mark.parametrize("transport", ["window", "files"])
 def test_a_group_that_stands_still_is_not_waited_for(transport: str, train: Run, tmp_path: Path) -> None:
     """Its staleness shows, and it goes on as if nothing had been."""
@@ -158,14 +223,15 @@ def test_groups_begin_apart_and_ranks_of_a_group_stay_together(train: Run, tmp_p
 
 
 def test_a_restart_is_bit_identical(train: Run, tmp_path: Path) -> None:
-    assert train(2, *ALONE).returncode == 0
+    averaging = "--train.average=0.9"
+    assert train(2, *ALONE, averaging).returncode == 0
     straight = load(tmp_path / "run" / "checkpoints" / "g0-step0000000040.h5")["state"]
     restarted = f"--run_dir={tmp_path / 'restarted'}"
-    assert train(2, *ALONE, restarted, "--train.steps=20").returncode == 0
-    result = train(2, *ALONE, restarted, "--resume")
+    assert train(2, *ALONE, averaging, restarted, "--train.steps=20").returncode == 0
+    result = train(2, *ALONE, averaging, restarted, "--resume")
     assert result.returncode == 0, result.stderr
     resumed = load(tmp_path / "restarted" / "checkpoints" / "g0-step0000000040.h5")["state"]
-    for part in ("model", "optimizer", "rng"):
+    for part in ("model", "average", "optimizer", "rng"):
         assert_equal(straight[part], resumed[part])
     _, records = read_metrics(metrics_path(tmp_path / "restarted", 0))
     assert [record["step"] for record in records if "loss" in record] == [10, 20, 30, 40]

@@ -1,0 +1,183 @@
+"""What the studies share: runs that are trained once and then read, and their results as tables, JSON and figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from measure import machine
+from tqdm import tqdm
+
+from hpcdistill.metrics import GroupMetrics, read_run
+
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "runs"
+RESULTS = ROOT / "benchmarks" / "results" / "studies"
+FIGURES = ROOT / "docs" / "figures"
+
+TEXT = RUNS / "data" / "stdlib.h5"
+CLICKS = RUNS / "data" / "clicks.h5"
+CLICK_ROWS = 2_000_000
+
+SCALES: dict[str, dict[str, list[str]]] = {
+    "cpu": {"language": [], "clicks": []},
+    "gpu": {
+        "language": ["--model.hidden=1024", "--model.projection=256", "--data.sequence_length=128"],
+        "clicks": ["--model.widths=2560,1024,256", "--data.batch_size=4096"],
+    },
+}
+"""Options beyond those of configs/*.toml, by workload."""
+
+# Student's t for a two-sided 95 % interval, by number of samples less one.
+T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    name: str
+    workload: str
+    """Of configs/."""
+    options: tuple[str, ...] = ()
+    ranks: int = 1
+
+
+class Study:
+    """One study: its trainings and what comes of them.
+
+    Args:
+        name: of the study, and of its files.
+        description: for `--help`.
+        cores: trainings side by side have at most so many ranks.
+    """
+
+    def __init__(self, name: str, description: str, cores: int | None = None) -> None:
+        parser = argparse.ArgumentParser(description=description)
+        parser.add_argument("--scale", choices=SCALES, default="cpu", help="size of models and batches")
+        self.name = name
+        self.scale: str = parser.parse_args().scale
+        self._cores = cores or len(os.sched_getaffinity(0))
+
+    def train(self, runs: Iterable[Run]) -> dict[str, list[GroupMetrics]]:
+        """The metrics of each run, by name and group; what has been trained before is not trained again."""
+        runs = list({run.name: run for run in runs}.values())
+        free, changed = self._cores, threading.Condition()
+        bar = tqdm(total=len(runs), desc=self.name, unit="run")
+
+        def one(run: Run) -> None:
+            nonlocal free
+            with changed:
+                changed.wait_for(lambda: free >= min(run.ranks, self._cores))
+                free -= run.ranks
+            self._train(run)
+            with changed:
+                free += run.ranks
+                changed.notify_all()
+            bar.update()
+
+        with ThreadPoolExecutor(self._cores) as pool:
+            list(pool.map(one, runs))
+        bar.close()
+        return {run.name: read_run(self.folder(run.name)) for run in runs}
+
+    def folder(self, run: str) -> Path:
+        """Where a run is."""
+        return RUNS / "studies" / f"{self.name}-{self.scale}" / run
+
+    def _train(self, run: Run) -> None:
+        folder = self.folder(run.name)
+        if (folder / "report.html").exists():  # the last thing that a training makes
+            return
+        command = [
+            *("mpirun", "-np", str(run.ranks), sys.executable, "-m", "hpcdistill", "train"),
+            *(f"configs/{run.workload}.toml", "--resume", f"--run_dir={folder}"),
+            *(*SCALES[self.scale][run.workload], *run.options),
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log").open("w") as log:
+            done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\nfailed; see {folder}/log")
+
+    def keep(self, runs: dict[str, list[GroupMetrics]], table: str, **facts: Any) -> None:
+        """Print the table; write it, the facts and all validation curves as JSON."""
+        print(table)
+        content = {
+            "command": f"python benchmarks/study_{self.name}.py --scale {self.scale}",
+            "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            **facts,
+            "runs": {name: [curve(group) for group in groups] for name, groups in runs.items()},
+        }
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        path = RESULTS / f"{self.name}-{self.scale}.json"
+        path.write_text(json.dumps(content, indent=None).replace('"runs"', '\n"runs"').replace('], "', '],\n"') + "\n")
+        print(f"\n{path}")
+
+    def draw(self, figure: Figure) -> None:
+        """Write the study's figure."""
+        FIGURES.mkdir(parents=True, exist_ok=True)
+        figure.savefig(FIGURES / f"study-{self.name}-{self.scale}.svg", metadata={"Date": None})
+
+
+def curve(group: GroupMetrics) -> dict[str, Any]:
+    """A group's validation losses by step."""
+    steps, losses = group.column("validation_loss")
+    return {"steps": steps, "validation_loss": [round(loss, 5) for loss in losses]}
+
+
+def steps_to(group: GroupMetrics, target: float) -> float | None:
+    """Steps until the validation loss first was `target`, between two validations on the straight line there."""
+    before: tuple[int, float] | None = None
+    for step, loss in zip(*group.column("validation_loss"), strict=True):
+        if loss <= target:
+            if before is None or before[1] == loss:
+                return float(step)
+            return before[0] + (step - before[0]) * (before[1] - target) / (before[1] - loss)
+        before = (step, loss)
+    return None
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and, of two values or more, the half-width of its 95 % interval by Student's t."""
+    mean = f"{fmean(values):.{digits}f}"
+    return (
+        f"{mean} ± {T95[len(values) - 1] * stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else mean
+    )
+
+
+def markdown(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def need_text() -> None:
+    """Make the data of the language model: the source of Python's standard library, as in the demo."""
+    stdlib = sysconfig.get_path("stdlib")
+    options = ["--include", "*.py", "--exclude", "site-packages", "dist-packages", "__pycache__"]
+    _prepare(TEXT, "text", "--input", stdlib, *options)
+
+
+def need_clicks() -> None:
+    """Make the data of the click-through model: generated, so that the best possible loss is known."""
+    _prepare(CLICKS, "clicks", "--synthetic", "--rows", str(CLICK_ROWS))
+
+
+def _prepare(output: Path, *arguments: str) -> None:
+    if not output.exists():
+        command = [sys.executable, "-m", "hpcdistill", "prepare", *arguments, "--output", str(output)]
+        subprocess.run(command, cwd=ROOT, check=True)
