@@ -1,0 +1,179 @@
+"""The HDF5 store of images with a label each, checksummed chunk by chunk.
+
+/                   attributes: format, version, source, identity, shape, mean, deviation
+/classes            their names, bytes [K]; a label is the number of one
+/train/image        of arrays (`shape` is [C, S, S]): uint8 [images, C, S, S]
+                    of encoded pictures (`shape` is []): the bytes of one file behind the other's, uint8 [bytes]
+/train/end          of encoded pictures only: where in these each file ends, int64 [images]
+/train/label        int32 [images]
+/validation         the same
+
+All datasets have a Fletcher-32 checksum on each chunk; HDF5 itself has none for strings of variable length. An image is
+read alone, wherever it lies, so that batches can be of any images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hpcdistill.data.store_file import PARTS, StoreFile
+from hpcdistill.errors import UserError
+from hpcdistill.hdf5 import atomic_file
+
+CHUNK_BYTES = 1 << 16  # at least one array; also the unit in which checksums are verified
+Array = np.ndarray[Any, np.dtype[Any]]
+Pictures = Array | list[bytes]
+"""Arrays, uint8 [images, C, S, S], or encoded ones, the content of a file each."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the images of a store have in common."""
+
+    classes: list[str]
+    """Names of the labels."""
+    shape: tuple[int, ...]
+    """Of arrays, (C, S, S); of encoded pictures, (): they are RGB once they are decoded, of any size."""
+    mean: list[float]
+    """Of each channel's values, which are from 0 to 255, over all pixels of the training part."""
+    deviation: list[float]
+    """The same, the standard deviation."""
+
+    @property
+    def channels(self) -> int:
+        """Of every picture, C."""
+        return len(self.mean)
+
+
+def write_images(path: Path, pieces: Iterable[tuple[str, Pictures, Array]], kind: Kind, source: str) -> dict[str, int]:
+    """Write a store from (part, pictures, labels) pieces, in order; memory stays bounded by the largest piece.
+
+    Args:
+        path: the file to make; replaced only when all pieces are written.
+        pieces: each with one of `PARTS`, the pictures to append to it, and their labels.
+        kind: what they have in common.
+        source: where they are from, for reports.
+
+    Returns:
+        Images per part.
+    """
+    with atomic_file(path) as (file, _):
+        names = np.array([os.fsencode(name) for name in kind.classes])
+        file.create_dataset("classes", data=names, chunks=True, fletcher32=True)
+        parts = {name: _Part(file.create_group(name), kind.shape) for name in PARTS}
+        for name, pictures, labels in pieces:
+            parts[name].append(pictures, labels)
+        identity = hashlib.blake2b(repr((kind.classes, kind.shape)).encode(), digest_size=16)
+        for part in parts.values():
+            for digest in part.digests.values():
+                identity.update(digest.digest())
+        file.attrs.update(
+            format=ImageStore.FORMAT,
+            version=ImageStore.VERSION,
+            source=source,
+            identity=identity.hexdigest(),
+            shape=np.array(kind.shape, np.int64),
+            mean=kind.mean,
+            deviation=kind.deviation,
+        )
+        return {name: part.size for name, part in parts.items()}
+
+
+class _Part:
+    """A part while it grows."""
+
+    def __init__(self, group: h5py.Group, shape: tuple[int, ...]) -> None:
+        self.size = 0
+        self._bytes = 0
+        self._columns = {"image": _column(group, "image", np.uint8, *shape), "label": _column(group, "label", np.int32)}
+        if not shape:
+            self._columns["end"] = _column(group, "end", np.int64)
+        self.digests = {name: hashlib.blake2b() for name in self._columns}  # by column: pieces may be cut anywhere
+
+    def append(self, pictures: Pictures, labels: Array) -> None:
+        self.size += len(labels)
+        new = {"image": pictures, "label": labels}
+        if isinstance(pictures, list):
+            new["end"] = self._bytes + np.cumsum([len(picture) for picture in pictures], dtype=np.int64)
+            new["image"] = np.frombuffer(b"".join(pictures), np.uint8)
+            self._bytes += len(new["image"])
+        for name, column in self._columns.items():
+            values = np.ascontiguousarray(new[name], column.dtype)
+            column.resize(len(column) + len(values), axis=0)
+            column[len(column) - len(values) :] = values
+            self.digests[name].update(values.data)
+
+
+def _column(group: h5py.Group, name: str, dtype: type, *shape: int) -> h5py.Dataset:
+    together = max(1, CHUNK_BYTES // int(np.dtype(dtype).itemsize * np.prod(shape)))
+    return group.create_dataset(
+        name, (0, *shape), dtype, chunks=(together, *shape), maxshape=(None, *shape), fletcher32=True
+    )
+
+
+class ImageStore(StoreFile):
+    """A store of images, open for reading; see `StoreFile`.
+
+    Labels, and where encoded pictures end, are in memory, up to 12 bytes an image: they are read and checked once.
+
+    Attributes:
+        kind: what the images have in common.
+
+    Raises:
+        UserError: also where a label is out of range, or bytes that are read here do not match their checksum.
+    """
+
+    KIND, COMMAND = "a store of images", "hpcdistill prepare images --input DIR"
+    FORMAT, VERSION = "hpcdistill-images", 1
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        shape, mean, deviation = (self._attributes[name].tolist() for name in ("shape", "mean", "deviation"))
+        with self._intact("the names of its classes"):
+            classes = [os.fsdecode(name) for name in self._file["classes"][()]]
+        self.kind = Kind(classes, tuple(shape), mean, deviation)
+        self._labels, self._ends = {}, {}
+        for part in PARTS:
+            with self._intact(f"the labels of {part!r}"):
+                self._labels[part] = self._file[part]["label"][()].astype(np.int64)
+                if not shape:
+                    self._ends[part] = np.append(0, self._file[part]["end"][()])
+            if ((self._labels[part] < 0) | (self._labels[part] >= len(classes))).any():
+                raise UserError(f"{path}: a label of {part!r} is not one of {len(classes)}; prepare the data again")
+
+    def size(self, part: str) -> int:
+        """Images in `part`."""
+        return len(self._labels[part])
+
+    def read(self, part: str, numbers: Array) -> tuple[Pictures, Array]:
+        """The images of `part` that have these numbers, int64 [n], and their labels, int64 [n].
+
+        Raises:
+            UserError: the bytes on disk do not match their checksum.
+        """
+        image = self._file[part]["image"]
+        with self._intact(f"images of {part!r}"):
+            if self.kind.shape:
+                pictures: Pictures = np.stack([image[number] for number in numbers])
+            else:
+                ends = self._ends[part]
+                pictures = [image[ends[number] : ends[number + 1]].tobytes() for number in numbers]
+        return pictures, self._labels[part][numbers]
+
+    @contextmanager
+    def _intact(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: {what} cannot be read ({error}); the file is damaged: prepare it again or restore it"
+            ) from None
