@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcdistill.data.bad import bad_ones, collect
 from hpcdistill.data.hashing import in_validation
-from hpcdistill.data.lines import Block, bad_lines, collect, fingerprint, quote, read_blocks
+from hpcdistill.data.lines import Block, fingerprint, quote, read_blocks
 from hpcdistill.data.pieces import Piece, join_pieces, make_pieces, pieces_folder, read_piece
 from hpcdistill.data.rows import Array, Fields, Rows
 from hpcdistill.data.vocabulary import Vocabulary, count_training
@@ -69,7 +70,7 @@ def prepare_criteo(
     if min_count is not None and min_count < 1:
         raise UserError(f"--min-count {min_count} must be at least 1")
     with pieces_folder(output, "criteo", 1, fingerprint(inputs)) as folder:
-        paths = collect(make_pieces(folder, parse, read_blocks(inputs), processes), max_bad)
+        paths = collect(make_pieces(folder, parse, read_blocks(inputs), processes), max_bad, "lines")
         ids: Buckets | Vocabulary = Buckets(buckets or BUCKETS)
         if min_count:
             ids = Vocabulary(count_training(paths, "categorical", range(CATEGORIES)), min_count)
@@ -107,7 +108,7 @@ def parse(block: Block) -> Piece:
         "categorical": _values(cells[:, 1 + INTEGERS :]),
         "label": cells[:, 0].astype(np.uint8),
         "validation": in_validation(block.row + np.flatnonzero(good)),
-    } | bad_lines(quotes)
+    } | bad_ones(quotes)
 
 
 def _logarithms(cells: Array) -> Array:

@@ -1,21 +1,17 @@
-"""Files of lines, read block by block, and the bad lines among them."""
+"""Files of lines, read block by block."""
 
 from __future__ import annotations
 
 import gzip
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
-from hpcdistill.data.pieces import Piece, read_piece
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
 
 BLOCK_BYTES = 1 << 23
-QUOTED_LINES = 3
 QUOTED_BYTES = 60
 
 
@@ -92,33 +88,3 @@ def _texts(path: Path, bar: Any) -> Iterator[bytes]:
 def quote(file: str, line: int, reason: object, text: bytes) -> str:
     """A bad line, with its place and what is wrong with it."""
     return f"{Path(file).name} line {line}: {reason}: {repr(text[:QUOTED_BYTES])[1:]}{'…' * (len(text) > QUOTED_BYTES)}"
-
-
-def bad_lines(quotes: Sequence[str]) -> Piece:
-    """What a piece tells of its bad lines: how many, and the first few of them."""
-    return {
-        "bad": np.array(len(quotes)),
-        "quotes": np.array([os.fsencode(quote) for quote in quotes[:QUOTED_LINES]], "S1000"),
-    }
-
-
-def collect(paths: Iterable[Path], max_bad: int) -> list[Path]:
-    """All pieces, once it is clear that they have no more bad lines than `max_bad`; a warning tells of those.
-
-    Raises:
-        UserError: they have more. Raised at the first piece with which there are too many.
-    """
-    collected, count, quotes = [], 0, list[str]()
-    for path in paths:
-        collected.append(path)
-        more, quoted = read_piece(path, "bad", "quotes")
-        count += int(more)
-        quotes = [*quotes, *map(os.fsdecode, quoted)][:QUOTED_LINES]
-        if count > max_bad:
-            raise UserError(
-                "\n  ".join([f"bad lines: {count} so far, the first of them", *quotes])
-                + "\nmend them, or pass over up to N such lines with --max-bad=N"
-            )
-    if count:
-        warn("\n  ".join([f"passed over bad lines: {count}, the first of them", *quotes]))
-    return collected

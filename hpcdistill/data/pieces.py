@@ -33,7 +33,7 @@ from hpcdistill.hdf5 import atomic_file
 
 Task = TypeVar("Task")
 Piece = dict[str, Array]
-"""`validation`, bool [rows], tells which rows belong to that part; the other arrays are its maker's affair."""
+"""`validation`, bool, tells which rows or images belong to that part; the other arrays are its maker's affair."""
 
 
 @contextmanager
@@ -126,6 +126,29 @@ def read_piece(path: Path, *names: str) -> tuple[Array, ...]:
         return tuple(file[name][()] for name in names)
 
 
+def write_whole(output: Path, folder: Path, write: Callable[[Path], dict[str, int]], things: str) -> dict[str, int]:
+    """Write the store among its pieces, rather than beside the output, where a kill would leave a half.
+
+    Args:
+        output: the store, which appears whole or not at all.
+        folder: where the pieces lie.
+        write: writes it where it is told, and returns how many `things` each part has.
+        things: what is in it.
+
+    Raises:
+        UserError: a part has none.
+    """
+    whole = folder / "whole.h5"
+    sizes = write(whole)
+    if not all(sizes.values()):
+        raise UserError(
+            f"too few {things} for a training and a validation part: {sizes}; about {VALIDATION_SHARE:.0%} are chosen "
+            "for validation: prepare more"
+        )
+    whole.replace(output)
+    return sizes
+
+
 def join_pieces(
     output: Path,
     paths: list[Path],
@@ -147,14 +170,11 @@ def join_pieces(
     Raises:
         UserError: a part has no rows.
     """
-    whole = paths[0].with_name("whole.h5")  # rather than beside the output, where a kill would leave a half
-    sizes = write_rows(whole, _by_part(paths, rows), fields, source, bayes_log_loss)
-    if not all(sizes.values()):
-        raise UserError(
-            f"too few rows for a training and a validation part: {sizes}; about {VALIDATION_SHARE:.0%} are chosen for "
-            "validation: prepare more"
-        )
-    whole.replace(output)
+
+    def write(whole: Path) -> dict[str, int]:
+        return write_rows(whole, _by_part(paths, rows), fields, source, bayes_log_loss)
+
+    sizes = write_whole(output, paths[0].parent, write, "rows")
     print(
         f"{output}: {sizes['train']:,} training and {sizes['validation']:,} validation rows, {len(fields.dense)} dense "
         f"and {len(fields.categorical)} categorical fields with {sum(fields.categorical.values()):,} ids"

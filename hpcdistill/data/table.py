@@ -20,8 +20,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from hpcdistill.data.bad import bad_ones, collect
 from hpcdistill.data.hashing import in_validation
-from hpcdistill.data.lines import Block, bad_lines, collect, fingerprint, first_line, quote, read_blocks
+from hpcdistill.data.lines import Block, fingerprint, first_line, quote, read_blocks
 from hpcdistill.data.pieces import Piece, join_pieces, make_pieces, pieces_folder, read_piece
 from hpcdistill.data.rows import Array, Fields, Rows
 from hpcdistill.data.vocabulary import Vocabulary, count_training
@@ -72,7 +73,7 @@ def prepare_table(
             made = make_pieces(folder, partial(_parse_group, table, columns), _groups(table), processes)
         else:
             made = make_pieces(folder, partial(parse_lines, columns), read_blocks([table]), processes)
-        paths = collect(made, max_bad)
+        paths = collect(made, max_bad, "lines")
         encoding = _Encoding(paths, _positive(paths, label, positive))
         names = [name for name in columns.names if name != label]
         join_pieces(output, paths, encoding, encoding.fields(names), str(table))
@@ -108,7 +109,7 @@ def parse_lines(columns: Columns, block: Block) -> Piece:
                 rows[block.row + number] = _check(columns, _cells(line))
             except (ValueError, csv.Error) as error:
                 bad.append(quote(block.file, block.line + number, error, line))
-    return _piece(columns, rows) | bad_lines(bad)
+    return _piece(columns, rows) | bad_ones(bad)
 
 
 def _cells(line: bytes) -> list[str]:
@@ -156,7 +157,7 @@ def _parse_group(table: Path, columns: Columns, group: tuple[int, int]) -> Piece
             rows[row] = _check(columns, values)
         except ValueError as error:
             bad.append(quote(str(table), row + 1, error, ",".join(values).encode()))
-    return _piece(columns, rows) | bad_lines(bad)
+    return _piece(columns, rows) | bad_ones(bad)
 
 
 def _piece(columns: Columns, rows: dict[int, list[str]]) -> Piece:

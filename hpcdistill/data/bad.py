@@ -1,0 +1,44 @@
+"""What of the input is bad: counted, quoted, and passed over up to a number."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hpcdistill.data.pieces import Piece, read_piece
+from hpcdistill.errors import UserError, warn
+
+QUOTES = 3
+
+
+def bad_ones(quotes: Sequence[str]) -> Piece:
+    """What a piece tells of what was bad: how many there were, and the first few of them."""
+    return {
+        "bad": np.array(len(quotes)),
+        "quotes": np.array([os.fsencode(quote) for quote in quotes[:QUOTES]], "S1000"),
+    }
+
+
+def collect(paths: Iterable[Path], max_bad: int, things: str) -> list[Path]:
+    """All pieces, once it is clear that they have no more bad `things` than `max_bad`; a warning tells of those.
+
+    Raises:
+        UserError: they have more. Raised at the first piece with which there are too many.
+    """
+    collected, count, quotes = [], 0, list[str]()
+    for path in paths:
+        collected.append(path)
+        more, quoted = read_piece(path, "bad", "quotes")
+        count += int(more)
+        quotes = [*quotes, *map(os.fsdecode, quoted)][:QUOTES]
+        if count > max_bad:
+            raise UserError(
+                "\n  ".join([f"bad {things}: {count} so far, the first of them", *quotes])
+                + f"\nmend them, or pass over up to N such {things} with --max-bad=N"
+            )
+    if count:
+        warn("\n  ".join([f"passed over bad {things}: {count}, the first of them", *quotes]))
+    return collected
