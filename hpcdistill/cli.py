@@ -79,6 +79,7 @@ def _add_prepare(commands: Any) -> None:
     _add_clicks(kinds)
     _add_criteo(kinds)
     _add_table(kinds)
+    _add_images(kinds)
 
 
 def _add_clicks(kinds: Any) -> None:
@@ -105,7 +106,7 @@ def _add_criteo(kinds: Any) -> None:
     criteo.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE.tsv[.gz]", help="files of lines")
     criteo.add_argument("--buckets", type=int, metavar="N", help="ids of each categorical field; without either, 2**18")
     criteo.add_argument("--min-count", type=int, metavar="N", help="how often a category must occur to have its own id")
-    _add_max_bad(criteo)
+    _add_max_bad(criteo, "lines")
     _add_store(criteo, _prepare_criteo)
 
 
@@ -120,12 +121,35 @@ def _add_table(kinds: Any) -> None:
     table.add_argument("--input", type=Path, required=True, metavar="FILE.csv|FILE.parquet", help="the table")
     table.add_argument("--label", required=True, metavar="COLUMN", help="what is to be predicted; it has two values")
     table.add_argument("--positive", metavar="VALUE", help="which of them is 1; without it, the last one in order")
-    _add_max_bad(table)
+    _add_max_bad(table, "lines")
     _add_store(table, _prepare_table)
 
 
-def _add_max_bad(kind: Any) -> None:
-    kind.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad lines to pass over; without it, none")
+def _add_images(kinds: Any) -> None:
+    images = kinds.add_parser(
+        "images",
+        help="pictures in a folder for each class, as ImageNet's, or IDX files, as MNIST's",
+        description="Without --validation about 5 % of the pictures, evenly spread, become the validation part. "
+        "Without --size the files of a folder are stored as they are, and decoded in training. " + INTERRUPTED,
+    )
+    images.add_argument(
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="a folder that has a folder for each class; or two IDX files[.gz], of images and of labels",
+    )
+    images.add_argument("--validation", type=Path, nargs="+", default=[], metavar="PATH", help="the same for that part")
+    images.add_argument("--size", type=int, metavar="S", help="store arrays of S × S pixels, of each picture's middle")
+    _add_max_bad(images, "images")
+    _add_store(images, _prepare_images)
+
+
+def _add_max_bad(kind: Any, things: str) -> None:
+    kind.add_argument(
+        "--max-bad", type=int, default=0, metavar="N", help=f"bad {things} to pass over; without it, none"
+    )
 
 
 def _add_store(kind: Any, command: Callable[[argparse.Namespace], int]) -> None:
@@ -224,6 +248,13 @@ def _prepare_table(args: argparse.Namespace) -> int:
     from hpcdistill.data.table import prepare_table
 
     prepare_table(args.input, args.output, args.label, args.positive, args.max_bad, args.processes)
+    return 0
+
+
+def _prepare_images(args: argparse.Namespace) -> int:
+    from hpcdistill.data.images import prepare_images
+
+    prepare_images(args.input, args.output, args.validation, args.size, args.max_bad, args.processes)
     return 0
 
 

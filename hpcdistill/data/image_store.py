@@ -46,7 +46,15 @@ class Kind:
     mean: list[float]
     """Of each channel's values, which are from 0 to 255, over all pixels of the training part."""
     deviation: list[float]
-    """The same, the standard deviation."""
+    """The same, the standard deviation; 1 where that is 0."""
+
+    @classmethod
+    def of(cls, classes: list[str], shape: tuple[int, ...], histogram: Array) -> Kind:
+        """With the mean and the deviation of values that occur as often as `histogram`, int64 [C, 256], says."""
+        values, count = np.arange(256), np.maximum(histogram.sum(1), 1)
+        mean = histogram @ values / count
+        deviation = np.sqrt(np.maximum(histogram @ values**2 / count - mean**2, 0))
+        return cls(classes, shape, mean.tolist(), np.where(deviation, deviation, 1).tolist())
 
     @property
     def channels(self) -> int:
