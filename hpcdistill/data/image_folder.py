@@ -14,7 +14,7 @@ from tqdm import tqdm
 from hpcdistill.data.bad import bad_ones
 from hpcdistill.data.hashing import in_validation
 from hpcdistill.data.image_store import Array, Pictures
-from hpcdistill.data.picture import centre, decode, to_pixels
+from hpcdistill.data.picture import cut, decode, middle, to_pixels
 from hpcdistill.data.pieces import Piece, read_piece
 from hpcdistill.data.store_file import PARTS
 from hpcdistill.errors import UserError, suggestion, warn
@@ -157,7 +157,7 @@ def make_piece(side: int | None, files: list[File]) -> Piece:
             quotes.append(f"{file.path}: {error}")
             continue
         if side:
-            picture = centre(picture, side)
+            picture = cut(picture, middle(*picture.size), side)
         if not file.validation:
             histogram += np.reshape(picture.histogram(), (3, 256))
         images.append(to_pixels(picture) if side else np.frombuffer(encoded, np.uint8))

@@ -51,14 +51,14 @@ def cut(picture: Image, box: Box, size: int) -> Image:
     return picture.resize((size, size), _pillow().Resampling.BILINEAR, box)
 
 
-def centre(picture: Image, size: int, share: float = 1) -> Image:
-    """The square in the middle whose side is this share of the short side, scaled to `size` × `size`.
+def middle(width: float, height: float, share: float = 1) -> Box:
+    """The square in the middle whose side is this share of the short side.
 
-    That is the usual "short side to `size` / `share`, then centre crop", without scaling what is then cut off.
+    Cut to S pixels it is the usual "short side to S / share, then centre crop", without scaling what is not kept.
     """
-    side = share * min(picture.size)
-    left, top = ((length - side) / 2 for length in picture.size)
-    return cut(picture, (left, top, left + side, top + side), size)
+    side = share * min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
 
 
 def _pillow() -> Any:
