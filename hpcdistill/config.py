@@ -43,14 +43,18 @@ class DataConfig(Section):
     path: Path
     """The store made by `hpcdistill prepare`; its kind decides what is learned."""
     batch_size: PositiveInt = 16
-    """Sequences or rows a group takes per step, shared out among its ranks."""
+    """Sequences, rows or images a group takes per step, shared out among its ranks."""
     sequence_length: PositiveInt = 64
     """Tokens per sequence, of text."""
+    image_size: PositiveInt | None = None
+    """Pixels a side that a model is shown of an image; without it those stored, or 224 of pictures stored encoded."""
     partition: Literal["disjoint", "same"] = "disjoint"
     """'disjoint': each group has a part of the data to itself; 'same': all groups have all of it, each in its order."""
 
 
-MODEL_NAMES = "Which model: 'lstm', of language; 'dnn', of clicks; or one of your own, made by a 'factory'."
+MODEL_NAMES = (
+    "Which model: 'lstm', of language; 'dnn', of clicks; 'resnet', of images; or one of your own, made by a 'factory'."
+)
 
 
 class LSTMConfig(Section):
@@ -60,7 +64,7 @@ class LSTMConfig(Section):
     hidden: PositiveInt = 128
     """Units of each LSTM layer and, without projection, of the embedding."""
     layers: PositiveInt = 2
-    """LSTM layers."""
+    """LSTM layers; of a 'resnet' 18 or 50."""
     projection: NonNegativeInt = 0
     """Units that each LSTM layer's output, and the embedding, is projected to; 0 for none."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -77,12 +81,23 @@ class DNNConfig(Section):
     """Numbers that stand for a category."""
 
 
+class ResNetConfig(Section):
+    """A model of images: ResNet, in its small form where images are stored with at most 64 pixels a side."""
+
+    name: Literal["resnet"] = Field(description=MODEL_NAMES)
+    layers: Literal[18, 50] = 50
+    """LSTM layers; of a 'resnet' 18 or 50."""
+
+
 class FactoryConfig(Section):
     """A model of one's own."""
 
     name: Literal["factory"] = Field(description=MODEL_NAMES)
     factory: str = Field(pattern=r"^[\w.]+:\w+$")
     """What makes the model, as package.module:function; it is given the opened store."""
+
+
+ModelConfig = LSTMConfig | DNNConfig | ResNetConfig | FactoryConfig
 
 
 class OptimizerConfig(Section):
@@ -194,7 +209,7 @@ class Config(BaseSettings):
     seed: NonNegativeInt = 0
     """Of initial weights, shuffling and dropout; groups and ranks derive their own from it."""
     data: DataConfig
-    model: LSTMConfig | DNNConfig | FactoryConfig = Field(default_factory=LSTMConfig, discriminator="name")
+    model: ModelConfig = Field(default_factory=LSTMConfig, discriminator="name")
     optimizer: OptimizerConfig = OptimizerConfig()
     codistill: CodistillConfig = CodistillConfig()
     exchange: ExchangeConfig = ExchangeConfig()

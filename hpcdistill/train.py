@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -96,7 +98,7 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, objective: Objective, batches: list[Batch], groups: Groups) -> float:
+def validation_loss(model: nn.Module, objective: Objective, batches: Iterable[Batch], groups: Groups) -> float:
     """Mean cross-entropy in nats over the group's validation batches. Collective over the group."""
     model.eval()
     total, count = 0.0, 0
@@ -137,5 +139,5 @@ def _facts(config: Config, groups: Groups, task: Task, model: nn.Module) -> dict
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "data_source": task.store.source,
         "unit": task.unit,
-        "training_size": task.training_size(),
+        "training_size": task.store.size("train"),
     }

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdistill.config import DNNConfig, FactoryConfig, LSTMConfig
+from hpcdistill.config import DNNConfig, FactoryConfig, LSTMConfig, ResNetConfig
+from hpcdistill.data.image_store import ImageStore, Kind, write_images
 from hpcdistill.data.rows import Fields, Rows, RowStore, write_rows
 from hpcdistill.data.store import TokenStore, write_store
 from hpcdistill.data.store_file import StoreFile
@@ -62,6 +63,16 @@ def test_the_next_token_is_predicted_from_those_before(tokens: TokenStore) -> No
     changed[0, 6] = 99
     same = (model(text) == model(changed)).all(-1)[0]
     assert same.tolist() == [True] * 6 + [False] * 4
+
+
+@pytest.mark.parametrize(("pixels", "strides"), [(6, 1), (65, 2)])
+def test_a_resnet_takes_its_form_from_the_images(pixels: int, strides: int, tmp_path: Path) -> None:
+    kind = Kind(["a", "b"], (1, pixels, pixels), [0.0], [1.0])
+    write_images(tmp_path / "images.h5", [("train", np.zeros((1, 1, pixels, pixels)), np.zeros(1))], kind, "")
+    model = build_model(ResNetConfig(name="resnet", layers=18), ImageStore(tmp_path / "images.h5"))
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    assert (first.in_channels, first.stride) == (1, (strides, strides))
+    assert model.eval()(torch.zeros(2, 1, pixels, pixels)).shape == (2, 2)
 
 
 def linear_of(store: StoreFile) -> nn.Module:

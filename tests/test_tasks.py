@@ -8,8 +8,9 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from hpcdistill.config import CodistillConfig, Config
+from hpcdistill.config import CodistillConfig, Config, DataConfig
 from hpcdistill.data.batches import Batch, Batches, Share
+from hpcdistill.data.image_store import Kind, write_images
 from hpcdistill.data.rows import Fields, Rows, write_rows
 from hpcdistill.data.store import write_store
 from hpcdistill.errors import UserError
@@ -17,6 +18,7 @@ from hpcdistill.fixed_teachers import FixedTeachers
 from hpcdistill.groups import Groups
 from hpcdistill.objective import Binary, Objective, Softmax
 from hpcdistill.tasks import clicks, language, open_task
+from hpcdistill.tasks.images import ImageTask
 from hpcdistill.tasks.task import Task
 from hpcdistill.train import training_share
 
@@ -32,7 +34,17 @@ def click_task(tmp_path: Path, labels: tuple[int, ...] = (0, 1, 1, 1)) -> Task:
     return open_task(tmp_path / "data.h5")
 
 
+def image_task(tmp_path: Path) -> Task:
+    """Ten grey images of 6 × 6, all alike, the last one of class 1 and the others of class 0; there are three."""
+    images, labels = np.full((10, 1, 6, 6), 7, np.uint8), np.array([0] * 9 + [1])
+    histogram = np.bincount([7], minlength=256)[None]
+    pieces = [(part, images, labels) for part in ("train", "validation")]
+    write_images(tmp_path / "data.h5", pieces, Kind.of(["a", "b", "c"], (1, 6, 6), histogram), "")
+    return open_task(tmp_path / "data.h5")
+
+
 def test_the_store_decides_the_task(tmp_path: Path) -> None:
+    assert isinstance(image_task(tmp_path), ImageTask)
     assert isinstance(language_task(tmp_path), language.LanguageTask)
     assert isinstance(click_task(tmp_path), clicks.ClickTask)
     with pytest.raises(UserError, match="no such file; make one with: hpcdistill prepare"):
@@ -46,6 +58,23 @@ def test_frequencies_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert chances[ord("a")].item() == pytest.approx(40 / total)
     assert chances[ord("b")].item() == pytest.approx(20 / total)
     assert chances[ord("c")].item() == pytest.approx(1 / total)
+
+
+def test_frequency_of_classes(tmp_path: Path) -> None:
+    assert image_task(tmp_path).unigram().exp().tolist() == pytest.approx([9, 1, 1])
+
+
+def test_ranks_share_images_in_training_and_validation(tmp_path: Path) -> None:
+    task = image_task(tmp_path)
+    config = DataConfig(path=Path(), batch_size=4)
+    parts = [task.validation(config, rank, 3) for rank in range(3)]
+    for _ in range(2):  # they can be gone through again
+        assert [[len(batch.target) for batch in part] for part in parts] == [[4], [3], [3]]
+        assert sum(batch.target.sum().item() for part in parts for batch in part) == 1
+    drawn = [task.batches(config, Share(rank=rank, size=2, seed=(rank // 2,))) for rank in range(2)]
+    assert [next(batches).inputs[0].shape for batches in drawn] == [(2, 1, 6, 6)] * 2
+    with pytest.raises(UserError, match="holds 10 validation images, fewer than the 11 ranks"):
+        task.validation(config, 0, 11)
 
 
 @pytest.mark.parametrize(("labels", "chance"), [((0, 1, 1, 1), 3 / 4), ((0, 0, 0, 0), 1 / 5), ((1, 1, 1, 1), 4 / 5)])

@@ -135,6 +135,7 @@ class ImageStore(StoreFile):
 
     Attributes:
         kind: what the images have in common.
+        labels: of each part, int64 [images].
 
     Raises:
         UserError: also where a label is out of range, or bytes that are read here do not match their checksum.
@@ -149,18 +150,19 @@ class ImageStore(StoreFile):
         with self._intact("the names of its classes"):
             classes = [os.fsdecode(name) for name in self._file["classes"][()]]
         self.kind = Kind(classes, tuple(shape), mean, deviation)
-        self._labels, self._ends = {}, {}
+        self.labels: dict[str, Array] = {}
+        self._ends: dict[str, Array] = {}
         for part in PARTS:
             with self._intact(f"the labels of {part!r}"):
-                self._labels[part] = self._file[part]["label"][()].astype(np.int64)
+                self.labels[part] = self._file[part]["label"][()].astype(np.int64)
                 if not shape:
                     self._ends[part] = np.append(0, self._file[part]["end"][()])
-            if ((self._labels[part] < 0) | (self._labels[part] >= len(classes))).any():
+            if ((self.labels[part] < 0) | (self.labels[part] >= len(classes))).any():
                 raise UserError(f"{path}: a label of {part!r} is not one of {len(classes)}; prepare the data again")
 
     def size(self, part: str) -> int:
         """Images in `part`."""
-        return len(self._labels[part])
+        return len(self.labels[part])
 
     def read(self, part: str, numbers: Array) -> tuple[Pictures, Array]:
         """The images of `part` that have these numbers, int64 [n], and their labels, int64 [n].
@@ -175,7 +177,7 @@ class ImageStore(StoreFile):
             else:
                 ends = self._ends[part]
                 pictures = [image[ends[number] : ends[number + 1]].tobytes() for number in numbers]
-        return pictures, self._labels[part][numbers]
+        return pictures, self.labels[part][numbers]
 
     @contextmanager
     def _intact(self, what: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +26,7 @@ def stored_format(path: Path) -> str | None:
         return None
 
 
-class StoreFile:
+class StoreFile(ABC):
     """A store, open for reading; a context manager that closes it.
 
     Attributes:
@@ -62,6 +63,10 @@ class StoreFile:
             )
         self.source = str(self._attributes["source"])
         self.identity = str(self._attributes["identity"])
+
+    @abstractmethod
+    def size(self, part: str) -> int:
+        """How many of what one prediction each is made for are in `part`."""
 
     def close(self) -> None:
         """Close the file."""

@@ -6,16 +6,19 @@ import importlib
 
 from torch import nn
 
-from hpcdistill.config import DNNConfig, FactoryConfig, LSTMConfig
+from hpcdistill.config import DNNConfig, FactoryConfig, LSTMConfig, ModelConfig, ResNetConfig
+from hpcdistill.data.image_batches import SMALL
+from hpcdistill.data.image_store import ImageStore
 from hpcdistill.data.rows import RowStore
 from hpcdistill.data.store import TokenStore
 from hpcdistill.data.store_file import StoreFile
 from hpcdistill.errors import UserError
 from hpcdistill.models.dnn import ClickDNN
 from hpcdistill.models.lstm import LSTMLanguageModel
+from hpcdistill.models.resnet import ResNet
 
 
-def build_model(config: LSTMConfig | DNNConfig | FactoryConfig, store: StoreFile) -> nn.Module:
+def build_model(config: ModelConfig, store: StoreFile) -> nn.Module:
     """The configured model, freshly initialised, for the data of `store`.
 
     Raises:
@@ -28,7 +31,10 @@ def build_model(config: LSTMConfig | DNNConfig | FactoryConfig, store: StoreFile
     if isinstance(config, DNNConfig) and isinstance(store, RowStore):
         fields = store.fields
         return ClickDNN(len(fields.dense), list(fields.categorical.values()), config.widths, config.embedding)
-    fitting = {TokenStore: "lstm", RowStore: "dnn"}[type(store)]
+    if isinstance(config, ResNetConfig) and isinstance(store, ImageStore):
+        small = bool(store.kind.shape) and store.kind.shape[-1] <= SMALL
+        return ResNet(config.layers, len(store.kind.classes), store.kind.channels, small)
+    fitting = {TokenStore: "lstm", RowStore: "dnn", ImageStore: "resnet"}[type(store)]
     raise UserError(
         f"model.name = {config.name!r} is not for data.path = {store.path}, which is {store.KIND}; use "
         f"--model.name={fitting}, or factory for a model of your own"

@@ -32,12 +32,8 @@ class ClickTask(Task):
         """See `Task`."""
         return row_validation_batches(self.store, config.batch_size, rank, size)
 
-    def training_size(self) -> int:
-        """See `Task`."""
-        return self.store.size("train")
-
     def unigram(self) -> Tensor:
         """See `Task`; float32 []. Where all labels are equal, as if there were one of the other."""
-        rows = self.training_size()
+        rows = self.store.size("train")
         ones = sum(int(self.store.read("train", begin, PART_ROWS).label.sum()) for begin in range(0, rows, PART_ROWS))
         return torch.tensor((max(ones, 1)) / max(rows - ones, 1)).log()

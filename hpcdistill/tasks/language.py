@@ -32,14 +32,10 @@ class LanguageTask(Task):
         """See `Task`."""
         return sequence_validation_batches(self.store, config, rank, size)
 
-    def training_size(self) -> int:
-        """See `Task`."""
-        return self.store.size("train")
-
     def unigram(self) -> Tensor:
         """See `Task`; float32 [V]. A token that does not occur counts as one that occurs once."""
         counts = torch.zeros(self.store.vocabulary, dtype=torch.int64)
-        for begin in range(0, self.training_size(), PART_TOKENS):
-            count = min(PART_TOKENS, self.training_size() - begin)
+        for begin in range(0, self.store.size("train"), PART_TOKENS):
+            count = min(PART_TOKENS, self.store.size("train") - begin)
             counts += torch.from_numpy(self.store.read("train", begin, count)).bincount(minlength=len(counts))
         return counts.clamp(min=1).float().log()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Protocol
 
 from torch import Tensor
@@ -47,16 +47,12 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def validation(self, config: DataConfig, rank: int = 0, size: int = 1) -> list[Batch]:
-        """One rank's share of the validation batches.
+    def validation(self, config: DataConfig, rank: int = 0, size: int = 1) -> Iterable[Batch]:
+        """One rank's share of the validation batches, to be gone through again and again.
 
         Raises:
             UserError: there are fewer items than ranks.
         """
-
-    @abstractmethod
-    def training_size(self) -> int:
-        """How many units there are to train on."""
 
     @abstractmethod
     def unigram(self) -> Tensor:

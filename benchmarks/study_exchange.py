@@ -1,0 +1,55 @@
+"""Staleness, data and groups: how often weights must travel, whose data they should come from, and from how many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+
+from matplotlib.figure import Figure
+from study import ALONE, Run, Study, markdown, need_text, spread, steps_to
+
+INTERVALS = (1, 10, 50, 100, 250, 1000)
+GROUPS = (2, 3, 4)
+SEEDS = 2
+
+
+def training(name: str, groups: int, seed: int, *options: str) -> Run:
+    """Codistilling groups of one rank each."""
+    return Run(f"{name}-{seed}", "language", (f"--groups={groups}", f"--seed={seed}", *options), ranks=groups)
+
+
+CASES: dict[str, Callable[[int], Run]] = {
+    "one alone": lambda seed: training("alone", 1, seed, *ALONE),
+    **{
+        f"interval {n}": lambda seed, n=n: training(f"interval{n}", 2, seed, f"--codistill.exchange_interval={n}")  # type: ignore[misc]
+        for n in INTERVALS
+    },
+    "the same data": lambda seed: training("same", 2, seed, "--data.partition=same"),
+    **{f"{n} groups": lambda seed, n=n: training(f"groups{n}", n, seed) for n in GROUPS},  # type: ignore[misc]
+}
+
+
+def main() -> None:
+    """Train all and tell."""
+    study = Study("exchange", __doc__)
+    need_text()
+    done = study.train(make(seed) for make in CASES.values() for seed in range(SEEDS))
+    rows, figure = [], Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for color, (case, make) in enumerate(CASES.items()):
+        of_seed = [done[make(seed).name] for seed in range(SEEDS)]
+        losses = [fmean(group.best for group in groups) for groups in of_seed]
+        ratios = []
+        for seed, groups in enumerate(of_seed):
+            (alone,) = done[f"alone-{seed}"]
+            ratios.append(fmean(steps_to(group, alone.best) for group in groups) / steps_to(alone, alone.best))
+        rows.append((case, spread(losses), spread(ratios, 2)))
+        axes.plot(*of_seed[0][0].column("validation_loss"), color=f"C{color}", label=case)
+    axes.set(xlabel="step", ylabel="nats per byte", yscale="log")
+    axes.legend(frameon=False, ncols=2)
+    study.draw(figure)
+    study.keep(done, markdown(("case", "loss", "steps to the loss of one alone"), rows))
+
+
+if __name__ == "__main__":
+    main()
