@@ -68,13 +68,21 @@ def _add_prepare(commands: Any) -> None:
     kinds = prepare.add_subparsers(title="kinds of data", required=True, metavar="KIND")
     text = kinds.add_parser(
         "text",
-        help="text files or folders, one token a byte",
-        description="One byte is one token. About 5 % of the files become the validation part; of one file its end.",
+        help="text files or folders, by bytes or a learned vocabulary",
+        description="One byte is one token, unless --vocabulary asks for longer ones. About 5 % of the files become "
+        "the validation part; of one file its end.",
     )
     text.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="files or folders")
     text.add_argument("--output", type=Path, required=True, metavar="FILE.h5", help="the store to make")
     text.add_argument("--include", default="*", metavar="GLOB", help="file names to take from folders, as '*.py'")
     text.add_argument("--exclude", nargs="*", default=[], metavar="GLOB", help="files and folders to pass over")
+    text.add_argument(
+        "--vocabulary",
+        type=int,
+        metavar="N",
+        help="learn N tokens from the training part by byte pair encoding: the 256 bytes, and what is frequent; 8000 "
+        "make a token of some 4 bytes, so a sequence tells more, but the model's output layer grows",
+    )
     text.set_defaults(command=_prepare_text)
     _add_clicks(kinds)
     _add_criteo(kinds)
@@ -226,7 +234,7 @@ def _add_doctor(commands: Any) -> None:
 def _prepare_text(args: argparse.Namespace) -> int:
     from hpcdistill.data.text import prepare_text
 
-    prepare_text(args.input, args.output, args.include, args.exclude)
+    prepare_text(args.input, args.output, args.include, args.exclude, args.vocabulary)
     return 0
 
 

@@ -1,5 +1,6 @@
 """From text to batches: nothing lost, nothing twice, damage named."""
 
+import sys
 from pathlib import Path
 
 import h5py
@@ -9,8 +10,10 @@ import torch
 from damaged_store import DAMAGES, make_damaged_store
 from hypothesis import given
 from hypothesis import strategies as st
+from peak_memory import peak_of
 
 from hpcdistill.config import DataConfig
+from hpcdistill.data import text
 from hpcdistill.data.batches import Share
 from hpcdistill.data.sequences import sequence_batches, sequence_validation_batches
 from hpcdistill.data.store import TokenStore, write_store
@@ -20,8 +23,8 @@ from hpcdistill.errors import UserError
 
 def counting_store(path: Path, tokens: int, validation: int = 500) -> TokenStore:
     """A store whose tokens tell their own place, modulo 251 (no divisor of any sequence length used here)."""
-    text = bytes(i % 251 for i in range(max(tokens, validation)))
-    write_store(path, [("train", text[:tokens]), ("validation", text[:validation])], source="numbers")
+    content = bytes(i % 251 for i in range(max(tokens, validation)))
+    write_store(path, [("train", content[:tokens]), ("validation", content[:validation])], source="numbers")
     return TokenStore(path)
 
 
@@ -104,8 +107,8 @@ def test_text_folders_keep_every_byte_and_split_by_file(tmp_path: Path) -> None:
     (folder / "binary.txt").write_bytes(b"a\0b")
     (folder / "other.md").write_bytes(b"never either")
     written = {f"{number}.txt": f"file {number} \xff\r\n".encode("latin1") for number in range(200)}
-    for name, text in written.items():
-        (folder / name).write_bytes(text)
+    for name, content in written.items():
+        (folder / name).write_bytes(content)
     prepare_text([folder], tmp_path / "data.h5", include="*.txt", exclude=["skipped"])
     with TokenStore(tmp_path / "data.h5") as store:
         parts = [bytes(store.read(part, 0, store.size(part)).astype(np.uint8)) for part in ("train", "validation")]
@@ -120,6 +123,77 @@ def test_a_single_file_is_split_at_its_end(tmp_path: Path) -> None:
     prepare_text([tmp_path / "book.txt"], tmp_path / "data.h5")
     with TokenStore(tmp_path / "data.h5") as store:
         assert (store.size("train"), store.size("validation")) == (950, 50)
+
+
+def test_bytes_are_tokens_also_in_stores_that_do_not_say_so(tmp_path: Path) -> None:
+    counting_store(tmp_path / "data.h5", 1000).close()
+    for _ in ("new", "old"):
+        with TokenStore(tmp_path / "data.h5") as store:
+            assert store.vocabulary == 256
+            assert [store.bytes_per_token(part) for part in ("train", "validation")] == [1, 1]
+            assert store.read("train", 250, 2).tolist() == [250, 0]
+        with h5py.File(tmp_path / "data.h5", "a") as file:
+            for part in ("train", "validation"):
+                file[part].attrs.pop("bytes", None)
+
+
+def test_a_store_does_not_depend_on_how_its_text_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    written = {f"{number}.txt": bytes(range(1, 1 + number)) for number in range(100)}
+    for name, content in written.items():
+        (folder / name).write_bytes(content)
+    contents = []
+    for size in (1 << 16, 7, 1):
+        monkeypatch.setattr(text, "PIECE_BYTES", size)
+        prepare_text([folder], tmp_path / "data.h5")
+        with TokenStore(tmp_path / "data.h5") as store:
+            parts = [store.read(part, 0, store.size(part)).tolist() for part in ("train", "validation")]
+            contents.append((store.identity, parts))
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_other_bytes_have_another_identity(tmp_path: Path) -> None:
+    identities = set()
+    for pieces in ([("train", b"ab"), ("validation", b"c")], [("train", b"a"), ("validation", b"bc")]):
+        write_store(tmp_path / "data.h5", pieces, source="bytes")
+        with TokenStore(tmp_path / "data.h5") as store:
+            identities.add(store.identity)
+    assert len(identities) == 2
+
+
+@pytest.mark.parametrize("vocabulary", [-1, 0, 256, (1 << 20) + 1, 10**30])
+def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path, vocabulary: int) -> None:
+    with pytest.raises(UserError, match=rf"--vocabulary {vocabulary} must be from 257 .* to 1048576; .*without it"):
+        prepare_text([tmp_path], tmp_path / "data.h5", vocabulary=vocabulary)
+
+
+def test_a_vocabulary_without_tokenizers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match="pip install tokenizers, or leave out --vocabulary"):
+        prepare_text([tmp_path], tmp_path / "data.h5", vocabulary=300)
+
+
+@pytest.mark.parametrize("content", [b"", b"a"])
+def test_too_little_text_leaves_the_store_that_is_there(tmp_path: Path, content: bytes) -> None:
+    counting_store(tmp_path / "data.h5", 1000).close()
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match="too little text for a training and a validation part"):
+        prepare_text([tmp_path / "a.txt"], tmp_path / "data.h5")
+    with TokenStore(tmp_path / "data.h5") as store:
+        assert store.size("train") == 1000
+
+
+@pytest.mark.launch
+def test_memory_does_not_grow_with_a_file(tmp_path: Path) -> None:
+    few, many = tmp_path / "few", tmp_path / "many"
+    few.write_bytes(b"bytes\n" * 10_000)
+    with many.open("wb") as file:  # piece by piece, or its memory would be here for the reader to use again
+        for _ in range(1000):
+            file.write(few.read_bytes())
+    peaks = [peak_of(lambda path=path: prepare_text([path], tmp_path / "data.h5")) for path in (few, many)]
+    more = many.stat().st_size - few.stat().st_size
+    assert peaks[1] - peaks[0] < more / 2, f"bytes: {peaks}, for {more} more of text"
 
 
 def test_no_text_is_an_error_and_makes_no_store(tmp_path: Path) -> None:

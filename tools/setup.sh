@@ -116,7 +116,7 @@ install_torch() {
 }
 
 install_hpcdistill() {
-  HPCDISTILL_NATIVE=1 pip_install --no-build-isolation --editable ".[train,images,tensorboard,dev]"
+  HPCDISTILL_NATIVE=1 pip_install --no-build-isolation --editable ".[train,images,tensorboard,tokenizers,dev]"
 }
 
 # Two MPI wheels own files of the same names: the other one has to go first.

@@ -1,8 +1,11 @@
-"""The HDF5 token store: two byte streams, checksummed chunk by chunk.
+"""The HDF5 token store: two streams of tokens, checksummed chunk by chunk.
 
 /                   attributes: format, version, vocabulary, source, identity
-/train              uint8 [tokens], Fletcher-32 checksum on each chunk
+/train              uint8, uint16 or uint32 [tokens], the smallest that holds the vocabulary; Fletcher-32 checksum on
+                    each chunk; attribute bytes, of the text (older stores have one token a byte, and no such attribute)
 /validation         the same
+/tokenizer          only where one byte is not one token: JSON of Hugging Face's `tokenizers`. In its tokens each
+                    character is a byte: Tokenizer.from_str(JSON).decode(tokens, False).encode("latin-1") is the text
 """
 
 from __future__ import annotations
@@ -10,48 +13,70 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 
+from hpcdistill.data.rows import Array
 from hpcdistill.data.store_file import PARTS, StoreFile
+from hpcdistill.data.tokenizer import BYTES, encode
 from hpcdistill.errors import UserError
 from hpcdistill.hdf5 import atomic_file
 
-VOCABULARY = 256  # bytes
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 CHUNK_TOKENS = 1 << 16  # also the unit in which checksums are verified
 
 
-def write_store(path: Path, pieces: Iterable[tuple[str, bytes]], source: str) -> dict[str, int]:
-    """Write a store from (part, bytes) pieces, in order; memory stays bounded by the largest piece.
+def write_store(
+    path: Path, pieces: Iterable[tuple[str, bytes]], source: str, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write a store from (part, text) pieces, in order; memory stays bounded by the largest piece.
 
     Args:
         path: the file to make; replaced only when all pieces are written.
         pieces: each with one of `PARTS` and the bytes to append to it.
         source: where the text is from, for reports.
-
-    Returns:
-        Tokens per part.
+        tokenizer: makes tokens of the text; without it, one byte is one token.
     """
-    identity = hashlib.blake2b(digest_size=16)
+    vocabulary, json = (tokenizer.get_vocab_size(), tokenizer.to_str()) if tokenizer else (BYTES, "")
     with atomic_file(path) as (file, _):
-        parts = {
-            name: file.create_dataset(name, (0,), np.uint8, chunks=(CHUNK_TOKENS,), maxshape=(None,), fletcher32=True)
-            for name in PARTS
-        }
-        for name, text in pieces:
-            tokens, part = np.frombuffer(text, np.uint8), parts[name]
-            part.resize(part.size + tokens.size, axis=0)
-            part[part.size - tokens.size :] = tokens
-            identity.update(name.encode() + text)
+        parts = {name: _Part(file, name, np.min_scalar_type(vocabulary - 1)) for name in PARTS}
+        for name, tokens, size in encode(pieces, tokenizer):
+            parts[name].append(tokens, size)
+        identity = hashlib.blake2b(json.encode(), digest_size=16)
+        for part in parts.values():
+            identity.update(part.digest.digest())
+            part.tokens.attrs["bytes"] = part.bytes
+        if tokenizer:
+            file["tokenizer"] = json  # no attribute, as those end at 64 KB
         file.attrs.update(
             format=TokenStore.FORMAT,
             version=TokenStore.VERSION,
-            vocabulary=VOCABULARY,
+            vocabulary=vocabulary,
             source=source,
             identity=identity.hexdigest(),
         )
-        return {name: int(part.size) for name, part in parts.items()}
+
+
+class _Part:
+    """A part while it grows."""
+
+    def __init__(self, file: h5py.File, name: str, dtype: np.dtype[Any]) -> None:
+        self.tokens = file.create_dataset(name, (0,), dtype, chunks=(CHUNK_TOKENS,), maxshape=(None,), fletcher32=True)
+        self.bytes = 0
+        self.digest = hashlib.blake2b()  # by part: the pieces may be cut anywhere
+
+    def append(self, tokens: Array, size: int) -> None:
+        """`tokens`, made of `size` bytes."""
+        values = tokens.astype(self.tokens.dtype, copy=False)
+        begin = self.tokens.size
+        self.tokens.resize(begin + values.size, axis=0)
+        self.tokens[begin:] = values
+        self.bytes += size
+        self.digest.update(values.data)
 
 
 class TokenStore(StoreFile):
@@ -71,6 +96,11 @@ class TokenStore(StoreFile):
     def size(self, part: str) -> int:
         """Tokens in `part`."""
         return int(self._file[part].size)
+
+    def bytes_per_token(self, part: str) -> float:
+        """Of text, on average over `part`: nats per token divided by it are nats per byte."""
+        size = self.size(part)
+        return float(self._file[part].attrs.get("bytes", size)) / size
 
     def read(self, part: str, begin: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """`count` tokens of `part` from `begin`, int64.
