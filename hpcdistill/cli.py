@@ -1,4 +1,4 @@
-"""The commands: `hpcdistill prepare | train | submit | status | report | doctor`."""
+"""The commands: `hpcdistill prepare | train | submit | status | report | churn | doctor`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from hpcdistill.errors import UserError, suggestion, warn
 from hpcdistill.groups import end_job
 
+MODELS = "A checkpoint file; a run folder, for its groups' models; or RUN_DIR:GROUP, for the model of one."
 INTERRUPTED = "If it is interrupted, the same command goes on from what is done, in FILE.h5.pieces-*."
 
 
@@ -59,6 +60,7 @@ def _parsers() -> tuple[Parser, Parser]:
     _add_submit(commands)
     _add_status(commands)
     _add_report(commands)
+    _add_churn(commands)
     _add_doctor(commands)
     return parser, train
 
@@ -219,6 +221,27 @@ def _add_report(commands: Any) -> None:
     report.set_defaults(command=_report)
 
 
+def _add_churn(commands: Any) -> None:
+    churn = commands.add_parser(
+        "churn",
+        help="how much the predictions of two models differ",
+        description="How much the predictions of two models for the validation data differ. A model is "
+        "several ones joined by commas, too: the mean of the probabilities that these predict. " + MODELS,
+    )
+    churn.add_argument("a", metavar="A", help="a model, as runs/one:0, or runs/one:0,runs/one:1")
+    churn.add_argument("b", metavar="B", help="the model in its place")
+    _add_models(churn)
+    churn.set_defaults(command=_churn)
+
+
+def _add_models(command: Any) -> None:
+    command.add_argument("--data", type=Path, required=True, metavar="FILE.h5", help="the store with validation data")
+    command.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help="which one of a run's; without it, the best"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write what was found there, too")
+
+
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser("doctor", help="check that everything a run needs is here and works")
     doctor.add_argument("--slurm", action="store_true", help="also what a Slurm job needs; start it there, by srun")
@@ -321,6 +344,17 @@ def _report(args: argparse.Namespace) -> int:
     from hpcdistill.report import write_report
 
     write_report(args.runs, args.output)
+    return 0
+
+
+def _churn(args: argparse.Namespace) -> int:
+    from hpcdistill.churn import churn
+    from hpcdistill.results import write_json
+
+    found = churn(args.a, args.b, args.data, args.checkpoint)
+    print(found.table())
+    if args.json:
+        write_json(args.json, found.json())
     return 0
 
 

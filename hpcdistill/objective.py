@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -29,6 +30,21 @@ class Objective(Protocol):
     def cross_entropy(self, outputs: Tensor, target: Tensor) -> Tensor:
         """In nats for each target, shaped as `target`; float32."""
 
+    def ensemble(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Outputs that predict the mean of the probabilities that `outputs` predict; float32, shaped as each of them.
+
+        All in logarithms, so that what is almost certain does not become certain.
+        """
+
+    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+        """Total variation distance of two predictions, from 0 to 1 for each target; float32, shaped as a target.
+
+        That is the sum of the absolute differences of all answers' probabilities, halved.
+        """
+
+    def answer(self, outputs: Tensor) -> Tensor:
+        """The likeliest answers, to be compared with a target and shaped as it."""
+
 
 class Softmax:
     """One of `classes`: outputs are logits [..., classes], targets int64 [...]."""
@@ -49,6 +65,18 @@ class Softmax:
         losses = functional.cross_entropy(outputs.flatten(0, -2).float(), target.flatten(), reduction="none")
         return losses.view_as(target)
 
+    def ensemble(self, outputs: Sequence[Tensor]) -> Tensor:
+        """See `Objective`."""
+        return torch.stack([one.float().log_softmax(-1) for one in outputs]).logsumexp(0) - math.log(len(outputs))
+
+    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+        """See `Objective`."""
+        return (one.float().softmax(-1) - other.float().softmax(-1)).abs().sum(-1) / 2
+
+    def answer(self, outputs: Tensor) -> Tensor:
+        """See `Objective`."""
+        return outputs.argmax(-1)
+
 
 class Binary:
     """Yes or no: outputs are one logit each [...], targets float [...]."""
@@ -65,3 +93,16 @@ class Binary:
     def cross_entropy(self, outputs: Tensor, target: Tensor) -> Tensor:
         """See `Objective`."""
         return functional.binary_cross_entropy_with_logits(outputs.float(), target, reduction="none")
+
+    def ensemble(self, outputs: Sequence[Tensor]) -> Tensor:
+        """See `Objective`."""
+        logits = torch.stack([one.float() for one in outputs])
+        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)
+
+    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+        """See `Objective`; both answers' probabilities differ by as much."""
+        return (one.float().sigmoid() - other.float().sigmoid()).abs()
+
+    def answer(self, outputs: Tensor) -> Tensor:
+        """See `Objective`."""
+        return (outputs > 0).float()

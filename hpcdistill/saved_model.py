@@ -12,7 +12,7 @@ from hpcdistill.checkpoint import KIND
 from hpcdistill.config import Config
 from hpcdistill.data.store_file import StoreFile
 from hpcdistill.errors import UserError
-from hpcdistill.models import build_model
+from hpcdistill.models import OtherKindOfDataError, build_model
 from hpcdistill.state_file import State, load_state
 
 
@@ -48,14 +48,20 @@ class SavedModel:
         Raises:
             UserError: it does not fit the data.
         """
-        model = build_model(self.config.model, store).eval().requires_grad_(False)
+        try:
+            model = build_model(self.config.model, store).eval().requires_grad_(False)
+        except OtherKindOfDataError:
+            raise self._is_for_other_data(store, f"model.name = {self.config.model.name!r} there") from None
         theirs = {name: tuple(tensor.shape) for name, tensor in self._weights.items()}
         mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         if mine != theirs:
             name = next(name for name in [*mine, *theirs] if mine.get(name) != theirs.get(name))
-            raise UserError(
-                f"checkpoint {self.path} is of a model for other data: {name} is {theirs.get(name)} there, and "
-                f"{mine.get(name)} for {store.path}; name the data it was trained on, or data prepared alike"
-            )
+            raise self._is_for_other_data(store, f"{name} is {theirs.get(name)} there, and {mine.get(name)} here")
         model.load_state_dict(self._weights)
         return model
+
+    def _is_for_other_data(self, store: StoreFile, why: str) -> UserError:
+        return UserError(
+            f"checkpoint {self.path} is of a model for other data than {store.path}, which is {store.KIND}: {why}; "
+            f"name the data it was trained on ({self.config.data.path}), or data prepared alike"
+        )

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from hpcdistill.metrics import GroupMetrics, Record, read_run
+from hpcdistill.results import aligned
 from hpcdistill.run_dir import checkpoint_paths
 
 TITLES = (
@@ -32,7 +33,7 @@ def status(run_dir: Path) -> str:
         for metrics in told.values()
         for peer, reason in _quarantine(metrics).items()
     ]
-    return "\n\n".join("\n".join(lines) for lines in (_aligned([TITLES, *rows]), reasons) if lines)
+    return "\n\n".join("\n".join(lines) for lines in (aligned([TITLES, *rows]), reasons) if lines)
 
 
 def _row(run_dir: Path, metrics: GroupMetrics) -> tuple[str, ...]:
@@ -98,8 +99,3 @@ def _age(path: Path) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{max(seconds, 0):.0f} s ago"  # a file server's clock may be ahead
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

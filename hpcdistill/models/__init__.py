@@ -18,11 +18,16 @@ from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.models.resnet import ResNet
 
 
+class OtherKindOfDataError(UserError):
+    """A model that is not for such data at all."""
+
+
 def build_model(config: ModelConfig, store: StoreFile) -> nn.Module:
     """The configured model, freshly initialised, for the data of `store`.
 
     Raises:
-        UserError: the model is for data of another kind, or there is no such factory.
+        OtherKindOfDataError: the model is for data of another kind.
+        UserError: there is no such factory.
     """
     if isinstance(config, FactoryConfig):
         return _made_by(config.factory, store)
@@ -35,7 +40,7 @@ def build_model(config: ModelConfig, store: StoreFile) -> nn.Module:
         small = bool(store.kind.shape) and store.kind.shape[-1] <= SMALL
         return ResNet(config.layers, len(store.kind.classes), store.kind.channels, small)
     fitting = {TokenStore: "lstm", RowStore: "dnn", ImageStore: "resnet"}[type(store)]
-    raise UserError(
+    raise OtherKindOfDataError(
         f"model.name = {config.name!r} is not for data.path = {store.path}, which is {store.KIND}; use "
         f"--model.name={fitting}, or factory for a model of your own"
     )

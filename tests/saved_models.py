@@ -1,0 +1,43 @@
+"""Checkpoints of tiny models, and stores for them, without a training."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hpcdistill.checkpoint import Checkpoints
+from hpcdistill.config import Config
+from hpcdistill.data.rows import Fields, Rows, write_rows
+from hpcdistill.data.store import write_store
+from hpcdistill.models import build_model
+from hpcdistill.tasks import open_task
+
+MODELS = {"row": {"name": "dnn", "widths": (4,), "embedding": 2}, "token": {"name": "lstm", "hidden": 4, "layers": 1}}
+
+
+def clicks(path: Path, labels: tuple[int, ...] = (0, 1) * 50, bayes_log_loss: float | None = None) -> Path:
+    """A store whose validation part has these labels."""
+    chance, count = np.random.default_rng(0), len(labels)
+    dense, ids = chance.random((count, 2), np.float32), chance.integers(3, size=(count, 1), dtype=np.int32)
+    some = Rows(dense, ids, np.array(labels, np.uint8))
+    bayes = None if bayes_log_loss is None else {"validation": bayes_log_loss}
+    write_rows(path, [("train", some), ("validation", some)], Fields(["a", "b"], {"c": 3}), "clicks", bayes)
+    return path
+
+
+def text(path: Path) -> Path:
+    """A store whose validation part is 12 sequences of 8 tokens."""
+    write_store(path, [("train", b"abcd" * 50), ("validation", b"abc" * 33)], "text")
+    return path
+
+
+def save(run: Path, data: Path, group: int = 0, seed: int = 0, length: int = 8) -> Path:
+    """An untrained model as that group's best checkpoint, and the newest, in a run on `data`."""
+    task = open_task(data)
+    settings = {"path": data, "sequence_length": length, "batch_size": 5}
+    config = Config(run_dir=run, data=settings, model=MODELS[task.unit])
+    torch.manual_seed(seed)
+    model = build_model(config.model, task.store)
+    state = {"step": 1, "config": config.model_dump(mode="json"), "model": model.state_dict()}
+    Checkpoints(run / "checkpoints", group, keep=2, owner={}).save(1, state, is_best=True)
+    return run / "checkpoints" / f"g{group}-best.h5"
