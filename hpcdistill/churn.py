@@ -6,7 +6,7 @@ codistillation lessens.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,6 @@ class Churn:
     """Of the predicted probabilities of yes, |p_a − p_b|; of more than two classes, the total variation distance."""
     disagreement: Estimate
     """Share of predictions whose likeliest answer differs."""
-
-    def json(self) -> dict[str, Any]:
-        """All of it."""
-        return asdict(self)
 
     def table(self) -> str:
         """For people."""

@@ -1,4 +1,4 @@
-"""The commands: `hpcdistill prepare | train | submit | status | report | churn | doctor`."""
+"""The commands: `hpcdistill prepare | train | submit | status | report | evaluate | churn | doctor`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def _parsers() -> tuple[Parser, Parser]:
     _add_submit(commands)
     _add_status(commands)
     _add_report(commands)
+    _add_evaluate(commands)
     _add_churn(commands)
     _add_doctor(commands)
     return parser, train
@@ -221,6 +222,18 @@ def _add_report(commands: Any) -> None:
     report.set_defaults(command=_report)
 
 
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="how good trained models, and ensembles of them, are",
+        description="Score models on validation data, each by itself, those of a run together, and all together: an "
+        "ensemble predicts the mean of their probabilities. " + MODELS,
+    )
+    evaluate.add_argument("models", nargs="+", metavar="MODEL", help="as runs/mine, or runs/mine:0")
+    _add_models(evaluate)
+    evaluate.set_defaults(command=_evaluate)
+
+
 def _add_churn(commands: Any) -> None:
     churn = commands.add_parser(
         "churn",
@@ -347,14 +360,19 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(args: argparse.Namespace) -> int:
+    from hpcdistill.evaluate import evaluate
+    from hpcdistill.results import tell
+
+    tell(evaluate(args.models, args.data, args.checkpoint), args.json)
+    return 0
+
+
 def _churn(args: argparse.Namespace) -> int:
     from hpcdistill.churn import churn
-    from hpcdistill.results import write_json
+    from hpcdistill.results import tell
 
-    found = churn(args.a, args.b, args.data, args.checkpoint)
-    print(found.table())
-    if args.json:
-        write_json(args.json, found.json())
+    tell(churn(args.a, args.b, args.data, args.checkpoint), args.json)
     return 0
 
 

@@ -96,8 +96,8 @@ class Binary:
 
     def ensemble(self, outputs: Sequence[Tensor]) -> Tensor:
         """See `Objective`."""
-        logits = torch.stack([one.float() for one in outputs])
-        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)
+        logits = torch.stack([one.double() for one in outputs])  # around 0, float32 would forget their order
+        return (functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)).float()
 
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
         """See `Objective`; both answers' probabilities differ by as much."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,32 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def write_json(path: Path, found: Any) -> None:
-    """Write what JSON can express; what has no value is null, never NaN.
+def cell(value: float) -> str:
+    """A number in a table; `-` where it is NaN, which is how this package says that it has no value."""
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def tell(found: Any, json_file: Path | None) -> None:
+    """Print `found.table()`, and write the dataclass that `found` is as JSON where a file is named.
+
+    Numbers that are not finite become null, for which JSON has no other word.
 
     Raises:
         UserError: the file cannot be written.
     """
+    print(found.table())
+    if json_file is None:
+        return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(_finite(asdict(found)), indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"--json {path} cannot be written: {error.strerror}; choose another file") from None
+        raise UserError(f"--json {json_file} cannot be written: {error.strerror}; choose another file") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
