@@ -1,62 +1,18 @@
-"""One self-contained HTML page with the curves of one or more runs."""
+"""One page with the curves of one or more runs."""
 
 from __future__ import annotations
 
 import html
-import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import fmean
-from string import Template
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from hpcdistill.metrics import GroupMetrics, read_run
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small files, searchable
-
-PAGE = Template(
-    """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd }
-th { text-align: left } td.number { text-align: right; font-variant-numeric: tabular-nums }
-svg { max-width: 100%; height: auto } .note { color: #666 }
-</style>
-<h1>$title</h1>
-<p>Data: $source.</p>
-$table
-$quarantines
-$figures
-</html>
-"""
-)
-
-
-class Curve(GroupMetrics):
-    """One group of one run."""
-
-    @property
-    def label(self) -> str:
-        """How the page calls it."""
-        return f"{self.path.parent.name}, group {self.group}"
-
-    @property
-    def steps_per_second(self) -> float:
-        """Average over the whole run."""
-        last = self.records[-1] if self.records else {"step": 0, "seconds": 0.0}
-        return last["step"] / last["seconds"] if last["seconds"] else math.nan
-
-    def steps_to(self, target: float) -> int | None:
-        """The first validated step at which the loss was `target` or less."""
-        return next((s for s, loss in zip(*self.column("validation_loss"), strict=True) if loss <= target), None)
+from hpcdistill.curves import Curve, nats, read_curves, sources
+from hpcdistill.page import Panel, by_step, figure, loss_by_time, page, svg, table
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
@@ -70,16 +26,16 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
         UserError: a folder holds no metrics.
         OSError: the disk does not take the page.
     """
-    curves = [Curve(**vars(metrics)) for run in runs for metrics in read_run(run)]
-    page = PAGE.substitute(
-        title=html.escape("Codistillation: " + " and ".join(run.name for run in runs)),
-        source=html.escape("; ".join(sorted({str(curve.header["data_source"]) for curve in curves}))),
-        table=_table(curves),
-        quarantines=_quarantines(curves),
-        figures="\n".join(_figures(curves)),
+    curves = [curve for run in runs for curve in read_curves(run)]
+    text = page(
+        "Codistillation: " + " and ".join(run.name for run in runs),
+        f"<p>Data: {html.escape(sources(curves))}.</p>",
+        _table(curves),
+        _quarantines(curves),
+        *_figures(curves),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page)
+    output.write_text(text)
     print(f"report: {output.resolve()}")
 
 
@@ -89,27 +45,24 @@ def _table(curves: list[Curve]) -> str:
         *("", "ranks", "batch", "parameters", "steps/s", "restarts", "seconds lost per checkpoint"),
         *("best validation loss", f"steps to {target:.3f}"),
     ]
-    rows = ["".join(f"<th>{title}</th>" for title in titles)]
+    rows = []
     for curve in curves:
-        reached = curve.steps_to(target)
+        reached = curve.reached(target)
         _, lost = curve.column("checkpoint_seconds")
-        cells = [
-            str(curve.header["ranks_per_group"]),
-            str(curve.header["config"]["data"]["batch_size"]),
-            f"{curve.header['parameters']:,}",
-            f"{curve.steps_per_second:.1f}",
-            str(curve.restarts),
-            f"{fmean(lost):.3f}" if lost else "-",
-            f"{curve.best:.3f}",
-            "not reached" if reached is None else f"{reached:,}",
-        ]
-        rows.append(f"<td>{html.escape(curve.label)}</td>" + "".join(f'<td class="number">{c}</td>' for c in cells))
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<table>{body}</table><p class="note">Losses in {_nats(curves)}; ranks and batch per group.</p>'
-
-
-def _nats(curves: list[Curve]) -> str:
-    return " or ".join(sorted({f"nats per {curve.header['unit']}" for curve in curves}))
+        rows.append(
+            [
+                curve.label,
+                str(curve.header["ranks_per_group"]),
+                str(curve.header["config"]["data"]["batch_size"]),
+                f"{curve.header['parameters']:,}",
+                f"{curve.steps_per_second:.1f}",
+                str(curve.restarts),
+                f"{fmean(lost):.3f}" if lost else "-",
+                f"{curve.best:.3f}",
+                "not reached" if reached is None else f"{reached['step']:,}",
+            ]
+        )
+    return table(titles, rows, f"Losses in {nats(curves)}; ranks and batch per group.")
 
 
 def _quarantines(curves: list[Curve]) -> str:
@@ -130,50 +83,24 @@ def _spans(curve: Curve) -> Iterator[str]:
 
 def _figures(curves: list[Curve]) -> list[str]:
     taught = [curve for curve in curves if any(curve.column("staleness")[1])]
-    nats = _nats(curves)
+    loss = nats(curves)
     figures = [
-        _figure("Validation loss", "step", nats, curves, _by_step("validation_loss")),
-        _figure("Validation loss in time", "seconds", nats, curves, _by_time),
-        _figure("Training loss, distillation term included", "step", nats, curves, _by_step("loss")),
-        _figure("Throughput", "step", "steps per second", curves, _throughput),
+        ("Validation loss", curves, Panel("step", loss, by_step("validation_loss"))),
+        ("Validation loss in time", curves, Panel("seconds", loss, loss_by_time)),
+        ("Training loss, distillation term included", curves, Panel("step", loss, by_step("loss"))),
+        ("Throughput", curves, Panel("step", "steps per second", _throughput)),
     ]
     if taught:
         figures += [
-            _figure("Staleness of the teachers", "step", "steps", taught, _staleness),
-            _figure("Cost of exchange and teachers", "step", "% of a step", taught, _cost),
+            ("Staleness of the teachers", taught, Panel("step", "steps", _staleness)),
+            ("Cost of exchange and teachers", taught, Panel("step", "% of a step", _cost)),
         ]
-    return figures
-
-
-def _figure(title: str, x: str, y: str, curves: list[Curve], draw: Callable[[Axes, Curve], None]) -> str:
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    for curve in curves:
-        draw(axes, curve)
-    axes.set(xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    svg = io.StringIO()
-    figure.savefig(svg, format="svg")
-    return f"<h2>{title}</h2>\n{svg.getvalue()[svg.getvalue().index('<svg') :]}"
-
-
-def _by_step(key: str) -> Callable[[Axes, Curve], None]:
-    def draw(axes: Axes, curve: Curve) -> None:
-        axes.plot(*curve.column(key), label=curve.label)
-
-    return draw
-
-
-def _by_time(axes: Axes, curve: Curve) -> None:
-    chosen = [record for record in curve.records if "validation_loss" in record]
-    axes.plot([r["seconds"] for r in chosen], [r["validation_loss"] for r in chosen], label=curve.label)
+    return [figure(title, svg(drawn, [panel])) for title, drawn, panel in figures]
 
 
 def _throughput(axes: Axes, curve: Curve) -> None:
     """Between one validation and the next, so that each point bears its share of validating."""
-    marks = [record for record in curve.records if "validation_loss" in record]
-    pairs = list(pairwise(marks))
+    pairs = list(pairwise(curve.validations))
     rates = [(b["step"] - a["step"]) / (b["seconds"] - a["seconds"]) for a, b in pairs]
     axes.plot([b["step"] for _, b in pairs], rates, label=curve.label)
 

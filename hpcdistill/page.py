@@ -1,0 +1,106 @@
+"""Self-contained HTML pages of tables and figures."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable, Sequence
+from string import Template
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hpcdistill.curves import Curve
+
+matplotlib.use("svg")
+matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small files, searchable
+
+PAGE = Template(
+    """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd }
+th { text-align: left } td.number { text-align: right; font-variant-numeric: tabular-nums }
+svg { max-width: 100%; height: auto } .note { color: #666 }
+</style>
+<h1>$title</h1>
+$content
+</html>
+"""
+)
+
+
+class Panel(NamedTuple):
+    """One pair of axes, and what is drawn there."""
+
+    x: str
+    y: str
+    draw: Callable[[Axes, Curve], None]
+
+
+def page(title: str, *content: str) -> str:
+    """The whole page.
+
+    Args:
+        title: as plain text.
+        content: HTML.
+    """
+    return PAGE.substitute(title=html.escape(title), content="\n".join(content))
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    """The HTML of a table with a note below, all in plain text; the first cell of a row says what the row is of."""
+    lines = ["".join(f"<th>{html.escape(title)}</th>" for title in titles)]
+    for name, *cells in rows:
+        numbers = "".join(f'<td class="number">{html.escape(cell)}</td>' for cell in cells)
+        lines.append(f"<td>{html.escape(name)}</td>{numbers}")
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<table>{body}</table><p class="note">{html.escape(note)}</p>'
+
+
+def svg(curves: Sequence[Curve], panels: Sequence[Panel], target: float | None = None) -> str:
+    """All curves in each of the panels, one below the other, with a line at the `target`."""
+    figure = Figure(figsize=(9, 4 * len(panels)), layout="constrained")
+    for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for curve in curves:
+            panel.draw(axes, curve)
+        if target is not None:
+            axes.axhline(target, color="gray", linestyle=":", label=f"{target:.4f}")
+        axes.set(xlabel=panel.x, ylabel=panel.y)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    file = io.StringIO()
+    figure.savefig(file, format="svg")
+    return file.getvalue()
+
+
+def figure(title: str, drawing: str) -> str:
+    """The HTML of an SVG under its title."""
+    return f"<h2>{title}</h2>\n{drawing[drawing.index('<svg') :]}"
+
+
+def by_step(key: str) -> Callable[[Axes, Curve], None]:
+    """What draws the value of `key` against the step."""
+
+    def draw(axes: Axes, curve: Curve) -> None:
+        axes.plot(*curve.column(key), label=curve.label)
+
+    return draw
+
+
+def loss_by_time(axes: Axes, curve: Curve) -> None:
+    """Draw the validation loss against the seconds of training."""
+    axes.plot([r["seconds"] for r in curve.validations], _losses(curve), label=curve.label)
+
+
+def loss_by_examples(axes: Axes, curve: Curve) -> None:
+    """Draw the validation loss against what all groups have learned from, together."""
+    axes.plot([r["step"] * curve.examples_per_step for r in curve.validations], _losses(curve), label=curve.label)
+
+
+def _losses(curve: Curve) -> list[float]:
+    return [record["validation_loss"] for record in curve.validations]
