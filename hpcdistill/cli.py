@@ -1,4 +1,4 @@
-"""The commands: `hpcdistill prepare | train | submit | status | report | evaluate | churn | doctor`."""
+"""The commands: `hpcdistill prepare | train | submit | status | report | compare | evaluate | churn | doctor`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def _parsers() -> tuple[Parser, Parser]:
     _add_submit(commands)
     _add_status(commands)
     _add_report(commands)
+    _add_compare(commands)
     _add_evaluate(commands)
     _add_churn(commands)
     _add_doctor(commands)
@@ -222,6 +223,22 @@ def _add_report(commands: Any) -> None:
     report.set_defaults(command=_report)
 
 
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="how many steps, and how long, runs took to reach a loss",
+        description="From the metrics of runs: steps, time and examples until the validation loss was as low as the "
+        "target. Runs with as many examples per step, those of all groups together, take equal computation per step.",
+    )
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run folders, the baseline first")
+    compare.add_argument(
+        "--target", type=float, metavar="LOSS", help="in nats; without it, the lowest that all runs have reached"
+    )
+    compare.add_argument("--output", type=Path, metavar="FILE.html|FILE.svg", help="the page or the figure to write")
+    _add_json(compare)
+    compare.set_defaults(command=_compare)
+
+
 def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
@@ -252,6 +269,10 @@ def _add_models(command: Any) -> None:
     command.add_argument(
         "--checkpoint", choices=("best", "last"), default="best", help="which one of a run's; without it, the best"
     )
+    _add_json(command)
+
+
+def _add_json(command: Any) -> None:
     command.add_argument("--json", type=Path, metavar="FILE", help="write what was found there, too")
 
 
@@ -357,6 +378,17 @@ def _report(args: argparse.Namespace) -> int:
     from hpcdistill.report import write_report
 
     write_report(args.runs, args.output)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from hpcdistill.compare import compare, draw_comparison
+    from hpcdistill.results import tell
+
+    found = compare(args.runs, args.target)
+    tell(found, args.json)
+    if args.output:
+        draw_comparison(found, args.output)
     return 0
 
 

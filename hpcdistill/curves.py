@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpcdistill.metrics import GroupMetrics, Record, read_run
@@ -47,7 +47,7 @@ def read_curves(run: Path) -> list[Curve]:
     return [Curve(**vars(metrics)) for metrics in read_run(run)]
 
 
-def nats(curves: Iterable[Curve]) -> str:
+def nats(curves: Sequence[Curve]) -> str:
     """In what losses are measured."""
     return " or ".join(sorted({f"nats per {curve.header['unit']}" for curve in curves}))
 

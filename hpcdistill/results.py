@@ -32,13 +32,21 @@ def tell(found: Any, json_file: Path | None) -> None:
         UserError: the file cannot be written.
     """
     print(found.table())
-    if json_file is None:
-        return
+    if json_file is not None:
+        write_text(json_file, json.dumps(_finite(asdict(found)), indent=2) + "\n", "--json")
+
+
+def write_text(path: Path, text: str, option: str) -> None:
+    """Make a file, and its folder, where `option` said.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(_finite(asdict(found)), indent=2) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     except OSError as error:
-        raise UserError(f"--json {json_file} cannot be written: {error.strerror}; choose another file") from None
+        raise UserError(f"{option} {path} cannot be written: {error.strerror}; choose another file") from None
 
 
 def _finite(value: Any) -> Any:
