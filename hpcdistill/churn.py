@@ -53,13 +53,10 @@ class Churn:
     def table(self) -> str:
         """For people."""
         rows = [("", "mean", "95 % interval")]
-        for title, estimate in (
-            ("mean absolute difference", self.mean_absolute_difference),
-            ("disagreement", self.disagreement),
-        ):
-            rows.append((title, f"{estimate.value:.5f}", f"{estimate.low:.5f} to {estimate.high:.5f}"))
-        sides = (f"A: mean of {', '.join(self.a)}", f"B: mean of {', '.join(self.b)}")
-        return "\n".join([*sides, f"{self.samples} validation samples of {self.data}", "", *aligned(rows)])
+        rows.append(("mean absolute difference", *_cells(self.mean_absolute_difference)))
+        rows.append(("disagreement", *_cells(self.disagreement)))
+        sides = [f"A: {' and '.join(self.a)}", f"B: {' and '.join(self.b)}", ""]
+        return "\n".join([*sides, *aligned(rows), "", f"{self.samples} validation samples of {self.data}"])
 
 
 def churn(a: str, b: str, data: Path, which: str = "best") -> Churn:
@@ -100,6 +97,10 @@ def estimates(values: Array) -> list[Estimate]:
     means = [values[chance.integers(count, size=count)].mean(0) for _ in range(RESAMPLES)]
     lows, highs = np.quantile(means, [0.025, 0.975], axis=0)
     return [Estimate(*map(float, column)) for column in zip(values.mean(0), lows, highs, strict=True)]
+
+
+def _cells(estimate: Estimate) -> tuple[str, str]:
+    return f"{estimate.value:.5f}", f"{estimate.low:.5f} to {estimate.high:.5f}"
 
 
 def _by_sample(values: Tensor) -> Tensor:

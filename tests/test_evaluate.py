@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,24 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.h5").write_bytes(b"not HDF5")
     with pytest.raises(UserError, match="not a whole HDF5 file"):
         evaluate([of_clicks], tmp_path / "broken.h5")
+
+
+WITHOUT_WHAT_TRAINS = """
+import sys
+for name in ("mpi4py", "horovod", "matplotlib", "tqdm"):
+    sys.modules[name] = None  # importing it raises ImportError
+from hpcdistill.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.launch
+def test_it_needs_nothing_that_trains(tmp_path: Path) -> None:
+    data = saved_models.clicks(tmp_path / "data.h5")
+    command = ["evaluate", saved_models.save(tmp_path / "run", data), "--data", data]
+    result = subprocess.run([sys.executable, "-c", WITHOUT_WHAT_TRAINS, *command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "100 validation rows" in result.stdout
 
 
 @pytest.mark.launch
