@@ -30,7 +30,7 @@ FIGURES = ROOT / "docs" / "figures"
 
 TEXT = RUNS / "data" / "stdlib.h5"
 CLICKS = RUNS / "data" / "clicks.h5"
-CLICK_ROWS = 2_000_000
+CLICK_ROWS = 1_000_000
 
 SCALES: dict[str, dict[str, list[str]]] = {
     "cpu": {"language": [], "clicks": []},
@@ -43,6 +43,13 @@ SCALES: dict[str, dict[str, list[str]]] = {
 
 # Student's t for a two-sided 95 % interval, by number of samples less one.
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+
+
+ALONE = ("--groups=1", "--codistill.weight=0")
+"""Options of plain synchronous SGD."""
+
+Runs = dict[str, list[GroupMetrics]]
+"""What groups have told, by name of their run."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Study:
         self.scale: str = parser.parse_args().scale
         self._cores = cores or len(os.sched_getaffinity(0))
 
-    def train(self, runs: Iterable[Run]) -> dict[str, list[GroupMetrics]]:
+    def train(self, runs: Iterable[Run]) -> Runs:
         """The metrics of each run, by name and group; what has been trained before is not trained again."""
         runs = list({run.name: run for run in runs}.values())
         free, changed = self._cores, threading.Condition()
@@ -83,10 +90,12 @@ class Study:
             with changed:
                 changed.wait_for(lambda: free >= min(run.ranks, self._cores))
                 free -= run.ranks
-            self._train(run)
-            with changed:
-                free += run.ranks
-                changed.notify_all()
+            try:
+                self._train(run)
+            finally:
+                with changed:
+                    free += run.ranks
+                    changed.notify_all()
             bar.update()
 
         with ThreadPoolExecutor(self._cores) as pool:
@@ -113,7 +122,7 @@ class Study:
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\nfailed; see {folder}/log")
 
-    def keep(self, runs: dict[str, list[GroupMetrics]], table: str, **facts: Any) -> None:
+    def keep(self, runs: Runs, table: str, **facts: Any) -> None:
         """Print the table; write it, the facts and all validation curves as JSON."""
         print(table)
         content = {
@@ -139,16 +148,16 @@ def curve(group: GroupMetrics) -> dict[str, Any]:
     return {"steps": steps, "validation_loss": [round(loss, 5) for loss in losses]}
 
 
-def steps_to(group: GroupMetrics, target: float) -> float | None:
-    """Steps until the validation loss first was `target`, between two validations on the straight line there."""
+def steps_to(group: GroupMetrics, target: float) -> float:
+    """Steps until the validation loss first was `target`, between two validations on the straight line; else all."""
     before: tuple[int, float] | None = None
     for step, loss in zip(*group.column("validation_loss"), strict=True):
         if loss <= target:
             if before is None or before[1] == loss:
                 return float(step)
-            return before[0] + (step - before[0]) * (before[1] - target) / (before[1] - loss)
+            return float(before[0] + (step - before[0]) * (before[1] - target) / (before[1] - loss))
         before = (step, loss)
-    return None
+    return float(group.records[-1]["step"])
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:

@@ -1,8 +1,84 @@
-"""Churn on click data: how much predictions change when a model is trained again with other seeds.
+"""Churn on click data: how much predictions change when a model is trained again with another seed.
 
-Each kind of model is trained with several seeds, each of which gives it other initial weights and another order of the
-same data; the churn is the mean absolute difference of two trainings' predictions, over all pairs (Anil et al. 2018,
-Section 3.4.1).
+Two trainings of one DNN, of an ensemble of two, and of one of two that codistil, all on the same data in orders of
+their own; their churn is the mean absolute difference of the predictions (Anil et al. 2018, Section 3.4.1). Ten seeds
+make five independent pairs.
 """
 
 from __future__ import annotations
+
+from statistics import fmean
+
+from matplotlib.figure import Figure
+from study import CLICKS, Run, Study, markdown, need_clicks, spread
+
+from hpcdistill.churn import churn
+from hpcdistill.data.rows import RowStore
+from hpcdistill.evaluate import evaluate
+
+SEEDS = range(10)
+STEPS = ("--train.steps=2000", "--codistill.burn_in=300", "--data.partition=same")
+KINDS = {
+    "one DNN": ("plain", (0,)),
+    "ensemble of two": ("plain", (0, 1)),
+    "one of two that codistil": ("codistil", (0,)),
+}
+"""Which run, and which of its groups serve together."""
+TITLES = ("model", "models to serve", "log loss above the best possible", "churn", "disagreement", "churn / one DNN's")
+
+
+def training(kind: str, seed: int) -> Run:
+    """Two groups, which teach each other or do not."""
+    options = (*STEPS, f"--seed={seed}", *(("--codistill.weight=0",) if kind == "plain" else ()))
+    return Run(f"{kind}-{seed}", "clicks", options, ranks=2)
+
+
+def measure(study: Study, kind: str) -> dict[str, list[float]]:
+    """The loss of each seed's model, and the churn of each pair."""
+    run, groups = KINDS[kind]
+    folders = [study.folder(training(run, seed).name) for seed in SEEDS]
+    serving = [",".join(f"{folder}:{group}" for group in groups) for folder in folders]
+    pairs = [churn(one, other, CLICKS) for one, other in zip(serving[::2], serving[1::2], strict=True)]
+    scored = [f"{folder}:0" if len(groups) == 1 else f"mean of {folder}" for folder in folders]
+    found = [evaluate([str(folder)], CLICKS).scores[name] for folder, name in zip(folders, scored, strict=True)]
+    return {
+        "log_loss": [scores["log_loss"] for scores in found],
+        "churn": [pair.mean_absolute_difference.value for pair in pairs],
+        "disagreement": [pair.disagreement.value for pair in pairs],
+    }
+
+
+def bars(found: dict[str, dict[str, list[float]]]) -> Figure:
+    """The churn of each pair."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    for place, values in enumerate(found.values()):
+        axes.barh(place, fmean(values["churn"]), color="#cdd")
+        axes.plot(values["churn"], [place] * len(values["churn"]), "k.")
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.set(xlabel="mean absolute difference of two trainings' predictions")
+    return figure
+
+
+def main() -> None:
+    """Train all and tell."""
+    study = Study("churn", __doc__)
+    need_clicks()
+    done = study.train(training(kind, seed) for kind in ("plain", "codistil") for seed in SEEDS)
+    with RowStore(CLICKS) as store:
+        best = store.bayes_log_loss("validation")
+    found = {kind: measure(study, kind) for kind in KINDS}
+    base = fmean(found["one DNN"]["churn"])
+    rows = []
+    for kind, values in found.items():
+        ratio = [value / base for value in values["churn"]]
+        excess = [loss - best for loss in values["log_loss"]]
+        texts = (spread(excess, 4), spread(values["churn"], 4), spread(values["disagreement"], 4), spread(ratio, 2))
+        rows.append((kind, len(KINDS[kind][1]), *texts))
+    study.draw(bars(found))
+    study.keep(done, markdown(TITLES, rows), bayes_log_loss=best, found=found)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,14 +8,15 @@ from statistics import fmean
 from matplotlib.figure import Figure
 from study import ALONE, Run, Study, markdown, need_text, spread, steps_to
 
+STEPS = ("--train.steps=1500", "--codistill.burn_in=150")
 INTERVALS = (1, 10, 50, 100, 250, 1000)
-GROUPS = (2, 3, 4)
+GROUPS = (3, 4)
 SEEDS = 2
 
 
 def training(name: str, groups: int, seed: int, *options: str) -> Run:
     """Codistilling groups of one rank each."""
-    return Run(f"{name}-{seed}", "language", (f"--groups={groups}", f"--seed={seed}", *options), ranks=groups)
+    return Run(f"{name}-{seed}", "language", (f"--groups={groups}", f"--seed={seed}", *STEPS, *options), ranks=groups)
 
 
 CASES: dict[str, Callable[[int], Run]] = {

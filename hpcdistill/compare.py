@@ -103,7 +103,7 @@ def compare(runs: Sequence[Path], target: float | None = None) -> Comparison:
     """
     curves = [read_curves(run) for run in runs]
     everyone = [curve for of_run in curves for curve in of_run]
-    if len({curve.header["unit"] for curve in everyone}) > 1:
+    if len({curve.unit for curve in everyone}) > 1:
         raise UserError(f"losses are in {nats(everyone)}, which cannot be compared; name runs on data of one kind")
     if target is None:
         target = _common_target(runs, curves)

@@ -338,7 +338,8 @@ def _explain(error: ValidationError) -> str:
             place = ("model", *place[2:])  # which of the models it was tried as
         key = ".".join(map(str, place))
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key {key!r}{suggestion(key, _keys(Config))}")
+            whose = f" of model.name = {problem['loc'][1]!r}" if place is not problem["loc"] else ""
+            lines.append(f"unknown key {key!r}{whose}{suggestion(key, _keys(Config))}")
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing; set it in the file or with --{key}=…")
         elif key:

@@ -18,6 +18,11 @@ class Curve(GroupMetrics):
         return f"{self.path.parent.name}, group {self.group}"
 
     @property
+    def unit(self) -> str:
+        """Of what there is one prediction each; runs that do not say were of text."""
+        return str(self.header.get("unit", "token"))
+
+    @property
     def steps_per_second(self) -> float:
         """Average over the whole run."""
         last = self.records[-1] if self.records else {"step": 0, "seconds": 0.0}
@@ -49,7 +54,7 @@ def read_curves(run: Path) -> list[Curve]:
 
 def nats(curves: Sequence[Curve]) -> str:
     """In what losses are measured."""
-    return " or ".join(sorted({f"nats per {curve.header['unit']}" for curve in curves}))
+    return " or ".join(sorted({f"nats per {curve.unit}" for curve in curves}))
 
 
 def sources(curves: Sequence[Curve]) -> str:

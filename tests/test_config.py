@@ -41,6 +41,10 @@ def test_the_demo_configuration_is_valid() -> None:
     ("text", "options", "message"),
     [
         (MINIMAL + "[optimizer]\nrate = 1\n", [], r"unknown key 'optimizer.rate'"),
+        (MINIMAL + "[model]\nname = 'dnn'\nhidden = 3\n", [], r"unknown key 'model.hidden' of model.name = 'dnn'"),
+        (MINIMAL + "[model]\nname = 'cnn'\n", [], r"model = .*'lstm', 'dnn', 'resnet', 'factory'"),
+        (MINIMAL, ["--codistill.teachers=checkpoints"], r"with 0 codistill.checkpoints; name checkpoints"),
+        (MINIMAL, ["--codistill.checkpoints=a.h5"], r"teachers = 'peers' with 1 codistill.checkpoints"),
         ("goups = 2\n" + MINIMAL, [], r"unknown key 'goups' \(did you mean 'groups'\?\)"),
         (MINIMAL + "[codistil]\nweight = 1\n", [], r"unknown key 'codistil' \(did you mean 'codistill'\?\)"),
         (MINIMAL, ["--train.steps=many"], r"train.steps = 'many': .*integer"),

@@ -1,0 +1,70 @@
+"""Baselines: codistillation against what else could be done with one model, or with the compute of two.
+
+After the paper's Section 3.3 (Anil et al. 2018): label smoothing, ensembles, and two-phase distillation, whose teachers
+have been trained beforehand. `compute` counts the models trained, teachers included, and the batch.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from hpcdistill.evaluate import evaluate
+from study import ALONE, TEXT, Run, Study, markdown, need_text, spread
+
+SEEDS = range(3)
+BATCH = 16
+STEPS = ("--train.steps=1500", "--codistill.burn_in=150", "--optimizer.decay=cosine")
+FIXED = ("--groups=1", "--codistill.burn_in=0")
+
+
+def training(name: str, seed: int, *options: str, ranks: int = 1, batch: int = BATCH) -> Run:
+    """One model a rank."""
+    options = (*STEPS, f"--seed={seed}", f"--data.batch_size={batch}", *options)
+    return Run(f"{name}-{seed}", "language", options, ranks)
+
+
+def main() -> None:
+    """Train all and tell."""
+    study = Study("baselines", __doc__)
+    need_text()
+    cases = {
+        "one": (1, lambda seed: training("one", seed, *ALONE)),
+        "one, twice the batch": (2, lambda seed: training("double", seed, *ALONE, batch=2 * BATCH)),
+        "label smoothing, uniform": (1, lambda seed: smoothed("uniform", seed)),
+        "label smoothing, unigram": (1, lambda seed: smoothed("unigram", seed)),
+        "two codistilled, disjoint data": (2, lambda seed: training("codistil", seed, ranks=2)),
+        "two codistilled, the same data": (2, lambda seed: training("same", seed, "--data.partition=same", ranks=2)),
+        "two apart": (2, lambda seed: training("apart", seed, "--codistill.weight=0", ranks=2)),
+        "distilled from these two": (3, lambda seed: distilled(study, seed)),
+    }
+    done = study.train(make(seed) for _, make in cases.values() for seed in SEEDS)
+    rows, found = [], {}
+    for case, (compute, make) in cases.items():
+        models, means = [], []
+        for seed in SEEDS:
+            folder = study.folder(make(seed).name)
+            scores = evaluate([str(folder)], TEXT).scores
+            models.append(fmean(one["loss"] for name, one in scores.items() if name != f"mean of {folder}"))
+            means += [one["loss"] for name, one in scores.items() if name == f"mean of {folder}"]
+        found[case] = {"models": models, "ensembles": means}
+        rows.append((case, compute, spread(models), spread(means) if means else "-"))
+    titles = ("case", "compute", "nats per byte, one model", "ensemble of the two")
+    study.keep(done, markdown(titles, rows), found=found)
+
+
+def smoothed(prior: str, seed: int) -> Run:
+    """As if 0.1 / 1.1 of each target were the distribution instead."""
+    return training(prior, seed, *FIXED, f"--codistill.teachers={prior}", "--codistill.weight=0.1")
+
+
+def distilled(study: Study, seed: int) -> Run:
+    """Towards the mean of two models trained before."""
+    folder = study.folder(training("apart", seed).name) / "checkpoints"
+    checkpoints = ",".join(str(folder / f"g{group}-best.h5") for group in (0, 1))
+    return training(
+        "distilled", seed, *FIXED, "--codistill.teachers=checkpoints", f"--codistill.checkpoints={checkpoints}"
+    )
+
+
+if __name__ == "__main__":
+    main()

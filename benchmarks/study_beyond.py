@@ -1,0 +1,64 @@
+"""Beyond the paper: what raises the gain at the same cost.
+
+Averaging weights, to be published and to be used; ramping up the weight of the distillation term; temperatures; and
+other weights; each against the same for one model where that makes sense. At a constant learning rate.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from study import ALONE, Run, Study, markdown, need_text, spread, steps_to
+
+SEEDS = range(5)
+BATCH = 16
+STEPS = ("--train.steps=1500", "--codistill.burn_in=150")
+AVERAGE = "--train.average=0.99"
+CASES: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    "one": (1, 1, ()),
+    "one, twice the batch": (1, 2, ()),
+    "two codistilled": (2, 1, ()),
+    "one, averaged": (1, 1, (AVERAGE,)),
+    "one, twice the batch, averaged": (1, 2, (AVERAGE,)),
+    "two codistilled, averaged": (2, 1, (AVERAGE,)),
+    "two codistilled, averaged, weight 2": (2, 1, (AVERAGE, "--codistill.weight=2")),
+    "two codistilled, averaged, interval 10": (2, 1, (AVERAGE, "--codistill.exchange_interval=10")),
+    "two codistilled, ramp of 500": (2, 1, ("--codistill.ramp=500",)),
+    "two codistilled, weight 0.5": (2, 1, ("--codistill.weight=0.5",)),
+    "two codistilled, temperature 2": (2, 1, ("--codistill.temperature=2",)),
+}
+"""Models, batch in units of `BATCH`, options."""
+
+
+def training(case: str, seed: int) -> Run:
+    """One case."""
+    models, factor, options = CASES[case]
+    batch = f"--data.batch_size={factor * BATCH}"
+    alone = ALONE if models == 1 else ()
+    return Run(
+        f"{case.replace(', ', '-').replace(' ', '_')}-{seed}",
+        "language",
+        (*STEPS, batch, f"--seed={seed}", *options, *alone),
+        models,
+    )
+
+
+def main() -> None:
+    """Train all and tell."""
+    study = Study("beyond", __doc__)
+    need_text()
+    done = study.train(training(case, seed) for seed in SEEDS for case in CASES)
+    rows = []
+    for case in CASES:
+        of_seed = [done[training(case, seed).name] for seed in SEEDS]
+        losses = [fmean(group.best for group in groups) for groups in of_seed]
+        ratios = []
+        for seed, groups in zip(SEEDS, of_seed, strict=True):
+            (one,) = done[training("one", seed).name]
+            ratios.append(fmean(steps_to(group, one.best) for group in groups) / steps_to(one, one.best))
+        rows.append((case, spread(losses), spread(ratios, 2)))
+    study.keep(done, markdown(("case", "nats per byte", "steps to the loss of one"), rows))
+
+
+if __name__ == "__main__":
+    main()
