@@ -11,11 +11,13 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import h5py
+import numpy as np
 import pytest
 import torch
 
 from hpcdistill.config import DataConfig
 from hpcdistill.data.clicks import prepare_clicks
+from hpcdistill.data.image_store import Kind, write_images
 from hpcdistill.data.rows import RowStore
 from hpcdistill.data.text import prepare_text
 from hpcdistill.errors import UserError
@@ -28,12 +30,14 @@ pytestmark = pytest.mark.launch
 
 Run = Callable[..., CompletedProcess[str]]
 
-SMALL = """
-[model]
+LSTM = """[model]
 hidden = 16
 layers = 1
 dropout = 0.1
-[data]
+"""
+
+SMALL = f"""
+{LSTM}[data]
 batch_size = 8
 sequence_length = 16
 [codistill]
@@ -127,6 +131,28 @@ def test_groups_that_are_jobs_of_their_own_teach_each_other(train: Run, tmp_path
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def test_image_models_teach_each_other(train: Run, tmp_path: Path) -> None:
+    """Of stripes that lie or stand, which random shifts do not change."""
+    labels = np.arange(64) // 2 % 2  # both for each group
+    lying = np.zeros((64, 1, 8, 8), np.uint8)
+    lying[:, :, ::2] = np.random.default_rng(0).integers(50, 256, (64, 1, 1, 1))
+    stripes = np.where(labels[:, None, None, None], lying.swapaxes(2, 3), lying)
+    kind = Kind.of(["lying", "standing"], (1, 8, 8), np.bincount(stripes.ravel(), minlength=256)[None])
+    pieces = [("train", stripes, labels), ("validation", stripes[:16], labels[:16])]
+    write_images(tmp_path / "images.h5", pieces, kind, "")
+    config = tmp_path / "small.toml"
+    config.write_text(config.read_text().replace(LSTM, '[model]\nname = "resnet"\nlayers = 18\n'))
+    sgd = ("--optimizer.name=sgd", "--optimizer.lr=0.005")
+    result = train(2, f"--data.path={tmp_path / 'images.h5'}", *sgd, "--codistill.burn_in=40", "--train.steps=100")
+    assert result.returncode == 0, result.stderr
+    for group in (0, 1):
+        header, records = read_metrics(metrics_path(tmp_path / "run", group))
+        assert header["unit"] == "image"
+        losses = [record["validation_loss"] for record in records if "validation_loss" in record]
+        assert losses[-1] < 0.5  # ln 2 = 0.693 is guessing
+        assert any(record.get("staleness") for record in records)
+
+
 def test_click_models_teach_each_other(train: Run, tmp_path: Path) -> None:
     clicks = tmp_path / "clicks.h5"
     prepare_clicks(clicks, 20_000)
@@ -134,7 +160,7 @@ def test_click_models_teach_each_other(train: Run, tmp_path: Path) -> None:
         best = store.bayes_log_loss("validation")
     model = ("--model.name=dnn", "--model.widths=32,16", "--model.embedding=4", "--optimizer.lr=0.003")
     config = tmp_path / "small.toml"
-    config.write_text(config.read_text().replace("[model]\nhidden = 16\nlayers = 1\ndropout = 0.1\n", ""))
+    config.write_text(config.read_text().replace(LSTM, ""))
     result = train(2, f"--data.path={clicks}", *model, "--data.batch_size=128", "--train.steps=100")
     assert result.returncode == 0, result.stderr
     for group in (0, 1):
