@@ -1,0 +1,34 @@
+"""What the studies' numbers are made of."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from study import markdown, spread, steps_to
+
+from hpcdistill.metrics import GroupMetrics
+
+
+def test_steps_to_a_loss_lie_on_the_line_between_validations() -> None:
+    losses = {100: 4.0, 200: 2.0, 300: 2.5, 400: 1.0}
+    records = [{"step": step, "validation_loss": loss} for step, loss in losses.items()]
+    group = GroupMetrics(Path(), 0, {}, records)
+    assert steps_to(group, 5.0) == 100
+    assert steps_to(group, 2.5) == 175
+    assert steps_to(group, 2.0) == 200
+    assert steps_to(group, 1.75) == 350
+    assert steps_to(group, 0.5) == 400  # never: as if it were at the end
+
+
+def test_the_interval_of_a_mean_is_student_s() -> None:
+    """Of 1, 2, 3 the deviation is 1, and t for two degrees of freedom is 4.30."""
+    assert spread([1.0, 2.0, 3.0], 2) == f"2.00 ± {4.30 / 3**0.5:.2f}"
+    assert spread([1.25]) == "1.250"
+
+
+@pytest.mark.parametrize("rows", [[], [("a", 1)]])
+def test_tables_have_a_line_for_each_row(rows: list[tuple[str, int]]) -> None:
+    assert markdown(("x", "y"), rows).splitlines() == ["| x | y |", "| --- | --- |", *["| a | 1 |"] * len(rows)]
