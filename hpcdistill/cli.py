@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hpcdistill.cli_prepare import add_prepare
 from hpcdistill.errors import UserError, suggestion, warn
 from hpcdistill.groups import end_job
 
 MODELS = "A checkpoint file; a run folder, for its groups' models; or RUN_DIR:GROUP, for the model of one."
-INTERRUPTED = "If it is interrupted, the same command goes on from what is done, in FILE.h5.pieces-*."
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +55,7 @@ def _parsers() -> tuple[Parser, Parser]:
         "mpirun -np 4 hpcdistill train configs/demo.toml --data.path=data.h5",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_prepare(commands)
+    add_prepare(commands)
     train = _add_train(commands)
     _add_submit(commands)
     _add_status(commands)
@@ -65,109 +65,6 @@ def _parsers() -> tuple[Parser, Parser]:
     _add_churn(commands)
     _add_doctor(commands)
     return parser, train
-
-
-def _add_prepare(commands: Any) -> None:
-    prepare = commands.add_parser("prepare", help="turn data into an HDF5 store")
-    kinds = prepare.add_subparsers(title="kinds of data", required=True, metavar="KIND")
-    text = kinds.add_parser(
-        "text",
-        help="text files or folders, by bytes or a learned vocabulary",
-        description="One byte is one token, unless --vocabulary asks for longer ones. About 5 % of the files become "
-        "the validation part; of one file its end.",
-    )
-    text.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="files or folders")
-    text.add_argument("--output", type=Path, required=True, metavar="FILE.h5", help="the store to make")
-    text.add_argument("--include", default="*", metavar="GLOB", help="file names to take from folders, as '*.py'")
-    text.add_argument("--exclude", nargs="*", default=[], metavar="GLOB", help="files and folders to pass over")
-    text.add_argument(
-        "--vocabulary",
-        type=int,
-        metavar="N",
-        help="learn N tokens from the training part by byte pair encoding: the 256 bytes, and what is frequent; 8000 "
-        "make a token of some 4 bytes, so a sequence tells more, but the model's output layer grows",
-    )
-    text.set_defaults(command=_prepare_text)
-    _add_clicks(kinds)
-    _add_criteo(kinds)
-    _add_table(kinds)
-    _add_images(kinds)
-
-
-def _add_clicks(kinds: Any) -> None:
-    clicks = kinds.add_parser(
-        "clicks",
-        help="a click log whose best possible loss is known",
-        description="Generate a click log from a known truth, and store the mean entropy of that: no model can expect "
-        "a lower loss. " + INTERRUPTED,
-    )
-    clicks.add_argument("--synthetic", action="store_true", required=True, help="generate it, from nothing")
-    clicks.add_argument("--rows", type=int, required=True, metavar="N", help="how many, of both parts together")
-    clicks.add_argument("--seed", type=int, default=0, metavar="S", help="of the truth and of the rows")
-    _add_store(clicks, _prepare_clicks)
-
-
-def _add_criteo(kinds: Any) -> None:
-    criteo = kinds.add_parser(
-        "criteo",
-        help="the Criteo Display Advertising data as it is",
-        description="A line is a label, 13 integers and 26 categories, tab-separated. Integers become "
-        "log(1 + max(x, 0)), and 0 where missing; categories one of --buckets, or with --min-count an id for each that "
-        "is frequent enough. About 5 % of the rows, evenly spread, become the validation part. " + INTERRUPTED,
-    )
-    criteo.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE.tsv[.gz]", help="files of lines")
-    criteo.add_argument("--buckets", type=int, metavar="N", help="ids of each categorical field; without either, 2**18")
-    criteo.add_argument("--min-count", type=int, metavar="N", help="how often a category must occur to have its own id")
-    _add_max_bad(criteo, "lines")
-    _add_store(criteo, _prepare_criteo)
-
-
-def _add_table(kinds: Any) -> None:
-    table = kinds.add_parser(
-        "table",
-        help="a CSV or Parquet file with a column to be predicted",
-        description="Columns in which all values are numbers are standardised, by mean and deviation of the training "
-        "part; the others are categorical. About 5 % of the rows, evenly spread, become the validation part. "
-        + INTERRUPTED,
-    )
-    table.add_argument("--input", type=Path, required=True, metavar="FILE.csv|FILE.parquet", help="the table")
-    table.add_argument("--label", required=True, metavar="COLUMN", help="what is to be predicted; it has two values")
-    table.add_argument("--positive", metavar="VALUE", help="which of them is 1; without it, the last one in order")
-    _add_max_bad(table, "lines")
-    _add_store(table, _prepare_table)
-
-
-def _add_images(kinds: Any) -> None:
-    images = kinds.add_parser(
-        "images",
-        help="pictures in a folder for each class, as ImageNet's, or IDX files, as MNIST's",
-        description="Without --validation about 5 % of the pictures, evenly spread, become the validation part. "
-        "Without --size the files of a folder are stored as they are, and decoded in training. " + INTERRUPTED,
-    )
-    images.add_argument(
-        "--input",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="a folder that has a folder for each class; or two IDX files[.gz], of images and of labels",
-    )
-    images.add_argument("--validation", type=Path, nargs="+", default=[], metavar="PATH", help="the same for that part")
-    images.add_argument("--size", type=int, metavar="S", help="store arrays of S × S pixels, of each picture's middle")
-    _add_max_bad(images, "images")
-    _add_store(images, _prepare_images)
-
-
-def _add_max_bad(kind: Any, things: str) -> None:
-    kind.add_argument(
-        "--max-bad", type=int, default=0, metavar="N", help=f"bad {things} to pass over; without it, none"
-    )
-
-
-def _add_store(kind: Any, command: Callable[[argparse.Namespace], int]) -> None:
-    kind.add_argument("--output", type=Path, required=True, metavar="FILE.h5", help="the store to make")
-    kind.add_argument("--processes", type=int, metavar="N", help="how many; without it, one for each core")
-    kind.set_defaults(command=command)
 
 
 def _add_train(commands: Any) -> Parser:
@@ -286,41 +183,6 @@ def _add_doctor(commands: Any) -> None:
 
 
 # Each command imports what it needs when it runs, so that `prepare` needs no MPI and `--help` is quick.
-
-
-def _prepare_text(args: argparse.Namespace) -> int:
-    from hpcdistill.data.text import prepare_text
-
-    prepare_text(args.input, args.output, args.include, args.exclude, args.vocabulary)
-    return 0
-
-
-def _prepare_clicks(args: argparse.Namespace) -> int:
-    from hpcdistill.data.clicks import prepare_clicks
-
-    prepare_clicks(args.output, args.rows, args.seed, args.processes)
-    return 0
-
-
-def _prepare_criteo(args: argparse.Namespace) -> int:
-    from hpcdistill.data.criteo import prepare_criteo
-
-    prepare_criteo(args.input, args.output, args.buckets, args.min_count, args.max_bad, args.processes)
-    return 0
-
-
-def _prepare_table(args: argparse.Namespace) -> int:
-    from hpcdistill.data.table import prepare_table
-
-    prepare_table(args.input, args.output, args.label, args.positive, args.max_bad, args.processes)
-    return 0
-
-
-def _prepare_images(args: argparse.Namespace) -> int:
-    from hpcdistill.data.images import prepare_images
-
-    prepare_images(args.input, args.output, args.validation, args.size, args.max_bad, args.processes)
-    return 0
 
 
 def _train(args: argparse.Namespace) -> int:
