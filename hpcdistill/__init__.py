@@ -1,7 +1,14 @@
 """Codistillation over MPI and Horovod; the fused loss stands alone and needs torch only."""
 
 from hpcdistill.binary_loss import binary_codistillation_loss
-from hpcdistill.loss import CodistillationLoss, LossParts, codistillation_loss
+from hpcdistill.loss import CodistillationLoss, codistillation_loss
+from hpcdistill.reduction import LossParts
 
-__all__ = ["CodistillationLoss", "LossParts", "__version__", "binary_codistillation_loss", "codistillation_loss"]
+__all__ = [
+    "CodistillationLoss",
+    "LossParts",
+    "__version__",
+    "binary_codistillation_loss",
+    "codistillation_loss",
+]
 __version__ = "0.1.0"

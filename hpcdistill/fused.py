@@ -44,7 +44,7 @@ def codistillation(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Ten
         gradient = recycled.empty((rows, logits.shape[1]), logits.dtype)
     else:
         gradient = logits.new_empty(rows, logits.shape[1])
-    _run(implementation, Rows(*(logits, *fields, losses, parts, gradient if with_gradient else None)))
+    run(implementation, Rows(*(logits, *fields, losses, parts, gradient if with_gradient else None)))
     return losses, parts, gradient
 
 
@@ -68,7 +68,7 @@ def codistillation_(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """Losses and parts as of `codistillation`; the gradient takes the place of `logits`."""
     *fields, implementation = arguments
     losses, parts = _new_losses(logits)
-    _run(implementation, Rows(*(logits, *fields, losses, parts, logits)))
+    run(implementation, Rows(*(logits, *fields, losses, parts, logits)))
     return losses, parts
 
 
@@ -95,9 +95,14 @@ class InPlace(torch.autograd.Function):
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, parts, gradient = output
-    # Torch wants a list for what it takes for a list of tensors, which every empty list is.
-    ctx.no_gradients = [[None] * len(x) if _is_list_of_tensors(x) else None for x in inputs[1:]]
+    ctx.no_gradients = no_gradients(inputs[1:])
     _save(ctx, gradient, not_differentiable=(parts, gradient))
+
+
+def no_gradients(inputs: tuple[Any, ...]) -> list[list[None] | None]:
+    """What a backward returns for `inputs` that get none, in the structure that torch expects."""
+    # A list for what it takes for a list of tensors, which every empty list is.
+    return [[None] * len(x) if _is_list_of_tensors(x) else None for x in inputs]
 
 
 def _is_list_of_tensors(x: Any) -> bool:
@@ -119,20 +124,31 @@ def _save(ctx: Any, gradient: Tensor, not_differentiable: tuple[Tensor, ...]) ->
 
 
 def _gradient(ctx: Any, factors: Tensor) -> Tensor:
-    if torch.is_grad_enabled():  # else a gradient penalty would take the gradient for a constant
-        raise RuntimeError("codistillation_loss has no second derivative; leave create_graph=True out")
+    (gradient,) = spent(ctx)
+    return scaled(gradient, factors)
+
+
+def spent(ctx: Any) -> tuple[Tensor, ...]:
+    """The gradients that a forward has made and saved, which its backward may have once."""
+    refuse_second_derivative()
     if ctx.is_spent:
         raise RuntimeError(
             "codistillation_loss: this is the second backward through one call, whose gradient the first has taken; "
             "add up the losses and call backward once, or compute the loss again"
         )
     ctx.is_spent = True
-    (gradient,) = ctx.saved_tensors
-    return _scaled(gradient, factors)
+    gradients: tuple[Tensor, ...] = ctx.saved_tensors
+    return gradients
 
 
-def _scaled(gradient: Tensor, factors: Tensor) -> Tensor:
-    """`gradient` ``[rows, V]`` times `factors` ``[rows]``, in place but where a compiler plans memory."""
+def refuse_second_derivative() -> None:
+    """Raise if a backward is to be differentiated; a gradient penalty would take the gradient for a constant."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("codistillation_loss has no second derivative; leave create_graph=True out")
+
+
+def scaled(gradient: Tensor, factors: Tensor) -> Tensor:
+    """`gradient` ``[rows, any]`` times `factors` ``[rows]``, in place but where a compiler plans memory."""
     if type(gradient) is not Tensor:  # one that only stands for a tensor, while a graph is traced
         return (gradient * factors.unsqueeze(-1)).to(gradient.dtype)
     if gradient.is_cuda and not _what_is_missing("triton"):
@@ -142,7 +158,12 @@ def _scaled(gradient: Tensor, factors: Tensor) -> Tensor:
     return gradient
 
 
-def _run(implementation: str, rows: Rows) -> None:
+def run(implementation: str, rows: Rows) -> None:
+    """Fill the outputs of `rows`.
+
+    Raises:
+        ValueError: a label, on a CPU, or a class weight is out of its range.
+    """
     device = rows.logits.device.type
     if device == "cpu":
         _check_values(rows)

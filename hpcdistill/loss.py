@@ -6,7 +6,7 @@ ICLR 2018 (arXiv 1804.03235), section 2 and algorithm 1.
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from hpcdistill import fused
 from hpcdistill.kernels.rows import compute_dtype
 from hpcdistill.loss_arguments import (
     as_sequence,
+    assert_in_range,
     check_implementation,
     check_inplace,
     check_numbers,
@@ -24,18 +25,7 @@ from hpcdistill.loss_arguments import (
     check_tensors,
     mixture,
 )
-
-
-class LossParts(NamedTuple):
-    """What a loss is made of, detached.
-
-    The cross-entropy (label smoothing and class weights included) and the divergence KL(mean teacher || student),
-    without `weight` and T**2, are reduced as the loss is; the logsumexp of the student's logits is ``[...]``.
-    """
-
-    cross_entropy: Tensor
-    divergence: Tensor
-    logsumexp: Tensor
+from hpcdistill.reduction import Reduction
 
 
 def codistillation_loss(
@@ -115,21 +105,15 @@ def codistillation_loss(
     check_teacher_weights(len(teachers), teacher_weights)
     check_teacher_lse(logits, len(teachers), teacher_lse)
     check_reduction(logits, reduction, normalizer)
-    check_implementation(logits, implementation)
+    check_implementation("logits", logits, implementation)
     check_inplace(logits, inplace_grad)
 
     labels, real = target.reshape(-1).contiguous(), compute_dtype(logits.dtype)
-    kept = labels != ignore_index
     if check_target and target.is_cuda:
-        _assert_in_range(labels, kept, logits.shape[-1])
+        assert_in_range(labels, ignore_index, logits.shape[-1])
     if class_weight is not None:
         class_weight = class_weight.to(real).contiguous()
-    shares = torch.ones(2, dtype=real, device=logits.device)
-    if reduction == "mean":
-        shares = _mean_shares(labels, kept, class_weight, normalizer, shares)
-    # A mean's gradient would underflow in float16: the sum's is made there, and scaled in the backward.
-    outer = shares[1] if logits.dtype == torch.float16 else None
-    inner = shares if outer is None else shares / outer
+    reduced = Reduction.of(reduction, labels, ignore_index, class_weight, normalizer, logits.dtype)
     # A weight of zero means burn-in: the teachers may then hold anything, and 0 * inf would be NaN.
     believed = mixture(len(teachers), teacher_weights) if weight else {}
 
@@ -140,25 +124,15 @@ def codistillation_loss(
         list(believed.values()),
         torch.stack([teacher_lse[j].reshape(-1) for j in believed]) if believed and teacher_lse is not None else None,
         class_weight,
-        torch.stack([inner[0], inner[1] * weight, inner[1] * z_loss]),
+        reduced.scales(weight, z_loss),
         float(temperature),
         float(label_smoothing),
         ignore_index,
         implementation,
         inplace_grad=inplace_grad,
     )
-    if reduction == "none":
-        loss = losses.view(target.shape)
-    elif outer is None:
-        loss = losses.sum()
-    else:
-        loss = losses.sum() * outer
-    if not return_parts:
-        return loss
-    cross_entropy, divergence, lse = (part.view(target.shape) for part in parts)
-    if reduction != "none":
-        cross_entropy, divergence = cross_entropy.sum() * shares[0], divergence.sum() * shares[1]
-    return loss, LossParts(cross_entropy, divergence, lse)
+    loss = losses.view(target.shape) if reduction == "none" else reduced.loss(losses.sum())
+    return (loss, reduced.parts(parts, target.shape)) if return_parts else loss
 
 
 class CodistillationLoss(nn.Module):
@@ -219,21 +193,3 @@ def _as_rows(logits: Tensor) -> Tensor:
     """``[rows, V]`` with adjacent columns; a view where it can be."""
     rows = logits.reshape(-1, logits.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
-def _assert_in_range(labels: Tensor, kept: Tensor, classes: int) -> None:
-    in_range = (labels >= 0) & (labels < classes) | ~kept
-    torch._assert_async(in_range.all(), f"target holds a label outside [0, {classes})")
-
-
-def _mean_shares(
-    labels: Tensor, kept: Tensor, class_weight: Tensor | None, normalizer: float | Tensor | None, ones: Tensor
-) -> Tensor:
-    """``[2]``: what a row has of a mean of cross-entropies, and of the other terms."""
-    if normalizer is not None:
-        return ones / normalizer
-    rows = kept.sum()
-    if class_weight is None:
-        return ones / rows.clamp(min=1)
-    weights = (class_weight[labels.clamp(0, len(class_weight) - 1)] * kept).sum()
-    return torch.stack([torch.where(weights > 0, 1 / weights, 0), 1 / rows.clamp(min=1)])

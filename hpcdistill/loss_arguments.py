@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -9,19 +10,20 @@ from torch import Tensor
 from hpcdistill.fused import IMPLEMENTATIONS
 from hpcdistill.kernels.rows import compute_dtype
 
+T = TypeVar("T")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "mean", "sum")
 
 
-def as_sequence(teacher_logits: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor]:
-    """The teachers one by one, however they were given."""
-    if teacher_logits is None:
+def as_sequence(tensors: Tensor | Sequence[T] | None, name: str = "teacher_logits") -> Sequence[T | Tensor]:
+    """One thing for each teacher, however they were given."""
+    if tensors is None:
         return ()
-    if not isinstance(teacher_logits, Tensor):
-        return teacher_logits
-    if teacher_logits.dim() == 0:
-        raise ValueError("teacher_logits has no dimensions; pass [N, ..., V] or a list of N tensors [..., V]")
-    return teacher_logits.unbind(0)
+    if not isinstance(tensors, Tensor):
+        return tensors
+    if tensors.dim() == 0:
+        raise ValueError(f"{name} has no dimensions; pass one whose first is that of the N teachers, or a list of N")
+    return tensors.unbind(0)
 
 
 def mixture(teachers: int, weights: Sequence[float] | None) -> dict[int, float]:
@@ -30,28 +32,54 @@ def mixture(teachers: int, weights: Sequence[float] | None) -> dict[int, float]:
     return {j: weight / sum(weights) for j, weight in enumerate(weights) if weight}
 
 
+def assert_in_range(labels: Tensor, ignore_index: int, classes: int) -> None:
+    """Have the GPU assert, some time later, what is checked at once on a CPU."""
+    in_range = (labels >= 0) & (labels < classes) | (labels == ignore_index)
+    torch._assert_async(in_range.all(), f"target holds a label outside [0, {classes})")
+
+
 def check_tensors(logits: Tensor, target: Tensor, teachers: Sequence[Tensor], class_weight: Tensor | None) -> None:
     """Refuse tensors that do not fit together."""
-    if logits.dtype not in DTYPES:
-        raise TypeError(f"logits has dtype {logits.dtype}; convert it to one of {', '.join(map(str, DTYPES))}")
+    check_dtype("logits", logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits has shape {list(logits.shape)}; pass [..., V] with at least one class (V >= 1)")
+    check_labels(target, "logits", logits)
+    check_teachers(teachers, logits)
+    check_class_weight(class_weight, logits.shape[-1], logits.device)
+
+
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """Refuse dtypes in which nothing is computed."""
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; convert it to one of {', '.join(map(str, DTYPES))}")
+
+
+def check_labels(target: Tensor, name: str, rows: Tensor) -> None:
+    """Refuse labels that are not one for each of the `rows` ``[..., any]`` of this name."""
     if target.dtype != torch.int64:
         raise TypeError(f"target has dtype {target.dtype}; convert it by target.long()")
-    if target.shape != logits.shape[:-1]:
+    if target.shape != rows.shape[:-1]:
         raise ValueError(
-            f"target has shape {list(target.shape)}; logits of shape {list(logits.shape)}"
-            f" need one label for each row, {list(logits.shape[:-1])}"
+            f"target has shape {list(target.shape)}; {name} of shape {list(rows.shape)}"
+            f" needs one label for each row, {list(rows.shape[:-1])}"
         )
-    _check_companion("target", target, logits)
-    check_teachers(teachers, logits)
+    check_companion("target", target, rows.device)
+
+
+def check_class_weight(class_weight: Tensor | None, classes: int, device: torch.device) -> None:
+    """Refuse weights that are not one for each class."""
     if class_weight is not None:
-        if class_weight.shape != logits.shape[-1:] or not class_weight.is_floating_point():
-            raise ValueError(
-                f"class_weight is {class_weight.dtype} of shape {list(class_weight.shape)};"
-                f" logits of shape {list(logits.shape)} need floats of shape {list(logits.shape[-1:])}"
-            )
-        _check_companion("class_weight", class_weight, logits)
+        check_vector("class_weight", class_weight, classes)
+        check_companion("class_weight", class_weight, device)
+
+
+def check_vector(name: str, vector: Tensor, classes: int) -> None:
+    """Refuse what is not one floating number for each class."""
+    if vector.shape != (classes,) or not vector.is_floating_point():
+        raise ValueError(
+            f"{name} is {vector.dtype} of shape {list(vector.shape)}; {classes} classes need floats of shape"
+            f" {[classes]}"
+        )
 
 
 def check_teachers(teachers: Sequence[Tensor], logits: Tensor) -> None:
@@ -67,7 +95,7 @@ def check_teachers(teachers: Sequence[Tensor], logits: Tensor) -> None:
             )
         if teacher.dtype != logits.dtype:
             raise TypeError(f"{name} has dtype {teacher.dtype}; convert it to logits' by .to({logits.dtype})")
-        _check_companion(name, teacher, logits)
+        check_companion(name, teacher, logits.device)
 
 
 def check_binary_target(target: Tensor, logits: Tensor) -> None:
@@ -76,17 +104,19 @@ def check_binary_target(target: Tensor, logits: Tensor) -> None:
         raise TypeError(f"logits has dtype {logits.dtype}; convert it to a floating dtype")
     if target.shape != logits.shape:
         raise ValueError(f"target has shape {list(target.shape)}; pass one label for each logit, {list(logits.shape)}")
-    _check_companion("target", target, logits)
+    check_companion("target", target, logits.device)
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = target[~((target >= 0) & (target <= 1))]
         if wrong.numel():
             raise ValueError(f"target holds {wrong[0].item()}; labels are probabilities in [0, 1]")
 
 
-def check_numbers(weight: float, temperature: float, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
+def check_numbers(
+    weight: float, temperature: float, label_smoothing: float = 0.0, z_loss: float = 0.0, *, weight_name: str = "weight"
+) -> None:
     """Refuse numbers out of their range."""
     if not 0 <= weight < math.inf:
-        raise ValueError(f"weight is {weight}; pass a finite number >= 0 (0 turns distillation off)")
+        raise ValueError(f"{weight_name} is {weight}; pass a finite number >= 0 (0 turns distillation off)")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; pass a finite number > 0 (1 leaves the logits as they are)")
     if not 0 <= label_smoothing <= 1:
@@ -95,17 +125,16 @@ def check_numbers(weight: float, temperature: float, label_smoothing: float = 0.
         raise ValueError(f"z_loss is {z_loss}; pass a finite number >= 0 (0 turns it off)")
 
 
-def check_teacher_weights(teachers: int, teacher_weights: Sequence[float] | None) -> None:
+def check_teacher_weights(
+    teachers: int, teacher_weights: Sequence[float] | None, name: str = "teacher_weights"
+) -> None:
     """Refuse shares that are not one for each teacher."""
     if teacher_weights is None:
         return
     if len(teacher_weights) != teachers:
-        raise ValueError(
-            f"teacher_weights has {len(teacher_weights)} numbers, but teacher_logits {teachers} teachers;"
-            " pass one share for each"
-        )
+        raise ValueError(f"{name} has {len(teacher_weights)} numbers for {teachers} teachers; pass one share for each")
     if not all(0 <= share < math.inf for share in teacher_weights) or (teachers and sum(teacher_weights) == 0):
-        raise ValueError(f"teacher_weights is {list(teacher_weights)}; pass finite shares >= 0, not all of them 0")
+        raise ValueError(f"{name} is {list(teacher_weights)}; pass finite shares >= 0, not all of them 0")
 
 
 def check_teacher_lse(logits: Tensor, teachers: int, teacher_lse: Tensor | None) -> None:
@@ -122,10 +151,10 @@ def check_teacher_lse(logits: Tensor, teachers: int, teacher_lse: Tensor | None)
         raise TypeError(
             f"teacher_lse has dtype {teacher_lse.dtype}; for {logits.dtype} logits pass {compute_dtype(logits.dtype)}"
         )
-    _check_companion("teacher_lse", teacher_lse, logits)
+    check_companion("teacher_lse", teacher_lse, logits.device)
 
 
-def check_reduction(logits: Tensor, reduction: str, normalizer: float | Tensor | None) -> None:
+def check_reduction(student: Tensor, reduction: str, normalizer: float | Tensor | None) -> None:
     """Refuse unknown reductions, and a normalizer of anything but a mean."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; pass one of {', '.join(REDUCTIONS)}")
@@ -136,25 +165,25 @@ def check_reduction(logits: Tensor, reduction: str, normalizer: float | Tensor |
     if isinstance(normalizer, Tensor):
         if normalizer.dim():
             raise ValueError(f"normalizer has shape {list(normalizer.shape)}; pass a number or a tensor of shape []")
-        _check_companion("normalizer", normalizer, logits)
+        check_companion("normalizer", normalizer, student.device)
     elif not 0 < normalizer < math.inf:
         raise ValueError(f"normalizer is {normalizer}; pass a finite number > 0, such as the count of all labels")
 
 
-def check_implementation(logits: Tensor, implementation: str) -> None:
-    """Refuse implementations that do not exist, or not for the logits' device."""
-    device = logits.device.type
+def check_implementation(name: str, student: Tensor, implementation: str) -> None:
+    """Refuse implementations that do not exist, or not for the device of the student's tensor of this name."""
+    device = student.device.type
     if device not in IMPLEMENTATIONS:
-        raise ValueError(f"logits is on {logits.device}; move it to one of {', '.join(IMPLEMENTATIONS)}")
+        raise ValueError(f"{name} is on {student.device}; move it to one of {', '.join(IMPLEMENTATIONS)}")
     known = {"auto": list(IMPLEMENTATIONS)}
     for place, names in IMPLEMENTATIONS.items():
-        for name in names:
-            known.setdefault(name, []).append(place)
+        for known_name in names:
+            known.setdefault(known_name, []).append(place)
     if implementation not in known:
         raise ValueError(f"implementation is {implementation!r}; pass one of {', '.join(known)}")
     if device not in known[implementation]:
         raise ValueError(
-            f"implementation is {implementation!r}, but logits is on {logits.device};"
+            f"implementation is {implementation!r}, but {name} is on {student.device};"
             f" pass 'auto' or one of {', '.join(IMPLEMENTATIONS[device])}"
         )
 
@@ -180,8 +209,14 @@ def check_inplace(logits: Tensor, inplace_grad: bool) -> None:
         )
 
 
-def _check_companion(name: str, tensor: Tensor, logits: Tensor) -> None:
-    if tensor.device != logits.device:
-        raise ValueError(f"{name} is on {tensor.device}; move it to logits' device, {logits.device}")
+def check_companion(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Refuse what is elsewhere than the student, or expects a gradient."""
+    check_device(name, tensor, device)
     if tensor.requires_grad:
         raise ValueError(f"{name} requires grad, and gets none; pass {name}.detach()")
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Refuse what is elsewhere than the student."""
+    if tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}; move it to the student's device, {device}")

@@ -87,7 +87,7 @@ BAD_INPUT = [
     ((Z, Y, [Z[:1]]), {}, ValueError, r"teacher_logits\[0\] has shape \[1\]"),
     ((Z, Y, [Z.double()]), {}, TypeError, r"teacher_logits\[0\] has dtype torch.float64"),
     ((Z, Y, [torch.zeros(2, requires_grad=True)]), {}, ValueError, r"teacher_logits\[0\] requires grad"),
-    ((Z, Y, [Z]), {"teacher_weights": [1, 2]}, ValueError, r"teacher_weights has 2 numbers, but teacher_logits 1"),
+    ((Z, Y, [Z]), {"teacher_weights": [1, 2]}, ValueError, r"teacher_weights has 2 numbers for 1"),
     ((Z, Y), {"weight": -1}, ValueError, r"weight is -1"),
     ((Z, Y), {"temperature": 0}, ValueError, r"temperature is 0"),
     ((Z, Y), {"reduction": "sum", "normalizer": 2}, ValueError, r"normalizer.*reduction is 'sum'"),

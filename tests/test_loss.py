@@ -329,7 +329,7 @@ BAD_INPUT = [
     ((Z, Y), {"class_weight": torch.ones(3, dtype=torch.int64)}, ValueError, r"class_weight is torch.int64.*floats"),
     ((Z, Y), {"class_weight": Z[0] - 0.5}, ValueError, r"class_weight holds -0.5"),
     ((Z, Y), {"class_weight": LEAF[0]}, ValueError, r"class_weight requires grad.*class_weight.detach\(\)"),
-    ((Z, Y), {"teacher_weights": [1.0]}, ValueError, r"teacher_weights has 1 numbers, but teacher_logits 0 teachers"),
+    ((Z, Y), {"teacher_weights": [1.0]}, ValueError, r"teacher_weights has 1 numbers for 0 teachers"),
     ((Z, Y, [Z, Z]), {"teacher_weights": [0.0, 0.0]}, ValueError, r"teacher_weights is \[0.0, 0.0\].*not all"),
     ((Z, Y, [Z, Z]), {"teacher_weights": [2.0, -1.0]}, ValueError, r"teacher_weights is \[2.0, -1.0\].*>= 0"),
     ((Z, Y, [Z]), {"teacher_lse": torch.zeros(2)}, ValueError, r"teacher_lse has shape \[2\]; 1 teachers.*\[1, 2\]"),
