@@ -1,0 +1,302 @@
+"""The fused loss of hidden states as an operator of torch: logits exist for a few tokens at a time.
+
+A chunk of tokens passes through one buffer for each model: its logits are multiplied out, the kernel of `fused`
+overwrites the student's with their gradient, and that is multiplied at once into the gradients by hidden states, head
+and bias. A sum of the rows' losses has its gradients made in the forward, so that no logit is computed twice. Losses
+that stay apart are multiplied by what arrives from above, which only the backward knows: it makes the chunks again.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from hpcdistill import fused, recycled
+from hpcdistill.kernels.rows import Rows, compute_dtype
+
+FEWEST_TOKENS = {"cpu": 512, "cuda": 1024}
+"""By device: with fewer at once the GEMMs wait for the head and its gradient, which pass through memory every time."""
+TILE = 8192
+"""Classes whose part of a head is converted at once, where a GEMM needs another dtype."""
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, checked and flattened to rows: the operator's arguments. V classes; D, D_j columns of hidden states."""
+
+    hidden: Tensor
+    """``[rows, D]``"""
+    weight: Tensor
+    """``[V, D]``"""
+    bias: Tensor | None
+    """``[V]``"""
+    target: Tensor
+    """As the next two and all from `mixture` to `implementation`, what `Rows` or `fused` call so."""
+    class_weight: Tensor | None
+    scales: Tensor
+    teacher_hidden: list[Tensor]
+    """N of ``[rows, D_j]``"""
+    teacher_weight: list[Tensor]
+    """N of ``[V, D_j]``; int8 ones with their scale."""
+    teacher_scale: list[Tensor | None]
+    """N of ``[V]``: what the rows of a teacher's weight are multiplied by."""
+    teacher_bias: list[Tensor | None]
+    """N of ``[V]``"""
+    mixture: list[float]
+    temperature: float
+    label_smoothing: float
+    ignore_index: int
+    implementation: str
+    logits_dtype: torch.dtype
+    grad_weight_dtype: torch.dtype
+    chunk_tokens: int | None
+    """None: see `_tokens_at_once`."""
+    summed: bool
+    """Whether the loss is the sum of the rows'."""
+    wanted: list[bool]
+    """By which of `hidden`, `weight` and `bias` to make gradients, of the sum of the rows' losses."""
+    factors: Tensor | None
+    """``[rows]``: what each row's loss is multiplied by in that sum; None for ones."""
+
+
+@custom_op(
+    "hpcdistill::linear_codistillation",
+    mutates_args=(),
+    schema="(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight, Tensor scales, "
+    "Tensor[] teacher_hidden, Tensor[] teacher_weight, Tensor?[] teacher_scale, Tensor?[] teacher_bias, "
+    "float[] mixture, float temperature, float label_smoothing, int ignore_index, str implementation, "
+    "ScalarType logits_dtype, ScalarType grad_weight_dtype, int? chunk_tokens, bool summed, bool[] wanted, "
+    "Tensor? factors) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def linear_codistillation(*arguments: Any) -> Outputs:
+    """Loss ``[]`` or ``[rows]``, parts ``[3, rows]``, and gradients by `hidden`, `weight` and `bias`.
+
+    The latter are in float32 or wider, but for `grad_weight_dtype`, and empty where they are not wanted.
+    """
+    call = Call(*arguments)
+    losses, parts, by_hidden, by_weight, by_bias = _new_outputs(call)
+    buffers = _buffers(call)
+    for begin in range(0, len(losses), buffers.shape[1]):
+        rows = slice(begin, begin + buffers.shape[1])
+        dlogits, parts[:, rows] = _run_chunk(call, rows, buffers, losses[rows])
+        if any(call.wanted):
+            _add_gradients(call, rows, dlogits, by_hidden, by_weight, by_bias)
+    return losses.sum() if call.summed else losses, parts, by_hidden, by_weight, by_bias
+
+
+@linear_codistillation.register_fake
+def _(*arguments: Any) -> Outputs:
+    call = Call(*arguments)
+    losses, parts, *gradients = _new_outputs(call)
+    loss = losses.new_empty(()) if call.summed else losses
+    return loss, parts, gradients[0], gradients[1], gradients[2]
+
+
+def _new_outputs(call: Call) -> Outputs:
+    losses = call.hidden.new_empty(len(call.hidden), dtype=compute_dtype(call.logits_dtype))
+
+    def gradient(by: Tensor | None, wanted: bool, dtype: torch.dtype) -> Tensor:
+        shape = by.shape if wanted and by is not None else (0,)
+        return losses.new_zeros(shape, dtype=dtype)
+
+    return (
+        losses,
+        losses.new_empty(3, len(losses)),
+        gradient(call.hidden, call.wanted[0], losses.dtype),
+        gradient(call.weight, call.wanted[1], call.grad_weight_dtype),
+        gradient(call.bias, call.wanted[2], losses.dtype),
+    )
+
+
+def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill the `losses` of some rows; return the gradient by their logits, if one is wanted, and their parts."""
+    logits, *teachers = buffers[:, : len(losses)]
+    _fill(logits, call.hidden[rows], call.weight, None, call.bias)
+    heads = zip(call.teacher_hidden, call.teacher_weight, call.teacher_scale, call.teacher_bias, strict=True)
+    for teacher, (hidden, weight, scale, bias) in zip(teachers, heads, strict=True):
+        _fill(teacher, hidden[rows], weight, scale, bias)
+    parts = losses.new_empty(3, len(losses))
+    fused.run(
+        call.implementation,
+        Rows(
+            logits,
+            call.target[rows],
+            teachers,
+            call.mixture,
+            None,
+            call.class_weight,
+            call.scales,
+            call.temperature,
+            call.label_smoothing,
+            call.ignore_index,
+            losses,
+            parts,
+            gradient=logits if any(call.wanted) else None,
+        ),
+    )
+    return logits if call.factors is None else fused.scaled(logits, call.factors[rows]), parts
+
+
+def _fill(logits: Tensor, hidden: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
+    """Make `logits` ``hidden @ weight.T * scale + bias``."""
+    dtype = _factor_dtype(hidden.dtype, logits)
+    hidden = hidden.to(dtype)
+    for tile in _tiles(len(weight), whole=weight.dtype == dtype):
+        _add_product(logits[:, tile], hidden, weight[tile].to(dtype).t(), beta=0)
+    if scale is not None:
+        logits.mul_(scale)
+    if bias is not None:
+        logits.add_(bias)
+
+
+def _add_gradients(
+    call: Call, rows: slice, dlogits: Tensor, by_hidden: Tensor, by_weight: Tensor, by_bias: Tensor
+) -> None:
+    """Add what the rows' `dlogits` contribute to the gradients that are wanted."""
+    dtype = _factor_dtype(call.hidden.dtype, by_hidden)
+    hidden = call.hidden[rows].to(dtype)
+    whole = {call.weight.dtype, dlogits.dtype, by_hidden.dtype, by_weight.dtype} == {dtype}
+    for tile in _tiles(len(call.weight), whole):
+        factor = dlogits[:, tile].to(dtype)
+        if call.wanted[0]:
+            _add_product(by_hidden[rows], factor, call.weight[tile].to(dtype))
+        if call.wanted[1]:
+            _add_product(by_weight[tile], factor.t(), hidden)
+    if call.wanted[2]:
+        by_bias.add_(dlogits.sum(0, dtype=by_bias.dtype))
+
+
+def _tiles(classes: int, whole: bool) -> Iterator[slice]:
+    step = classes if whole else TILE
+    return (slice(begin, begin + step) for begin in range(0, classes, step))
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor, beta: int = 1) -> None:
+    """Make `out` ``beta * out + left @ right``, whose factors may have fewer bits."""
+    dtype = _factor_dtype(left.dtype, out)
+    left, right = left.to(dtype), right.to(dtype)
+    if dtype == out.dtype:
+        out.addmm_(left, right, beta=beta)
+    elif beta:
+        out.add_(torch.mm(left, right, out_dtype=out.dtype))
+    else:
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
+
+
+def _factor_dtype(dtype: torch.dtype, out: Tensor) -> torch.dtype:
+    """That in which hidden states of `dtype` are multiplied into `out`: their own, if that keeps the products' bits."""
+    widening = dtype.itemsize == 2 and out.dtype == torch.float32 and _widens(out.device.type)
+    return dtype if widening else out.dtype
+
+
+@cache
+def _widens(device: str) -> bool:
+    """Whether a GEMM of 16-bit matrices can yield float32: on GPUs alone, whose units do so anyway."""
+    if device == "cuda" and "dtype_out" not in torch.ops.aten.mm.overloads():
+        warnings.warn(
+            f"linear_codistillation_loss multiplies in float32 here, which is slow: torch {torch.__version__} has no"
+            " GEMM from 16 to 32 bits; 2.8 has",
+            stacklevel=1,
+        )
+        return False
+    return device == "cuda"
+
+
+def _buffers(call: Call) -> Tensor:
+    """``[1 + N, tokens, V]``, for the logits of the student and the teachers."""
+    tokens = _tokens_at_once(call)
+    try:
+        return _new_buffers(call, tokens)
+    except torch.OutOfMemoryError:
+        if call.chunk_tokens is not None or tokens == 1:
+            raise
+    half = -(-tokens // 2)
+    warnings.warn(
+        f"linear_codistillation_loss: no memory for the logits of {tokens} tokens at once; goes on with {half}"
+        f" (chunk_tokens={half} asks for no more from the beginning)",
+        stacklevel=1,
+    )
+    return _new_buffers(call, half)
+
+
+def _tokens_at_once(call: Call) -> int:
+    """What was asked for, or as many as fit into the memory of the head's gradient in float32; see FEWEST_TOKENS."""
+    tokens = call.chunk_tokens
+    if tokens is None:
+        logits_nbytes = (1 + len(call.mixture)) * call.logits_dtype.itemsize
+        tokens = max(4 * call.hidden.shape[1] // logits_nbytes, FEWEST_TOKENS[call.hidden.device.type])
+    rows = max(len(call.hidden), 1)
+    chunks = -(-rows // tokens)
+    return -(-rows // chunks)  # all chunks alike
+
+
+def _new_buffers(call: Call, tokens: int) -> Tensor:
+    shape = (1 + len(call.mixture), tokens, len(call.weight))
+    if call.hidden.device.type == "cpu":
+        return recycled.empty(shape, call.logits_dtype)
+    return call.hidden.new_empty(shape, dtype=call.logits_dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    call = Call(*inputs)
+    _, parts, *gradients = output
+    ctx.summed = call.summed
+    ctx.dtypes = [None if by is None else by.dtype for by in (call.hidden, call.weight, call.bias)]
+    ctx.no_gradients = fused.no_gradients(inputs[3:])
+    ctx.mark_non_differentiable(parts, *gradients)
+    ctx.set_materialize_grads(False)
+    if call.summed:
+        ctx.save_for_backward(*gradients)
+        ctx.is_spent = False
+    else:
+        _save_inputs(ctx, inputs)
+
+
+def _backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+    make = _scaled_gradients if ctx.summed else _gradients_of_rows
+    gradients = make(ctx, grad_outputs[0])
+    wanted = [
+        gradient.to(dtype) if needed else None
+        for gradient, dtype, needed in zip(gradients, ctx.dtypes, ctx.needs_input_grad, strict=False)
+    ]
+    return *wanted, *ctx.no_gradients
+
+
+linear_codistillation.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _scaled_gradients(ctx: Any, factor: Tensor) -> list[Tensor]:
+    """Those of the forward, times what arrives from above for the sum."""
+    return [
+        fused.scaled(gradient, factor.expand(len(gradient))) if gradient.dim() == 2 else gradient * factor
+        for gradient in fused.spent(ctx)
+    ]
+
+
+def _gradients_of_rows(ctx: Any, factors: Tensor) -> list[Tensor]:
+    """Of the rows' losses times what arrives from above for each."""
+    fused.refuse_second_derivative()
+    call = Call(*_saved_inputs(ctx))
+    call = replace(call, summed=True, wanted=list(ctx.needs_input_grad[:3]), factors=factors.contiguous())
+    _, _, *gradients = linear_codistillation(*(getattr(call, field.name) for field in fields(Call)))
+    return list(gradients)
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    leaves, ctx.structure = tree_flatten(inputs)
+    ctx.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    ctx.save_for_backward(*(leaf if isinstance(leaf, Tensor) else None for leaf in leaves))
+
+
+def _saved_inputs(ctx: Any) -> tuple[Any, ...]:
+    leaves = [other if leaf is None else leaf for leaf, other in zip(ctx.saved_tensors, ctx.others, strict=True)]
+    inputs: tuple[Any, ...] = tree_unflatten(leaves, ctx.structure)
+    return inputs

@@ -1,0 +1,127 @@
+"""What the loss of hidden states takes besides what `loss_arguments` knows: heads, in several forms."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hpcdistill.loss_arguments import as_sequence, check_companion, check_device, check_dtype, check_vector
+
+Weight = Tensor | tuple[Tensor, Tensor]
+"""A head's, ``[V, D]``, or int8 with what its rows are multiplied by, ``[V]``."""
+
+
+class Teacher(NamedTuple):
+    """A teacher's hidden states ``[..., D_j]`` and head."""
+
+    hidden: Tensor
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+
+
+def check_student(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuse a head that does not fit the hidden states."""
+    check_dtype("hidden", hidden)
+    check_dtype("weight", weight)
+    if hidden.dim() == 0 or hidden.shape[-1] == 0:
+        raise ValueError(f"hidden has shape {list(hidden.shape)}; pass [..., D] with at least one column (D >= 1)")
+    if weight.dim() != 2 or len(weight) == 0 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}; hidden of shape {list(hidden.shape)} needs [V, {hidden.shape[-1]}]"
+            " with at least one class (V >= 1)"
+        )
+    check_device("weight", weight, hidden.device)
+    if bias is not None:
+        check_vector("bias", bias, len(weight))
+        check_device("bias", bias, hidden.device)
+
+
+def as_teachers(
+    hidden: Tensor | Sequence[Tensor] | None,
+    weight: Tensor | Sequence[Weight] | None,
+    bias: Tensor | Sequence[Tensor | None] | None,
+) -> list[Teacher]:
+    """The teachers one by one, however they were given."""
+    hiddens, weights = as_sequence(hidden, "teacher_hidden"), as_sequence(weight, "teacher_weight")
+    biases = [None] * len(hiddens) if bias is None else as_sequence(bias, "teacher_bias")
+    for name, given in {"teacher_weight": weights, "teacher_bias": biases}.items():
+        if len(given) != len(hiddens):
+            raise ValueError(
+                f"{name} has {len(given)} entries, but teacher_hidden {len(hiddens)}; pass one for each teacher (a"
+                " single teacher's go in lists)"
+            )
+    return [
+        Teacher(
+            _tensor(f"teacher_hidden[{j}]", hiddens[j]), *_numbers_and_scale(f"teacher_weight[{j}]", each), biases[j]
+        )
+        for j, each in enumerate(weights)
+    ]
+
+
+def _numbers_and_scale(name: str, weight: Weight) -> tuple[Tensor, Tensor | None]:
+    if not isinstance(weight, tuple):
+        return _tensor(name, weight), None
+    if len(weight) != 2:
+        raise TypeError(
+            f"{name} is a tuple of {len(weight)}; pass int8 [V, D] and what its rows are multiplied by, [V]"
+        )
+    return _tensor(f"{name}[0]", weight[0]), _tensor(f"{name}[1]", weight[1])
+
+
+def _tensor(name: str, value: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass a tensor")
+    return value
+
+
+def check_linear_teachers(teachers: Sequence[Teacher], hidden: Tensor, weight: Tensor) -> None:
+    """Refuse teachers that do not fit the student, or heads that do not fit their hidden states."""
+    for j, teacher in enumerate(teachers):
+        _check_teacher_hidden(f"teacher_hidden[{j}]", teacher.hidden, hidden)
+        _check_teacher_head(j, teacher, weight)
+
+
+def _check_teacher_hidden(name: str, teacher: Tensor, hidden: Tensor) -> None:
+    check_dtype(name, teacher)
+    if teacher.dim() == 0 or teacher.shape[:-1] != hidden.shape[:-1]:
+        raise ValueError(
+            f"{name} has shape {list(teacher.shape)}; hidden of shape {list(hidden.shape)} needs"
+            f" {[*hidden.shape[:-1], 'D']} (a single teacher goes in a list, or as teacher.unsqueeze(0))"
+        )
+    check_companion(name, teacher, hidden.device)
+
+
+def _check_teacher_head(j: int, teacher: Teacher, student_weight: Tensor) -> None:
+    name, weight, classes = f"teacher_weight[{j}]", teacher.weight, len(student_weight)
+    if weight.dim() != 2 or weight.shape[1] != teacher.hidden.shape[-1]:
+        raise ValueError(
+            f"{name} has shape {list(weight.shape)}; teacher_hidden[{j}] of shape {list(teacher.hidden.shape)} needs"
+            f" [V, {teacher.hidden.shape[-1]}]"
+        )
+    if len(weight) != classes:
+        raise ValueError(
+            f"{name} has {len(weight)} classes, but weight {classes}; all models must have one vocabulary (cut rows"
+            " that only pad it)"
+        )
+    if teacher.scale is None:
+        check_dtype(name, weight)
+    else:
+        if weight.dtype != torch.int8:
+            raise TypeError(f"{name}[0] has dtype {weight.dtype}; only a torch.int8 one comes with a scale")
+        check_vector(f"{name}[1]", teacher.scale, classes)
+        check_companion(f"{name}[1]", teacher.scale, student_weight.device)
+    check_companion(name, weight, student_weight.device)
+    if teacher.bias is not None:
+        check_vector(f"teacher_bias[{j}]", teacher.bias, classes)
+        check_companion(f"teacher_bias[{j}]", teacher.bias, student_weight.device)
+
+
+def check_chunks(chunk_tokens: int | str, **dtypes: torch.dtype | None) -> None:
+    """Refuse sizes of chunks, and dtypes of what is kept of them, that mean nothing."""
+    if chunk_tokens != "auto" and (not isinstance(chunk_tokens, int) or chunk_tokens <= 0):
+        raise ValueError(f"chunk_tokens is {chunk_tokens!r}; pass 'auto' or a whole number > 0")
+    for name, dtype in dtypes.items():
+        if dtype not in (torch.float32, None):
+            raise ValueError(f"{name} is {dtype}; pass torch.float32, or None for the dtype of what it is made from")
