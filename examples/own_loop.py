@@ -33,7 +33,7 @@ def main(steps: int = 400) -> None:
             turns = torch.atan2(points[:, 1], points[:, 0]) / (2 * torch.pi) % 1
             batch = Batch((points,), (turns * 10).long().clamp(max=9))
             teachers.predict(batch)  #
-            advice = teachers.logits()
+            advice = teachers.outputs()
             loss = codistillation_loss(model(points), batch.target, advice)  # instead of cross_entropy
             loss.backward()
             optimizer.step()

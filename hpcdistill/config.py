@@ -137,6 +137,9 @@ class CodistillConfig(Section):
     """Steps between two publishes of a group's weights."""
     max_staleness: PositiveInt | None = None
     """Steps for which a teacher may teach without being heard of anew; without it, 20 exchange intervals."""
+    fused_linear: bool = False
+    """Let the loss multiply hidden states by the model's head, so that the logits of a large vocabulary never exist
+    together."""
     teacher_precision: Literal["full", "bf16"] = "full"
     """In which precision teachers predict: 'full' as the student does, or 'bf16' where that is faster."""
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from hpcdistill.config import CodistillConfig
 from hpcdistill.data.batches import Batch
+from hpcdistill.objective import Objective
 from hpcdistill.saved_model import SavedModel
 from hpcdistill.tasks.task import Task
 
@@ -24,6 +22,7 @@ class FixedTeachers:
     Args:
         config: which teachers.
         task: what they predict.
+        objective: what models put out.
         device: where they do.
 
     Raises:
@@ -32,26 +31,23 @@ class FixedTeachers:
 
     quarantine: ClassVar[dict[int, str]] = {}
 
-    def __init__(self, config: CodistillConfig, task: Task, device: torch.device) -> None:
-        self._logits: list[torch.Tensor] = []
-        self._teachers: list[Callable[[Batch], torch.Tensor]]
-        if config.teachers == "checkpoints":
-            self._teachers = [
-                partial(_ask, SavedModel.load(path).build(task.store).to(device)) for path in config.checkpoints
-            ]
-        else:
-            prior = task.unigram() if config.teachers == "unigram" else task.objective.uniform
-            self._teachers = [partial(_repeat, prior.to(device))]
+    def __init__(self, config: CodistillConfig, task: Task, objective: Objective, device: torch.device) -> None:
+        self._objective = objective
+        self._outputs: list[Any] = []
+        self._models = [SavedModel.load(path).build(task.store).to(device) for path in config.checkpoints]
+        priors = {"uniform": lambda: objective.uniform, "unigram": task.unigram}
+        self._priors = [make().to(device) for kind, make in priors.items() if kind == config.teachers]
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> None:
         """Let each teacher look at the inputs."""
-        self._logits = [teacher(batch) for teacher in self._teachers]
+        models = [self._objective.outputs(model, batch.inputs) for model in self._models]
+        self._outputs = models + [self._objective.always(prior, batch.target) for prior in self._priors]
 
-    def logits(self) -> list[torch.Tensor]:
+    def outputs(self) -> list[Any]:
         """What `predict` made."""
-        logits, self._logits = self._logits, []
-        return logits
+        outputs, self._outputs = self._outputs, []
+        return outputs
 
     def staleness(self, step: int) -> dict[int, int]:
         """Of no peer."""
@@ -59,12 +55,3 @@ class FixedTeachers:
 
     def advance(self, step: int) -> None:
         """Nothing to learn; the weight of the loss keeps them silent in the burn-in."""
-
-
-def _ask(model: nn.Module, batch: Batch) -> torch.Tensor:
-    outputs: torch.Tensor = model(*batch.inputs)
-    return outputs
-
-
-def _repeat(prior: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return prior.expand(*batch.target.shape, *prior.shape)

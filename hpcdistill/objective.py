@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcdistill.binary_loss import binary_codistillation_loss
@@ -15,19 +15,26 @@ from hpcdistill.loss import codistillation_loss
 
 
 class Objective(Protocol):
-    """How outputs of a model are judged."""
+    """What a model's outputs are and how they are judged.
+
+    Outputs are tensors, but for those of `fused_head.FusedSoftmax`, which only its own losses know.
+    """
 
     guessing: float
     """The cross-entropy, in nats, of a prediction that knows nothing."""
     uniform: Tensor
-    """That prediction: the outputs for one target."""
+    """That prediction: logits for one target."""
 
-    def loss(
-        self, outputs: Tensor, target: Tensor, teachers: list[Tensor], weight: float, temperature: float
-    ) -> Tensor:
+    def outputs(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+        """What `model` makes of a batch's inputs."""
+
+    def always(self, prior: Tensor, target: Tensor) -> Any:
+        """Outputs that are `prior`, logits for one target, whatever the inputs of a batch with such a target."""
+
+    def loss(self, outputs: Any, target: Tensor, teachers: list[Any], weight: float, temperature: float) -> Tensor:
         """The mean loss of a batch, with the distillation term; teachers' outputs are shaped as `outputs`."""
 
-    def cross_entropy(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def cross_entropy(self, outputs: Any, target: Tensor) -> Tensor:
         """In nats for each target, shaped as `target`; float32."""
 
     def ensemble(self, outputs: Sequence[Tensor]) -> Tensor:
@@ -46,7 +53,20 @@ class Objective(Protocol):
         """The likeliest answers, to be compared with a target and shaped as it."""
 
 
-class Softmax:
+class _Logits:
+    """Outputs as the model gives them."""
+
+    def outputs(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        """See `Objective`."""
+        logits: Tensor = model(*inputs)
+        return logits
+
+    def always(self, prior: Tensor, target: Tensor) -> Tensor:
+        """See `Objective`."""
+        return prior.expand(*target.shape, *prior.shape)
+
+
+class Softmax(_Logits):
     """One of `classes`: outputs are logits [..., classes], targets int64 [...]."""
 
     def __init__(self, classes: int) -> None:
@@ -78,7 +98,7 @@ class Softmax:
         return outputs.argmax(-1)
 
 
-class Binary:
+class Binary(_Logits):
     """Yes or no: outputs are one logit each [...], targets float [...]."""
 
     guessing = math.log(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ class Teachers:
         exchange: where snapshots go and come from.
         topology: which peers to learn from.
         groups: who is who.
-        objective: how a snapshot is judged.
+        objective: what models put out, and how a snapshot is judged.
 
     Attributes:
         quarantine: the reasons, by peer.
@@ -65,14 +66,14 @@ class Teachers:
         self._steps: dict[int, int] = {}  # of the peer, when it published
         self._heard: dict[int, int] = {}  # one's own, when that was taken up
         self._untried: set[int] = set()
-        self._logits: list[torch.Tensor] = []
+        self._outputs: list[Any] = []
         parameter = next(model.parameters())
         self._dtype = parameter.dtype
         self._stream = torch.cuda.Stream(parameter.device) if parameter.is_cuda else None
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> None:
-        """Let each teacher look at the inputs; on a GPU, beside whatever is asked of it until `logits` is called.
+        """Let each teacher look at the inputs; on a GPU, beside whatever is asked of it until `outputs` is called.
 
         Collective over the group. A new snapshot is first tried on the target.
         """
@@ -85,23 +86,25 @@ class Teachers:
             if peer not in self.quarantine or peer in self._untried
         }
         with torch.cuda.stream(self._stream), torch.autocast(batch.target.device.type, torch.bfloat16, enabled=low):
-            predictions = {peer: replica(*batch.inputs).to(self._dtype) for peer, replica in asked.items()}
+            predictions = {
+                peer: self._objective.outputs(replica, batch.inputs).to(self._dtype) for peer, replica in asked.items()
+            }
             for peer in sorted(self._untried):
                 self._try(peer, predictions[peer], batch.target)
-        self._logits = [logits for peer, logits in predictions.items() if peer not in self.quarantine]
+        self._outputs = [outputs for peer, outputs in predictions.items() if peer not in self.quarantine]
 
-    def logits(self) -> list[torch.Tensor]:
+    def outputs(self) -> list[Any]:
         """What `predict` made: outputs of the student's shape and dtype for each peer that may teach; none at first.
 
         They are handed over rather than kept, so that they live as long as the caller's loss needs them.
         """
-        logits, self._logits = self._logits, []
+        outputs, self._outputs = self._outputs, []
         if self._stream:
             stream = torch.cuda.current_stream()
             stream.wait_stream(self._stream)
-            for each in logits:
+            for each in outputs:
                 each.record_stream(stream)
-        return logits
+        return outputs
 
     def staleness(self, step: int) -> dict[int, int]:
         """By peer, how many steps old its teacher is at `step`; negative when the peer is ahead."""
@@ -139,9 +142,9 @@ class Teachers:
             if step - heard > patience:
                 self._put_in_quarantine(peer, f"not heard of for more than {patience} steps")
 
-    def _try(self, peer: int, logits: torch.Tensor, target: torch.Tensor) -> None:
+    def _try(self, peer: int, outputs: Any, target: torch.Tensor) -> None:
         self._untried.discard(peer)
-        loss = self._objective.cross_entropy(logits, target).mean().item()
+        loss = self._objective.cross_entropy(outputs, target).mean().item()
         mean, guessing = self._groups.sum(loss) / self._groups.size, self._objective.guessing
         if not mean <= guessing + WORSE_THAN_GUESSING:
             numbers = f"{mean:.3g} nats, not {guessing:.3g}"

@@ -8,15 +8,17 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hpcdistill.config import Config
+from hpcdistill.config import CodistillConfig, Config
 from hpcdistill.data.batches import Batch, Share
+from hpcdistill.errors import UserError
 from hpcdistill.events import require_tensorboard
 from hpcdistill.exchange import Exchange, open_exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.fixed_teachers import FixedTeachers
+from hpcdistill.fused_head import FusedSoftmax
 from hpcdistill.groups import Groups
 from hpcdistill.models import build_model
-from hpcdistill.objective import Objective
+from hpcdistill.objective import Objective, Softmax
 from hpcdistill.optimizer import build_optimizer, set_learning_rate
 from hpcdistill.recorder import Recorder
 from hpcdistill.restart import Restart
@@ -52,6 +54,7 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
     validation_data = task.validation(config.data, groups.rank, groups.size)
     torch.manual_seed(config.seed * groups.count + groups.group)  # groups begin apart, ranks of a group together
     model = build_model(config.model, task.store).to(groups.device)
+    objective = _objective(config.codistill, task, model)
     torch.manual_seed(torch.initial_seed() * groups.size + groups.rank)  # dropout: each rank its own
     optimizer = groups.distribute(build_optimizer(config.optimizer, model), model)
     average = _average_of(model, config.train.average)
@@ -66,14 +69,14 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
         Recorder(config, groups, _facts(config, groups, task, model), step) as recorder,
         restart,
     ):
-        teachers = _teachers(config, task, model, exchange, topology, groups)
+        teachers = _teachers(config, task, objective, model, exchange, topology, groups)
         stopping = False
         while step < config.train.steps and not stopping:
             batch = next(batches).to(groups.device)
             with recorder.time("teachers"):
                 teachers.predict(batch)
-            outputs, weight = model(*batch.inputs), config.codistill.weight_at(step)
-            loss = task.objective.loss(outputs, batch.target, teachers.logits(), weight, config.codistill.temperature)
+            outputs, weight = objective.outputs(model, batch.inputs), config.codistill.weight_at(step)
+            loss = objective.loss(outputs, batch.target, teachers.outputs(), weight, config.codistill.temperature)
             set_learning_rate(optimizer, config.optimizer, step, config.train.steps)
             loss.backward()
             optimizer.step()  # averages the gradients inside the group first
@@ -88,7 +91,7 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
             saves = stopping or finished or step % config.checkpoint.interval == 0
             recorder.stepped(step, loss, teachers, exchange.ledger, up_to_here=saves)
             if finished or step % config.train.validate_every == 0:
-                validation = validation_loss(shown, task.objective, validation_data, groups)
+                validation = validation_loss(shown, objective, validation_data, groups)
                 recorder.validated(step, validation)
                 restart.validated(validation)
             if saves:
@@ -104,7 +107,7 @@ def validation_loss(model: nn.Module, objective: Objective, batches: Iterable[Ba
     total, count = 0.0, 0
     for batch in batches:
         inputs, target = batch.to(groups.device)
-        total += objective.cross_entropy(model(*inputs), target).sum().item()
+        total += objective.cross_entropy(objective.outputs(model, inputs), target).sum().item()
         count += target.numel()
     model.train()
     return groups.sum(total) / groups.sum(count)
@@ -116,12 +119,29 @@ def training_share(config: Config, groups: Groups) -> Share:
     return Share(part, parts, groups.rank, groups.size, seed=(config.seed, groups.group))
 
 
+def _objective(config: CodistillConfig, task: Task, model: nn.Module) -> Objective:
+    if not config.fused_linear:
+        return task.objective
+    if not isinstance(task.objective, Softmax):
+        raise UserError(
+            f"codistill.fused_linear = true is for models that choose among classes, not for {task.store.KIND}; "
+            "do without it"
+        )
+    return FusedSoftmax(len(task.objective.uniform), model)
+
+
 def _teachers(
-    config: Config, task: Task, model: nn.Module, exchange: Exchange, topology: Topology, groups: Groups
+    config: Config,
+    task: Task,
+    objective: Objective,
+    model: nn.Module,
+    exchange: Exchange,
+    topology: Topology,
+    groups: Groups,
 ) -> Teachers | FixedTeachers:
     if config.codistill.teachers == "peers":
-        return Teachers(config.codistill, model, exchange, topology, groups, task.objective)
-    return FixedTeachers(config.codistill, task, groups.device)
+        return Teachers(config.codistill, model, exchange, topology, groups, objective)
+    return FixedTeachers(config.codistill, task, objective, groups.device)
 
 
 def _average_of(model: nn.Module, decay: float) -> AveragedModel | None:

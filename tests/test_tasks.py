@@ -110,11 +110,11 @@ def test_the_loss_without_teachers_is_the_mean_cross_entropy(
 
 def test_a_prior_says_the_same_whatever_it_is_shown(tmp_path: Path) -> None:
     task = language_task(tmp_path)
-    teachers = FixedTeachers(CodistillConfig(teachers="unigram"), task, torch.device("cpu"))
+    teachers = FixedTeachers(CodistillConfig(teachers="unigram"), task, task.objective, torch.device("cpu"))
     teachers.predict(Batch((), torch.zeros(2, 3, dtype=torch.int64)))
-    (logits,) = teachers.logits()
+    (logits,) = teachers.outputs()
     assert torch.equal(logits, task.unigram().expand(2, 3, 256))
-    assert teachers.logits() == []  # handed over
+    assert teachers.outputs() == []  # handed over
 
 
 def test_the_weight_rises_after_the_burn_in() -> None:

@@ -45,8 +45,8 @@ def predictions_until(
             staleness = teachers.staleness(step)
             assert all((step - stale) % config.exchange_interval == 0 for stale in staleness.values())
             teachers.predict(Batch((INPUTS,), TARGETS))
-            predictions = dict(zip(staleness, teachers.logits(), strict=True))
-            assert teachers.logits() == []  # handed over
+            predictions = dict(zip(staleness, teachers.outputs(), strict=True))
+            assert teachers.outputs() == []  # handed over
             assert not predictions or step >= config.burn_in
             time.sleep(1e-3)
     assert student.training

@@ -131,6 +131,30 @@ def test_groups_that_are_jobs_of_their_own_teach_each_other(train: Run, tmp_path
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def test_a_fused_head_learns_the_same(train: Run, tmp_path: Path) -> None:
+    """On the same way, until roundings have added up."""
+    taught = ("--codistill.teachers=unigram", "--codistill.burn_in=5", "--codistill.weight=0.5", "--groups=1")
+    for name, fused in (("plain", "false"), ("fused", "true")):
+        options = (f"--codistill.fused_linear={fused}", f"--run_dir={tmp_path / name}")
+        result = train(2, *taught, *options, "--model.dropout=0")
+        assert result.returncode == 0, result.stderr
+    plain, fused = (read_metrics(metrics_path(tmp_path / name, 0))[1] for name in ("plain", "fused"))
+    for key in ("loss", "validation_loss"):
+        expected, found = ([record[key] for record in records if key in record] for records in (plain, fused))
+        assert found == pytest.approx(expected, rel=1e-3)
+    assert found[-1] < found[0]
+
+
+def test_peers_with_fused_heads_teach_each_other(train: Run, tmp_path: Path) -> None:
+    result = train(2, "--codistill.fused_linear=true", "--codistill.teacher_precision=bf16", "--train.steps=100")
+    assert result.returncode == 0, result.stderr
+    _, records = read_metrics(metrics_path(tmp_path / "run", 0))
+    validation = [record["validation_loss"] for record in records if "validation_loss" in record]
+    assert validation[-1] < validation[0] < 5.5
+    assert any(record.get("staleness") for record in records)
+    assert not any(record.get("quarantine") for record in records)
+
+
 def test_image_models_teach_each_other(train: Run, tmp_path: Path) -> None:
     """Of stripes that lie or stand, which random shifts do not change."""
     labels = np.arange(64) // 2 % 2  # both for each group
@@ -199,7 +223,7 @@ def test_a_saved_model_for_other_data_is_refused(train: Run, tmp_path: Path) -> 
     assert train(1, *ALONE, "--train.steps=10").returncode == 0
     clicks, checkpoint = tmp_path / "clicks.h5", tmp_path / "run" / "checkpoints" / "g0-best.h5"
     prepare_clicks(clicks, 2000)
-    with RowStore(clicks) as store, pytest.raises(UserError, match=r"model\.name = 'lstm' is not for"):
+    with RowStore(clicks) as store, pytest.raises(UserError, match=r"for other data than .* which is a store of rows"):
         SavedModel.load(checkpoint).build(store)
     result = train(
         1,

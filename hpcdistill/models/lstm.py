@@ -34,8 +34,12 @@ class LSTMLanguageModel(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Next-token logits, float [batch, time, V], for int64 tokens [batch, time]."""
-        hidden = self.dropout(self.embedding(tokens))
+        logits: torch.Tensor = self.head(self.hidden(tokens))
+        return logits
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the head makes logits of, float [batch, time, width]."""
+        hidden: torch.Tensor = self.dropout(self.embedding(tokens))
         for lstm, norm in zip(self.layers, self.norms, strict=True):
             hidden = self.dropout(norm(lstm(hidden)[0]))
-        logits: torch.Tensor = self.head(hidden)
-        return logits
+        return hidden

@@ -44,8 +44,13 @@ class ResNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits, float [batch, K], for float images [batch, C, height, width]."""
-        logits: torch.Tensor = self.head(self.blocks(self.stem(images)).mean((2, 3)))
+        logits: torch.Tensor = self.head(self.hidden(images))
         return logits
+
+    def hidden(self, images: torch.Tensor) -> torch.Tensor:
+        """What the head makes logits of, float [batch, width]."""
+        features: torch.Tensor = self.blocks(self.stem(images)).mean((2, 3))
+        return features
 
 
 class _Block(nn.Module):

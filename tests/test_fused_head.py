@@ -1,0 +1,57 @@
+"""A softmax fused with the model's head learns as the plain one does."""
+
+import pytest
+import torch
+from torch import nn
+
+from hpcdistill.errors import UserError
+from hpcdistill.fused_head import FusedSoftmax
+from hpcdistill.models.lstm import LSTMLanguageModel
+from hpcdistill.models.resnet import ResNet
+from hpcdistill.objective import Objective, Softmax
+
+TOKENS = torch.arange(30).view(3, 10) % 17
+
+
+def model_of(seed: int, width: int = 8) -> nn.Module:
+    torch.manual_seed(seed)
+    return LSTMLanguageModel(17, width, layers=1, projection=0, dropout=0.0).double()
+
+
+def learned(objective: Objective, teachers: list[nn.Module]) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Loss and gradients of one batch, with a prior as one more teacher."""
+    model = model_of(0)
+    with torch.no_grad():
+        advice = [objective.outputs(teacher, (TOKENS,)) for teacher in teachers]
+        advice.append(objective.always(torch.linspace(-1, 1, 17).double(), TOKENS))
+    loss = objective.loss(objective.outputs(model, (TOKENS,)), TOKENS.flip(0), advice, 0.7, 2.0)
+    loss.backward()
+    return loss.detach(), [parameter.grad for parameter in model.parameters()]
+
+
+def test_losses_and_gradients_are_those_of_logits() -> None:
+    teachers = [model_of(1).requires_grad_(False), model_of(2, width=5).requires_grad_(False)]
+    loss, gradients = learned(Softmax(17), teachers)
+    fused_loss, fused_gradients = learned(FusedSoftmax(17, model_of(0)), teachers)
+    torch.testing.assert_close(fused_loss, loss)
+    torch.testing.assert_close(fused_gradients, gradients)
+
+
+def test_the_cross_entropy_is_that_of_logits() -> None:
+    model = model_of(0)
+    plain, fused = Softmax(17), FusedSoftmax(17, model)
+    losses = [one.cross_entropy(one.outputs(model, (TOKENS,)), TOKENS) for one in (plain, fused)]
+    torch.testing.assert_close(losses[1].float(), losses[0])
+
+
+def test_models_of_images_have_what_it_takes() -> None:
+    model = ResNet(18, 5, 1, small=True).eval()
+    images = torch.randn(2, 1, 8, 8)
+    states, weight, bias = FusedSoftmax(5, model).outputs(model, (images,))
+    torch.testing.assert_close(states @ weight.t() + bias, model(images))
+
+
+@pytest.mark.parametrize("model", [nn.Linear(3, 3), nn.Sequential()])
+def test_a_model_without_a_head_is_refused(model: nn.Module) -> None:
+    with pytest.raises(UserError, match=f"a method `hidden` and an nn.Linear `head`, which {type(model).__name__} has"):
+        FusedSoftmax(3, model)
