@@ -1,6 +1,7 @@
 """How benchmarks measure: several contenders side by side, in turns, so that a noisy machine is noisy for all alike."""
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -57,6 +58,8 @@ def peak_extra_bytes(work: Work, device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    with suppress(AttributeError):  # not glibc, which keeps freed memory: what is taken from that would not be seen
+        ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is in use
     before = _status_bytes("VmHWM")
     work()

@@ -1,0 +1,180 @@
+"""The loss of hidden states against what holds the logits of all tokens: forward and backward, side by side.
+
+    python benchmarks/bench_linear_loss.py [--device cpu|cuda]
+
+prints a table and writes the raw seconds as JSON. No implementation can do without the GEMMs that make the logits of
+all models and the gradients by the student's hidden states and head: they are the floor that times are divided by.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from bench_loss import DTYPES, TEACHERS, eager
+from measure import add_common_options, in_turns, machine, peak_extra_bytes, ratio, write_json
+from torch import Tensor
+
+from hpcdistill import codistillation_loss, linear_codistillation_loss, recycled
+
+
+class Model(NamedTuple):
+    """Its last hidden states ``[tokens, D]`` and its head ``[V, D]``."""
+
+    hidden: Tensor
+    weight: Tensor
+
+
+class Setting(NamedTuple):
+    """One line of the table."""
+
+    tokens: int
+    width: int
+    classes: int
+    teachers: int
+    dtype: str
+
+
+Loss = Callable[[Model, Tensor, list[Model]], Tensor]
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_options(parser, "linear_loss")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048], help="rows of hidden states (default: 2048)")
+    parser.add_argument("--widths", type=int, nargs="+", default=[512], help="columns D of these (default: 512)")
+    parser.add_argument("--classes", type=int, nargs="+", default=[32000], help="vocabulary sizes V (default: 32000)")
+    parser.add_argument("--teachers", type=int, nargs="+", default=TEACHERS, help="numbers of teachers N")
+    parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=DTYPES, help="of hidden states and heads")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    torch._inductor.config.compile_threads = 1  # no workers beside what is measured
+
+    print(f"{machine(device)}\n\n{HEADER}")
+    results = []
+    for setting in map(
+        Setting._make, product(options.tokens, options.widths, options.classes, options.teachers, options.dtypes)
+    ):
+        results.append(measure(setting, options.rounds, device))
+        print(lines(results[-1]), flush=True)
+    output = options.output or Path(__file__).parent / "results" / f"linear_loss-{device.type}.json"
+    write_json(output, {"machine": machine(device), "results": results})
+
+
+def measure(setting: Setting, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Seconds and peak memory of every contender in one setting."""
+    torch._dynamo.reset()
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(shape, device=device, generator=generator).mul_(scale).to(DTYPES[setting.dtype])
+
+    student, *teachers = (
+        Model(random(setting.tokens, setting.width), random(setting.classes, setting.width, scale=setting.width**-0.5))
+        for _ in range(1 + setting.teachers)
+    )
+    target = torch.randint(0, setting.classes, (setting.tokens,), device=device, generator=generator)
+    for tensor in student:
+        tensor.requires_grad_()
+    works = {name: partial(step, loss, student, target, teachers) for name, loss in contenders(setting, device)}
+    peaks = {}
+    for name, work in works.items():
+        work()  # compiles; and a GPU's libraries take their workspace
+        recycled.release()
+        peaks[name] = peak_extra_bytes(work, device)
+    works["GEMMs"] = gemms(student, teachers)
+    return {**setting._asdict(), "peak_extra_bytes": peaks, "seconds": in_turns(works, device, rounds)}
+
+
+def step(loss: Loss, student: Model, target: Tensor, teachers: list[Model]) -> None:
+    """Forward and backward."""
+    torch.autograd.grad(loss(student, target, teachers), student)
+
+
+def gemms(student: Model, teachers: list[Model]) -> Callable[[], None]:
+    """The multiplications alone, each of all tokens at once, into memory that is there already."""
+    logits = torch.empty(
+        len(student.hidden), len(student.weight), dtype=student.hidden.dtype, device=student.hidden.device
+    )
+    by_hidden, by_weight = (torch.empty_like(tensor) for tensor in student)
+
+    @torch.no_grad()
+    def work() -> None:
+        for model in (*teachers, student):
+            torch.mm(model.hidden, model.weight.t(), out=logits)
+        torch.mm(logits, student.weight, out=by_hidden)
+        torch.mm(logits.t(), student.hidden, out=by_weight)
+
+    return work
+
+
+def contenders(setting: Setting, device: torch.device) -> Iterator[tuple[str, Loss]]:
+    """Ours first."""
+    yield "ours", ours
+    yield "fused", materialised(codistillation_loss)
+    yield "compile", torch.compile(materialised(eager), dynamic=False)
+    yield "eager", materialised(eager)
+    if device.type == "cuda":
+        yield from peers(setting)
+
+
+def ours(student: Model, target: Tensor, teachers: list[Model]) -> Tensor:
+    """Hidden states and heads as they are."""
+    hidden, weight = [model.hidden for model in teachers], [model.weight for model in teachers]
+    return linear_codistillation_loss(student.hidden, student.weight, target, hidden, weight)
+
+
+def materialised(loss: Callable[[Tensor, Tensor, list[Tensor]], Tensor]) -> Loss:
+    """`loss` of the logits of all tokens."""
+
+    def of_models(student: Model, target: Tensor, teachers: list[Model]) -> Tensor:
+        with torch.no_grad():
+            teacher_logits = [F.linear(*model) for model in teachers]
+        return loss(F.linear(*student), target, teacher_logits)
+
+    return of_models
+
+
+def peers(setting: Setting) -> Iterator[tuple[str, Loss]]:
+    """Liger's cross-entropy, and of its distillation losses the nearest, a Jensen-Shannon divergence; if installed."""
+    try:
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        return
+    if setting.teachers == 0:
+        cross_entropy = LigerFusedLinearCrossEntropyLoss()
+        yield "liger", lambda student, target, _: cross_entropy(student.weight, student.hidden, target)
+    elif setting.teachers == 1:
+        divergence = LigerFusedLinearJSDLoss(weight_hard_loss=1.0, weight_soft_loss=1.0)
+        yield "liger", lambda student, target, teachers: divergence(*student, *teachers[0], target, None, None)
+
+
+HEADER = (
+    "| tokens × D → V | N | dtype | contender | seconds | of the GEMMs | of eager | peak extra MB | of eager |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def lines(result: dict[str, Any]) -> str:
+    """Rows of the Markdown table."""
+    seconds, peaks = result["seconds"], result["peak_extra_bytes"]
+    setting = (
+        f"| {result['tokens']} × {result['width']} → {result['classes']} | {result['teachers']} | {result['dtype']}"
+    )
+    return "\n".join(
+        f"{setting} | {name} | {statistics.median(seconds[name]):.2f} | {ratio(seconds, name, 'GEMMs'):.2f}× "
+        f"| {ratio(seconds, name, 'eager'):.2f}× | {peaks[name] / 1e6:.0f} | {peaks[name] / peaks['eager']:.3f} |"
+        for name in peaks
+    )
+
+
+if __name__ == "__main__":
+    main()
