@@ -1,6 +1,6 @@
 """Baselines: codistillation against what else could be done with one model, or with the compute of two.
 
-After the paper's Section 3.3 (Anil et al. 2018): label smoothing, ensembles, and two-phase distillation, whose teachers
+After the paper's Section 3 (Anil et al. 2018): label smoothing, ensembles, and two-phase distillation, whose teachers
 have been trained beforehand. `compute` counts the models trained, teachers included, and the batch.
 """
 

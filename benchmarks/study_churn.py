@@ -1,7 +1,7 @@
 """Churn on click data: how much predictions change when a model is trained again with another seed.
 
 Two trainings of one DNN, of an ensemble of two, and of one of two that codistil, all on the same data in orders of
-their own; their churn is the mean absolute difference of the predictions (Anil et al. 2018, Section 3.4.1). Ten seeds
+their own; their churn is the mean absolute difference of the predictions (Anil et al. 2018, Section 3). Ten seeds
 make five independent pairs.
 """
 

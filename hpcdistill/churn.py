@@ -1,6 +1,6 @@
 """How much the predictions of two models differ: what changes for users when one takes the other's place.
 
-Anil et al. 2018, Section 3.4: a model that is trained again predicts something else, which an ensemble or
+Anil et al. 2018, Section 3: a model that is trained again predicts something else, which an ensemble or
 codistillation lessens.
 """
 

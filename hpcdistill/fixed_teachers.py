@@ -17,7 +17,7 @@ class FixedTeachers:
     """What `Teachers` is for peers, for the other kinds of `codistill.teachers`.
 
     With 'checkpoints' it is the second phase of distillation (Hinton et al., arXiv 1503.02531), with 'uniform' and
-    'unigram' the two kinds of label smoothing that the paper compares with (Anil et al. 2018, Section 3.3.2).
+    'unigram' the two kinds of label smoothing that the paper compares with (Anil et al. 2018, Section 3).
 
     Args:
         config: which teachers.

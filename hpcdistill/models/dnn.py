@@ -1,4 +1,4 @@
-"""The click-through model of the paper's Section 3.4, at any size."""
+"""The click-through model of the paper's Section 3, at any size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 class ClickDNN(nn.Module):
     """Embeddings and dense features through fully connected ReLU layers to one logit.
 
-    The paper's model for Criteo's data has layers of 2560, 1024 and 256 units (Anil et al. 2018, Section 3.4.1).
+    The paper's model for Criteo's data has layers of 2560, 1024 and 256 units (Anil et al. 2018, Section 3).
     All fields share one table, in which each has rows of its own.
 
     Args:
