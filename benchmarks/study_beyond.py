@@ -1,6 +1,6 @@
 """Beyond the paper: what raises the gain at the same cost.
 
-Averaging weights, to teach by and to use; raising the weight of the distillation term step by step; temperature; each
+Averaging weights, to teach by and to use, and raising the weight of the distillation term step by step; each
 against the same for one model where that makes sense. At a constant learning rate.
 """
 
@@ -22,7 +22,6 @@ CASES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "one, twice the batch, averaged": (1, 2, (AVERAGE,)),
     "two codistilled, averaged": (2, 1, (AVERAGE,)),
     "two codistilled, ramp of 500": (2, 1, ("--codistill.ramp=500",)),
-    "two codistilled, temperature 2": (2, 1, ("--codistill.temperature=2",)),
 }
 """Models, batch in units of `BATCH`, options."""
 
