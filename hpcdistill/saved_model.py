@@ -23,7 +23,6 @@ class SavedModel:
     path: Path
     config: Config
     """Of the run that made it."""
-    step: int
     _weights: State
 
     @classmethod
@@ -40,7 +39,7 @@ class SavedModel:
             raise UserError(f"checkpoint {path} is of another version of hpcdistill: {error}") from None
         prefix, average = "module.", state.get("average", {})
         shown = {name.removeprefix(prefix): weight for name, weight in average.items() if name.startswith(prefix)}
-        return cls(path, config, int(state["step"]), shown or state["model"])
+        return cls(path, config, shown or state["model"])
 
     def build(self, store: StoreFile) -> nn.Module:
         """The model as it was saved, to predict with: in eval mode, without gradient, on the CPU.

@@ -53,6 +53,21 @@ class Share:
         return batch_size // self.size
 
 
+def evenly_spread(available: int, most: int) -> Numbers:
+    """At most `most` of the numbers below `available`, int64."""
+    return np.linspace(0, available - 1, min(available, most)).astype(np.int64)
+
+
+def require_one_each(available: int, size: int, holding: str, remedy: str = "prepare more data") -> None:
+    """See that each of a group's `size` ranks has something to validate on.
+
+    Raises:
+        UserError: there is less; `holding` says in words what there is.
+    """
+    if available < size:
+        raise UserError(f"{holding}, fewer than the {size} ranks of a group; {remedy}")
+
+
 class Batches:
     """An endless iterator over one rank's training batches, which can go on from any batch.
 

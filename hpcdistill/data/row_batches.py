@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpcdistill.data.batches import Batch, Share
+from hpcdistill.data.batches import Batch, Share, evenly_spread, require_one_each
 from hpcdistill.data.rows import CHUNK_ROWS, Rows, RowStore
 from hpcdistill.errors import UserError
 
@@ -97,12 +97,8 @@ def row_validation_batches(store: RowStore, batch_size: int, rank: int, size: in
         UserError: the validation part has fewer rows than the group has ranks.
     """
     rows = store.size("validation")
-    if rows < size:
-        raise UserError(
-            f"{store.path} holds {rows} validation rows, fewer than the {size} ranks of a group; prepare more data"
-        )
-    blocks = -(-rows // CHUNK_ROWS)
-    chosen = np.linspace(0, blocks - 1, min(blocks, VALIDATION_BLOCKS)).astype(np.int64)
+    require_one_each(rows, size, f"{store.path} holds {rows} validation rows")
+    chosen = evenly_spread(-(-rows // CHUNK_ROWS), VALIDATION_BLOCKS)
     read = _concatenate([store.read("validation", int(block) * CHUNK_ROWS, CHUNK_ROWS) for block in chosen])
     share = read.at(slice(rank, None, size))
     return [_batch(share.at(slice(begin, begin + batch_size))) for begin in range(0, len(share.label), batch_size)]

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from hpcdistill.config import DataConfig
-from hpcdistill.data.batches import Batch, Batches, Numbers, Share
+from hpcdistill.data.batches import Batch, Batches, Numbers, Share, evenly_spread, require_one_each
 from hpcdistill.data.store import TokenStore
-from hpcdistill.errors import UserError
 
 VALIDATION_SEQUENCES = 1024
 """At most this many, evenly spread over the validation part: the same ones for every group and every run."""
@@ -33,12 +32,9 @@ def sequence_validation_batches(store: TokenStore, config: DataConfig, rank: int
         UserError: the validation part is shorter than one sequence.
     """
     available = (store.size("validation") - 1) // config.sequence_length
-    if available < size:
-        raise UserError(
-            f"{store.path} holds {max(available, 0)} validation sequences of {config.sequence_length} tokens, "
-            f"fewer than the {size} ranks of a group; prepare more data or lower --data.sequence_length"
-        )
-    chosen = np.linspace(0, available - 1, min(available, VALIDATION_SEQUENCES)).astype(np.int64)[rank::size]
+    holding = f"{store.path} holds {max(available, 0)} validation sequences of {config.sequence_length} tokens"
+    require_one_each(available, size, holding, "prepare more data or lower --data.sequence_length")
+    chosen = evenly_spread(available, VALIDATION_SEQUENCES)[rank::size]
     return [
         _sequences(store, "validation", chosen[begin : begin + config.batch_size], config.sequence_length)
         for begin in range(0, len(chosen), config.batch_size)

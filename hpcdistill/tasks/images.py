@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from hpcdistill.config import DataConfig
-from hpcdistill.data.batches import Batch, Batches, Numbers, Share
+from hpcdistill.data.batches import Batch, Batches, Numbers, Share, evenly_spread, require_one_each
 from hpcdistill.data.image_batches import Images
 from hpcdistill.data.image_store import ImageStore
-from hpcdistill.errors import UserError
 from hpcdistill.objective import Softmax
 from hpcdistill.tasks.task import Task, TrainingBatches
 
@@ -43,12 +42,8 @@ class ImageTask(Task):
     def validation(self, config: DataConfig, rank: int = 0, size: int = 1) -> Iterable[Batch]:
         """See `Task`; they are read each time anew, for they are too many to keep."""
         available = self.store.size("validation")
-        if available < size:
-            raise UserError(
-                f"{self.store.path} holds {available} validation images, fewer than the {size} ranks of a group; "
-                "prepare more data"
-            )
-        chosen = np.linspace(0, available - 1, min(available, VALIDATION_IMAGES)).astype(np.int64)[rank::size]
+        require_one_each(available, size, f"{self.store.path} holds {available} validation images")
+        chosen = evenly_spread(available, VALIDATION_IMAGES)[rank::size]
         return _Validation(Images(self.store, config.image_size), chosen, config.batch_size)
 
     def unigram(self) -> Tensor:
