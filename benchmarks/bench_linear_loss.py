@@ -11,13 +11,12 @@ import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from bench_loss import DTYPES, TEACHERS, eager
-from measure import add_common_options, in_turns, machine, peak_extra_bytes, ratio, write_json
+from measure import add_common_options, in_turns, peak_extra_bytes, ratio, sweep
 from torch import Tensor
 
 from hpcdistill import codistillation_loss, linear_codistillation_loss, recycled
@@ -53,19 +52,17 @@ def main() -> None:
     parser.add_argument("--teachers", type=int, nargs="+", default=TEACHERS, help="numbers of teachers N")
     parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=DTYPES, help="of hidden states and heads")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    torch.set_num_threads(options.threads)
-    torch._inductor.config.compile_threads = 1  # no workers beside what is measured
-
-    print(f"{machine(device)}\n\n{HEADER}")
-    results = []
-    for setting in map(
+    settings = map(
         Setting._make, product(options.tokens, options.widths, options.classes, options.teachers, options.dtypes)
-    ):
-        results.append(measure(setting, options.rounds, device))
-        print(lines(results[-1]), flush=True)
-    output = options.output or Path(__file__).parent / "results" / f"linear_loss-{device.type}.json"
-    write_json(output, {"machine": machine(device), "results": results})
+    )
+    sweep(
+        "linear_loss",
+        options,
+        HEADER,
+        settings,
+        lambda setting, device: measure(setting, options.rounds, device),
+        lines,
+    )
 
 
 def measure(setting: Setting, rounds: int, device: torch.device) -> dict[str, Any]:

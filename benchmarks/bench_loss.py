@@ -11,12 +11,11 @@ import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from measure import add_common_options, in_turns, machine, peak_extra_bytes, ratio, write_json
+from measure import add_common_options, in_turns, peak_extra_bytes, ratio, sweep
 from torch import Tensor
 
 from hpcdistill import codistillation_loss, recycled
@@ -46,17 +45,8 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="of the logits")
     parser.add_argument("--ours-only", action="store_true", help="leave eager torch and torch.compile out")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    torch.set_num_threads(options.threads)
-    torch._inductor.config.compile_threads = 1  # no workers beside what is measured
-
-    print(f"{machine(device)}\n\n{HEADER}")
-    results = []
-    for setting in map(Setting._make, product(options.classes, options.teachers, options.dtypes)):
-        results.append(measure(setting, options, device))
-        print(line(results[-1]), flush=True)
-    output = options.output or Path(__file__).parent / "results" / f"loss-{device.type}.json"
-    write_json(output, {"machine": machine(device), "results": results})
+    settings = map(Setting._make, product(options.classes, options.teachers, options.dtypes))
+    sweep("loss", options, HEADER, settings, lambda setting, device: measure(setting, options, device), line)
 
 
 def measure(setting: Setting, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:

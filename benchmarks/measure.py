@@ -8,7 +8,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -17,6 +17,27 @@ from typing import Any
 import torch
 
 Work = Callable[[], Any]
+
+
+def sweep(
+    name: str,
+    options: argparse.Namespace,
+    header: str,
+    settings: Iterable[Any],
+    measure: Callable[[Any, torch.device], dict[str, Any]],
+    line: Callable[[dict[str, Any]], str],
+) -> None:
+    """Measure one setting after the other, print a line of the table for each, and write all results as JSON."""
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    torch._inductor.config.compile_threads = 1  # no workers beside what is measured
+    print(f"{machine(device)}\n\n{header}")
+    results = []
+    for setting in settings:
+        results.append(measure(setting, device))
+        print(line(results[-1]), flush=True)
+    output = options.output or Path(__file__).parent / "results" / f"{name}-{device.type}.json"
+    write_json(output, {"machine": machine(device), "results": results})
 
 
 def in_turns(works: dict[str, Work], device: torch.device, rounds: int) -> dict[str, list[float]]:

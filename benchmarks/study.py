@@ -69,15 +69,14 @@ class Study:
     Args:
         name: of the study, and of its files.
         description: for `--help`.
-        cores: trainings side by side have at most so many ranks.
     """
 
-    def __init__(self, name: str, description: str, cores: int | None = None) -> None:
+    def __init__(self, name: str, description: str) -> None:
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--scale", choices=SCALES, default="cpu", help="size of models and batches")
         self.name = name
         self.scale: str = parser.parse_args().scale
-        self._cores = cores or len(os.sched_getaffinity(0))
+        self._cores = len(os.sched_getaffinity(0))  # trainings side by side have at most so many ranks
 
     def train(self, runs: Iterable[Run]) -> Runs:
         """The metrics of each run, by name and group; what has been trained before is not trained again."""
@@ -158,6 +157,11 @@ def steps_to(group: GroupMetrics, target: float) -> float:
             return float(before[0] + (step - before[0]) * (before[1] - target) / (before[1] - loss))
         before = (step, loss)
     return float(group.records[-1]["step"])
+
+
+def steps_ratio(groups: Sequence[GroupMetrics], one: GroupMetrics) -> float:
+    """Steps to the lowest loss of `one`, the mean over `groups`, in relation to those of `one`."""
+    return fmean(steps_to(group, one.best) for group in groups) / steps_to(one, one.best)
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from study import ALONE, Run, Runs, Study, markdown, need_text, spread, steps_to
+from study import ALONE, Run, Runs, Study, markdown, need_text, spread, steps_ratio
 
 STEPS = 1500
 BATCHES = (8, 32, 128)
@@ -39,7 +39,7 @@ def row(done: Runs, batch: int, decay: str) -> tuple[str, ...]:
         for i, (models, size) in enumerate([(1, 2 * batch), (2, batch)]):
             groups = done[training(models, size, decay, seed).name]
             losses[i + 1].append(fmean(group.best for group in groups))
-            steps[i].append(fmean(steps_to(group, one.best) for group in groups) / steps_to(one, one.best))
+            steps[i].append(steps_ratio(groups, one))
     return (*map(spread, losses), *(spread(ratios, 2) for ratios in steps))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from study import ALONE, Run, Study, markdown, need_text, spread, steps_to
+from study import ALONE, Run, Study, markdown, need_text, spread, steps_ratio
 
 SEEDS = range(5)
 BATCH = 16
@@ -51,7 +51,7 @@ def main() -> None:
         ratios = []
         for seed, groups in zip(SEEDS, of_seed, strict=True):
             (one,) = done[training("one", seed).name]
-            ratios.append(fmean(steps_to(group, one.best) for group in groups) / steps_to(one, one.best))
+            ratios.append(steps_ratio(groups, one))
         rows.append((case, spread(losses), spread(ratios, 2)))
     study.keep(done, markdown(("case", "nats per byte", "steps to the loss of one"), rows))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import fmean
 
 from matplotlib.figure import Figure
-from study import ALONE, Run, Study, markdown, need_text, spread, steps_to
+from study import ALONE, Run, Study, markdown, need_text, spread, steps_ratio
 
 STEPS = ("--train.steps=1500", "--codistill.burn_in=150")
 INTERVALS = (1, 10, 50, 100, 250, 1000)
@@ -43,7 +43,7 @@ def main() -> None:
         ratios = []
         for seed, groups in enumerate(of_seed):
             (alone,) = done[f"alone-{seed}"]
-            ratios.append(fmean(steps_to(group, alone.best) for group in groups) / steps_to(alone, alone.best))
+            ratios.append(steps_ratio(groups, alone))
         rows.append((case, spread(losses), spread(ratios, 2)))
         axes.plot(*of_seed[0][0].column("validation_loss"), color=f"C{color}", label=case)
     axes.set(xlabel="step", ylabel="nats per byte", yscale="log")
