@@ -72,8 +72,8 @@ def _mean_shares(
 ) -> Tensor:
     if normalizer is not None:
         return ones / normalizer
-    rows = kept.sum()
+    shares = ones / kept.sum().clamp(min=1)
     if class_weight is None:
-        return ones / rows.clamp(min=1)
+        return shares
     weights = (class_weight[labels.clamp(0, len(class_weight) - 1)] * kept).sum()
-    return torch.stack([torch.where(weights > 0, 1 / weights, 0), 1 / rows.clamp(min=1)])
+    return torch.stack([torch.where(weights > 0, 1 / weights, 0), shares[1]])
