@@ -199,11 +199,10 @@ def _module(implementation: str) -> Any:
 
 
 def _check_values(rows: Rows) -> None:
-    classes = rows.logits.shape[1]
-    wrong = ((rows.target < 0) | (rows.target >= classes)) & (rows.target != rows.ignore_index)
+    wrong = ((rows.target < 0) | (rows.target >= rows.classes)) & (rows.target != rows.ignore_index)
     if bool(wrong.any()):
         raise ValueError(
-            f"target holds {rows.target[wrong][0].item()}; labels lie in [0, {classes}),"
+            f"target holds {rows.target[wrong][0].item()}; labels lie in [0, {rows.classes}),"
             f" or equal ignore_index ({rows.ignore_index}) to be skipped"
         )
     if rows.class_weight is not None and bool((rows.class_weight < 0).any()):

@@ -36,12 +36,16 @@ class CRows(ctypes.Structure):
         ("parts", c_void_p),
         ("gradient", c_void_p),
         ("gradient_stride", c_int64),
+        ("first_class", c_int64),
+        ("all_classes", c_int64),
+        ("shard_lse", c_void_p),
+        ("is_merged", c_int32),
     )
 
     @classmethod
     def of(cls, rows: Rows) -> "CRows":
         """The same call, by addresses."""
-        teachers = len(rows.teachers)
+        teachers, shard = len(rows.teachers), rows.shard
         return cls(
             rows=rows.logits.shape[0],
             classes=rows.logits.shape[1],
@@ -63,6 +67,10 @@ class CRows(ctypes.Structure):
             parts=rows.parts.data_ptr(),
             gradient=_address(rows.gradient),
             gradient_stride=0 if rows.gradient is None else rows.gradient.stride(0),
+            first_class=shard.first if shard else 0,
+            all_classes=rows.classes,
+            shard_lse=_address(shard.lse if shard else None),
+            is_merged=bool(shard and shard.is_merged),
         )
 
 

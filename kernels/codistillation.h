@@ -21,7 +21,7 @@ typedef struct {
   const double* mixture;              // likewise
   const void* teacher_lse;            // Real [teachers, rows], or null
   const int64_t* target;
-  const void* class_weight;  // Real [classes], or null
+  const void* class_weight;  // Real [all_classes], or null
   const void* scales;        // Real [3]
   double temperature, label_smoothing;
   int64_t ignore_index;
@@ -29,6 +29,9 @@ typedef struct {
   void* parts;     // Real [3, rows]
   void* gradient;  // null where it is not wanted
   int64_t gradient_stride;
+  int64_t first_class, all_classes;  // 0 and `classes`, unless the columns are a shard
+  double* shard_lse;                 // [2 + teachers, rows], or null where they are none
+  int32_t is_merged;                 // whether shard_lse is over all classes
 } HpcdistillRows;
 
 enum HpcdistillCpuStatus { HPCDISTILL_OUT_OF_MEMORY = 1, HPCDISTILL_NO_SUCH_INSTRUCTIONS = 2 };

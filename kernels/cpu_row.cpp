@@ -40,7 +40,7 @@ class Row {
     const Element* x;
     Real* e;  // in scratch memory, group by group
     Real c, offset;
-    double sum;
+    double sum, log2_sum;
     double gap;  // of an only teacher: the sum of e * (y - the student's y)
 
     INLINE Pair<Real> exponents(Pair<Real> pair) const {
@@ -50,9 +50,12 @@ class Row {
       return double(c) * load_group(x + column, 1).a[0] + offset;
     }
     double at(int64_t column) const { return __builtin_exp2(exponent_at(column)); }
-    double log2_sum() const { return __builtin_log2(sum); }
     // The x whose exponential is 1. What leaves the kernel or comes from outside is related to it, for c is rounded.
     double reference() const { return -double(offset) / c; }
+    // The logsumexp of x / T, for c = log2(e) / T.
+    double lse(double T) const { return reference() / T + kLn2 * log2_sum; }
+    // Of what the sum would be over all classes, if their logsumexp of x / T is this.
+    double log2_norm(double lse, double T) const { return kLog2E * (lse - reference() / T); }
   };
 
   struct CrossEntropy {
@@ -69,53 +72,59 @@ class Row {
       : call(call),
         row(row),
         classes(call.classes),
-        label(call.target[row]),
+        label(call.target[row] - call.first_class),
         teachers(call.teachers),
         gradient(call.gradient ? static_cast<Element*>(call.gradient) + row * call.gradient_stride : nullptr),
         streaming(streaming && reinterpret_cast<uintptr_t>(gradient) % VECTOR_BYTES == 0),
         class_weight(static_cast<const Real*>(call.class_weight)),
+        shard_lse(call.shard_lse),
         scratch(static_cast<Real*>(scratch)),
         shares(this->scratch + (teachers + 2) * scratch_stride(classes)) {}
 
   void run() {
-    if (label == call.ignore_index) {
+    const bool ignored = call.target[row] == call.ignore_index;
+    if (shard_lse && !call.is_merged) return find_lse(ignored);
+    if (ignored) {
       if (gradient) memset(gradient, 0, classes * sizeof *gradient);
       return write(0, 0, 0, 0);
     }
     const double T = call.temperature;
     const Real* const scales = static_cast<const Real*>(call.scales);
     const double cross_entropy_scale = scales[0], divergence_scale = scales[1], lse_scale = scales[2];
-    const Element* z = static_cast<const Element*>(call.logits) + row * call.logits_stride;
+    const Element* z = student_row();
 
-    const Exponentials student = exponentials(z, kLog2E, 0);
-    const double lse = student.reference() + kLn2 * student.log2_sum();
+    const Exponentials student = over_all_classes(exponentials(z, kLog2E, 0), 1, 0);
+    const double lse = shard_lse ? shard_lse[row] : student.lse(1);
     const CrossEntropy cross_entropy = cross_entropy_of(student);
     Factors factors{};
     factors.student = (cross_entropy_scale * cross_entropy.target + 2 * lse_scale * lse) / student.sum;
-    factors.smoothing = cross_entropy_scale * call.label_smoothing / classes;
-    double label_gradient = factors.student * student.at(label) - cross_entropy_scale * target_of_label();
+    factors.smoothing = cross_entropy_scale * call.label_smoothing / call.all_classes;
+    double label_gradient =
+        has_label() ? factors.student * student.at(label) - cross_entropy_scale * target_of_label() : 0;
 
     Exponentials softened = student;
     double divergence = 0;
     if (teachers) {
-      if (T != 1) softened = exponentials(z, kLog2E / T, teachers + 1);
+      if (T != 1) softened = over_all_classes(exponentials(z, kLog2E / T, teachers + 1), T, 1);
       factors.mixture = divergence_scale * T;
       (T != 1 ? factors.softened : factors.student) += factors.mixture / softened.sum;
-      double mass = 0, at_label = 0;  // the mixture's sum, which is 1, and its probability of the label
+      double mass = 0, at_label = 0;  // the mixture's sum, which is 1 but in a shard, and its probability of the label
       for (int j = 0; j < teachers; ++j) {
         const Exponentials teacher =
             exponentials(teacher_row(j), kLog2E / T, j + 1, teachers == 1 ? &softened : nullptr);
-        const double norm = norm_of(teacher, j);
+        const double log2_norm = log2_norm_of(teacher, j);
+        const double norm = log2_norm == teacher.log2_sum ? teacher.sum : __builtin_exp2(log2_norm);
         shares[j] = call.mixture[j] / norm;
         mass += call.mixture[j] / norm * teacher.sum;
-        at_label += call.mixture[j] / norm * teacher.at(label);
-        if (teachers == 1) divergence = teacher.gap / norm - mass * __builtin_log2(norm);
+        if (has_label()) at_label += call.mixture[j] / norm * teacher.at(label);
+        if (teachers == 1) divergence = teacher.gap / norm - mass * log2_norm;
       }
-      label_gradient += factors.mixture * (softened.at(label) / softened.sum - at_label);
-      divergence += mass * softened.log2_sum();
+      if (has_label()) label_gradient += factors.mixture * (softened.at(label) / softened.sum - at_label);
+      divergence += mass * softened.log2_sum;
     }
     if (gradient || teachers > 1) divergence += mix(softened, factors, label_gradient);
-    divergence = divergence < 0 ? 0 : kLn2 * divergence;  // rounding alone makes it negative; NaN stays
+    // Over all classes, rounding alone makes it negative; NaN stays.
+    divergence = divergence < 0 && !shard_lse ? 0 : kLn2 * divergence;
 
     const double distillation = divergence_scale * T * T * divergence;
     write(cross_entropy_scale * cross_entropy.value + distillation + lse_scale * lse * lse, cross_entropy.value,
@@ -124,13 +133,37 @@ class Row {
 
  private:
   const HpcdistillRows& call;
-  const int64_t row, classes, label;
+  const int64_t row, classes, label;  // the label's column, which may be in another shard
   const int teachers;
   Element* const gradient;
   const bool streaming;  // whole vectors, to aligned addresses
   const Real* const class_weight;
+  double* const shard_lse;
   Real* const scratch;
   Real* const shares;  // of the teachers, over their sums
+
+  // The first turn of a shard.
+  void find_lse(bool ignored) const {
+    const double T = call.temperature;
+    double* lse = shard_lse + row;
+    const auto put = [&](const Element* x, double T) {
+      *lse = ignored ? 0 : exponentials(x, kLog2E / T, 0).lse(T);
+      lse += call.rows;
+    };
+    put(student_row(), 1);
+    put(student_row(), T);
+    for (int j = 0; j < teachers; ++j) put(teacher_row(j), T);
+  }
+
+  // In the second turn of a shard: `result`, of x / T, summed over those of the others too.
+  Exponentials over_all_classes(Exponentials result, double T, int lse_row) const {
+    if (!shard_lse) return result;
+    result.log2_sum = result.log2_norm(shard_lse[lse_row * call.rows + row], T);
+    result.sum = __builtin_exp2(result.log2_sum);
+    return result;
+  }
+
+  bool has_label() const { return label >= 0 && label < classes; }
 
   // Calls body(column, count) for groups of columns: F::columns each, but for the last.
   template <class Body>
@@ -155,19 +188,23 @@ class Row {
     memcpy(to, padded, count * sizeof *to);
   }
 
+  const Element* student_row() const { return static_cast<const Element*>(call.logits) + row * call.logits_stride; }
   const Element* teacher_row(int j) const {
     return static_cast<const Element*>(call.teacher_logits[j]) + row * call.teacher_strides[j];
   }
 
   Exponentials exponentials(const Element* x, double c, int slot, const Exponentials* student = nullptr) const {
-    Exponentials result{x, scratch + slot * scratch_stride(classes), Real(c), 0, 0, 0};
+    Exponentials result{x, scratch + slot * scratch_stride(classes), Real(c), 0, 0, 0, 0};
     fill_in(result, kGuessColumns < classes ? kGuessColumns : classes, student);
     if (!(result.sum < kLargestSum)) fill_in(result, classes, student);
+    result.log2_sum = __builtin_log2(result.sum);
     return result;
   }
 
   void fill_in(Exponentials& result, int64_t guess_columns, const Exponentials* student) const {
-    result.offset = -result.c * largest(result.x, guess_columns);
+    const Real most = largest(result.x, guess_columns);
+    // A shard may have no class that is not ruled out.
+    result.offset = guess_columns == classes && most == -Real(__builtin_inff()) ? 0 : -result.c * most;
     student ? pass<true>(result, student) : pass<false>(result, nullptr);
   }
 
@@ -215,24 +252,36 @@ class Row {
     return result;
   }
 
-  double norm_of(const Exponentials& teacher, int j) const {
-    if (!call.teacher_lse) return teacher.sum;
-    const double lse = static_cast<const Real*>(call.teacher_lse)[j * call.rows + row];
-    return __builtin_exp2(kLog2E * (lse - teacher.reference() / call.temperature));
+  double log2_norm_of(const Exponentials& teacher, int j) const {
+    if (shard_lse) return teacher.log2_norm(shard_lse[(2 + j) * call.rows + row], call.temperature);
+    if (!call.teacher_lse) return teacher.log2_sum;
+    return teacher.log2_norm(static_cast<const Real*>(call.teacher_lse)[j * call.rows + row], call.temperature);
   }
 
+  Real weight_of(int64_t some_class) const { return class_weight ? class_weight[some_class] : 1; }
+
   double target_of_label() const {
-    const double kept = 1 - call.label_smoothing + call.label_smoothing / classes;
-    return kept * (class_weight ? class_weight[label] : 1);
+    const double kept = 1 - call.label_smoothing + call.label_smoothing / call.all_classes;
+    return kept * weight_of(call.target[row]);
+  }
+
+  // The sum of their weights.
+  double classes_of_other_shards() const {
+    const int64_t after = call.first_class + classes;
+    if (!class_weight) return call.all_classes - classes;
+    double total = 0;
+    for (int64_t k = 0; k < call.first_class; ++k) total += class_weight[k];
+    for (int64_t k = after; k < call.all_classes; ++k) total += class_weight[k];
+    return total;
   }
 
   CrossEntropy cross_entropy_of(const Exponentials& student) const {
-    const double target = (1 - call.label_smoothing) * (class_weight ? class_weight[label] : 1);
+    const double target = (1 - call.label_smoothing) * weight_of(call.target[row]);
     // A class that the target does not ask for adds nothing, though its logit be -inf.
-    double value = target ? target * (student.log2_sum() - student.exponent_at(label)) : 0, smooth = 0;
+    double value = target && has_label() ? target * (student.log2_sum - student.exponent_at(label)) : 0, smooth = 0;
     if (call.label_smoothing) {
       Sum<Real> distance, weights;
-      const V log2_sum = fill(Real(student.log2_sum()));
+      const V log2_sum = fill(Real(student.log2_sum));
       over_groups([&](int64_t column, int64_t count) __attribute__((always_inline)) {
         const Pair<Real> y = student.exponents(load_group(student.x + column, count));
         const Pair<Real> w = class_weights(column, count);
@@ -243,8 +292,8 @@ class Row {
         distance.flush();
         weights.flush();
       });
-      value += call.label_smoothing / classes * distance.total;
-      smooth = call.label_smoothing / classes * weights.total;
+      value += call.label_smoothing / call.all_classes * distance.total;
+      smooth = call.label_smoothing / call.all_classes * (weights.total + classes_of_other_shards());
     }
     return {value < 0 ? 0 : kLn2 * value, target + smooth};  // as below
   }
@@ -252,7 +301,7 @@ class Row {
   // Zeros beyond `count`.
   INLINE Pair<Real> class_weights(int64_t column, int64_t count) const {
     Real padded[F::columns] = {};
-    for (int64_t i = 0; i < count; ++i) padded[i] = class_weight ? class_weight[column + i] : 1;
+    for (int64_t i = 0; i < count; ++i) padded[i] = weight_of(call.first_class + column + i);
     return F::in_order(padded);
   }
 

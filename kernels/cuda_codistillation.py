@@ -18,8 +18,11 @@ def run(rows: Rows) -> None:
 
     Raises:
         ImportError: the kernel was not built.
+        ValueError: the columns are a shard.
         RuntimeError: the GPU is too old, or a row with its teachers does not fit into a cluster's shared memory.
     """
+    if rows.shard:
+        raise ValueError("implementation 'cuda' knows no shards of a vocabulary; use 'triton'")
     device = rows.logits.device
     with torch.cuda.device(device):
         stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)

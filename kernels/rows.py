@@ -12,6 +12,26 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Which of the classes the columns are, where several calls have some of them each.
+
+    Each makes two turns: the first fills `lse` and nothing else. Then the caller merges what the shards have found,
+    and the second goes on with that. In it cross_entropy and divergence are sums over these columns, the latter not
+    clamped, and `losses` holds nothing of use: the caller puts the shards' sums together.
+    """
+
+    first: int
+    """The class of the first column."""
+    classes: int
+    """V, of all shards together."""
+    lse: Tensor
+    """``[2 + N, rows]``, contiguous: logsumexp of z, of z / T and of every t_j / T. In float64, for at logits of 1e4
+    the rounding to float32 would be an error of 5e-4 in each probability."""
+    is_merged: bool
+    """Whether `lse` is over all classes, and this the second turn."""
+
+
+@dataclass(frozen=True)
 class Rows:
     """One call of the loss. An implementation is a function ``run(rows: Rows) -> None`` that fills the outputs.
 
@@ -40,7 +60,7 @@ class Rows:
     teacher_lse: Tensor | None
     """``[N, rows]`` of Real, contiguous: logsumexp(t_j / T), where the caller knows it."""
     class_weight: Tensor | None
-    """``[V]`` of Real, contiguous; None for ones."""
+    """``[V]`` of Real, contiguous, of all classes; None for ones."""
     scales: Tensor
     """``[3]`` of Real, what the three terms are multiplied by: on the device, so that a weight that changes with the
     step, or a count of labels, need not be known to the host or to a compiler."""
@@ -53,3 +73,11 @@ class Rows:
     """Output ``[3, rows]`` of Real, contiguous: cross_entropy, divergence (clamped at 0), lse; without their scales."""
     gradient: Tensor | None
     """Output ``[rows, V]`` in the logits' dtype; adjacent columns. May be `logits` itself. None: not wanted."""
+    shard: Shard | None = None
+    """None: the columns are all classes. Else those of `logits`, `teachers` and `gradient` are a part, and
+    `teacher_lse` is None."""
+
+    @property
+    def classes(self) -> int:
+        """V."""
+        return self.logits.shape[1] if self.shard is None else self.shard.classes

@@ -1,6 +1,7 @@
 """The loss in plain torch, on any device: the reference, and what runs where no kernel does."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,23 +13,28 @@ def run(rows: Rows) -> None:
     """Fill the outputs of `rows`, by way of several tensors of the logits' size."""
     student = rows.logits.to(rows.losses.dtype)
     ignored = rows.target == rows.ignore_index
-    out_of_range = (rows.target < 0) | (rows.target >= student.shape[1])
+    if rows.shard and not rows.shard.is_merged:
+        rows.shard.lse.copy_(_logsumexps(rows, student).masked_fill(ignored, 0))
+        return
+    known_lse, tempered_lse, *teacher_lse = _known_lse(rows)
+    out_of_range = (rows.target < 0) | (rows.target >= rows.classes)
     cross_entropy_scale, divergence_scale, lse_scale = rows.scales
 
-    log_p = student.log_softmax(-1)
-    lse = student.logsumexp(-1)
-    wanted = _smooth_target(rows, rows.target.masked_fill(out_of_range, 0))
+    log_p = _log_softmax(student, known_lse)
+    lse = student.logsumexp(-1) if known_lse is None else known_lse.to(student.dtype)
+    wanted, mass = _smooth_target(rows, rows.target.masked_fill(out_of_range, 0))
     cross_entropy = _sum_where(wanted != 0, -wanted * log_p)
-    gradient = cross_entropy_scale * (wanted.sum(-1, keepdim=True) * log_p.exp() - wanted)
+    gradient = cross_entropy_scale * (mass.unsqueeze(-1) * log_p.exp() - wanted)
     gradient += 2 * lse_scale * lse.unsqueeze(-1) * log_p.exp()
 
     divergence = torch.zeros_like(lse)
     if rows.teachers:
-        log_q = (student / rows.temperature).log_softmax(-1)
-        log_mean = _log_mean_probability(rows)
+        log_q = _log_softmax(student / rows.temperature, tempered_lse)
+        log_mean = _log_mean_probability(rows, teacher_lse)
         mean = log_mean.exp()
-        # A divergence is never negative; its rounding may be.
-        divergence = _sum_where(mean != 0, mean * (log_mean - log_q)).clamp(min=0)
+        divergence = _sum_where(mean != 0, mean * (log_mean - log_q))
+        if not rows.shard:  # a divergence is never negative; its rounding may be, and that of some classes
+            divergence = divergence.clamp(min=0)
         gradient += divergence_scale * rows.temperature * (log_q.exp() - mean)
 
     distillation = divergence_scale * rows.temperature**2 * divergence
@@ -42,20 +48,42 @@ def run(rows: Rows) -> None:
         rows.gradient.copy_(gradient)
 
 
-def _smooth_target(rows: Rows, label: Tensor) -> Tensor:
-    """What `Rows` calls u, ``[rows, V]``."""
-    smooth = rows.losses.new_full(rows.logits.shape, rows.label_smoothing / rows.logits.shape[1])
-    kept = smooth.new_full((len(label), 1), 1 - rows.label_smoothing)
-    smooth.scatter_add_(-1, label.unsqueeze(-1), kept)
-    return smooth if rows.class_weight is None else smooth * rows.class_weight
+def _logsumexps(rows: Rows, student: Tensor) -> Tensor:
+    """What `Shard` calls lse, of these columns."""
+    teachers = (teacher.to(student.dtype) for teacher in rows.teachers)
+    tempered = (x / rows.temperature for x in (student, *teachers))
+    return torch.stack([x.double().logsumexp(-1) for x in (student, *tempered)])
 
 
-def _log_mean_probability(rows: Rows) -> Tensor:
+def _known_lse(rows: Rows) -> Sequence[Tensor | None]:
+    """Of all classes, in the order of what `Shard` calls lse; None for what is to be found out."""
+    if rows.shard:
+        return list(rows.shard.lse)
+    return [None, None, *([None] * len(rows.teachers) if rows.teacher_lse is None else rows.teacher_lse)]
+
+
+def _log_softmax(x: Tensor, lse: Tensor | None) -> Tensor:
+    """Of the columns of x, whose logsumexp may be known."""
+    return x.log_softmax(-1) if lse is None else (x - lse.unsqueeze(-1)).to(x.dtype)
+
+
+def _smooth_target(rows: Rows, label: Tensor) -> tuple[Tensor, Tensor]:
+    """What `Rows` calls u, for the columns at hand, and its sum over all classes, ``[rows]``."""
+    weight = rows.losses.new_ones(rows.classes) if rows.class_weight is None else rows.class_weight
+    first, columns = rows.shard.first if rows.shard else 0, rows.logits.shape[1]
+    column = (label - first).unsqueeze(-1)
+    smoothing, kept = rows.label_smoothing / rows.classes, 1 - rows.label_smoothing
+    is_label = (column == torch.arange(columns, device=label.device)).to(weight.dtype)
+    target = (smoothing + kept * is_label) * weight[first : first + columns]
+    return target, kept * weight[label] + smoothing * weight.sum()
+
+
+def _log_mean_probability(rows: Rows, lse: Sequence[Tensor | None]) -> Tensor:
     """Of the teachers' mixture, ``[rows, V]``; -inf for a class that none of them believes in."""
     terms = []
-    for j, (share, teacher) in enumerate(zip(rows.mixture, rows.teachers, strict=True)):
+    for share, teacher, known_lse in zip(rows.mixture, rows.teachers, lse, strict=True):
         tempered = teacher.to(rows.losses.dtype) / rows.temperature
-        log_p = tempered.log_softmax(-1) if rows.teacher_lse is None else tempered - rows.teacher_lse[j].unsqueeze(-1)
+        log_p = _log_softmax(tempered, known_lse)
         terms.append(log_p + (math.log(share) if share else -math.inf))
     return torch.stack(terms).logsumexp(0)
 

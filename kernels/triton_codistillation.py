@@ -43,6 +43,7 @@ def run(rows: Rows) -> None:
     temperature = rows.temperature if N else 1.0  # without teachers nothing is tempered
     smoothed = rows.label_smoothing > 0
     smooth_weight = rows.class_weight if smoothed else None  # loaded for all classes, not for the label alone
+    shard = rows.shard
     matrices = [x for x in (rows.logits, *rows.teachers, rows.gradient) if x is not None]
     aligned = V % 16 == 0 and all(x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0 for x in matrices)
     numbers = (temperature, 1 / temperature, rows.label_smoothing)
@@ -63,6 +64,10 @@ def run(rows: Rows) -> None:
         rows.gradient,
         0 if rows.gradient is None else rows.gradient.stride(0),
         V,
+        shard.first if shard else 0,
+        rows.classes,
+        shard.lse if shard else None,
+        IS_MERGED=shard is not None and shard.is_merged,
         TEMPERED=temperature != 1,
         SMOOTHED=smoothed,
         APPROXIMATE=isinstance(_kernel, triton.JITFunction) and not double,
@@ -170,7 +175,7 @@ def _sums_of_row(tiles, sharpness, temperature, TEMPERED: tl.constexpr):
     """The shift and the total of every row, each in one tile; and the first one's total without a temperature."""
     shifts, totals = (), ()
     for j in tl.static_range(len(tiles)):
-        shift = tl.max(tiles[j]) * sharpness
+        shift = tl.maximum(tl.max(tiles[j]) * sharpness, _NO_SHIFT)
         shifts += (shift,)
         totals += (tl.sum(tl.exp2(_below(tiles[j], sharpness, shift))),)
     plain_total = totals[0]
@@ -231,6 +236,14 @@ def _sums_of_tiles(
 
 
 @triton.jit
+def _shift_and_log(lse, real: tl.constexpr):
+    """The logsumexp at `lse`, in float64, as a shift and the logarithm of a total, both to base 2."""
+    log = tl.load(lse) * _LOG2E
+    shift = log.to(real)
+    return shift, (log - shift).to(real)
+
+
+@triton.jit
 def _fill(row, value, V, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
     columns = _columns(HEIGHT, WIDTH)
     for start in range(0, V, HEIGHT * WIDTH):
@@ -250,7 +263,7 @@ def _kernel(
     target,  # [rows]
     mixture,  # a tuple of N halves
     teacher_lse,  # [N, rows] or None
-    class_weight,  # [V] or None
+    class_weight,  # [all_classes] or None
     class_weight_sum,  # [], or None where it is not needed
     scales,  # [3]
     numbers,  # halves of temperature, 1 / temperature, label_smoothing
@@ -259,7 +272,11 @@ def _kernel(
     parts,  # [3, rows]
     gradient,  # [rows, V] or None
     gradient_stride,
-    V,
+    V,  # columns
+    first_class,  # 0, unless they are a shard
+    all_classes,  # V, unless they are a shard
+    shard_lse,  # [2 + N, rows], or None where they are none
+    IS_MERGED: tl.constexpr,  # shard_lse is over all classes
     TEMPERED: tl.constexpr,  # temperature != 1
     SMOOTHED: tl.constexpr,  # label_smoothing > 0
     APPROXIMATE: tl.constexpr,
@@ -279,15 +296,20 @@ def _kernel(
 
     label = tl.load(target + row)
     ignored = label == ignore_index
-    if ignored or label < 0 or label >= V:
+    if ignored or label < 0 or label >= all_classes:
         value = tl.where(ignored, 0.0, float("nan"))
-        tl.store(losses + row, value)
-        for i in tl.static_range(3):
-            tl.store(parts + i * rows + row, value)
-        if gradient is not None:
-            _fill(gradient, value, V, HEIGHT, WIDTH)
+        if shard_lse is not None and not IS_MERGED:
+            for i in tl.static_range(N + 2):
+                tl.store(shard_lse + i * rows + row, value)
+        else:
+            tl.store(losses + row, value)
+            for i in tl.static_range(3):
+                tl.store(parts + i * rows + row, value)
+            if gradient is not None:
+                _fill(gradient, value, V, HEIGHT, WIDTH)
         return
-    label = label.to(tl.int32)
+    column_of_label = (label - first_class).to(tl.int32)
+    has_label = (column_of_label >= 0) & (column_of_label < V)
 
     temperature = _number(numbers[0], real)
     coolness = _number(numbers[1], real)
@@ -297,25 +319,41 @@ def _kernel(
     pointers = ()
     for j in tl.static_range(N + 1):
         pointers += (_row(student_and_teachers[j], row, strides[j], ALIGNED),)
-    z_label = tl.load(pointers[0] + label).to(real)  # before a gradient in its place is written
+    # Before a gradient in its place is written.
+    z_label = tl.load(pointers[0] + column_of_label, mask=has_label, other=0).to(real)
     columns = _columns(HEIGHT, WIDTH)
     if WHOLE:
         tiles = _load(pointers, 0, columns, V, real, "evict_first")
-        summed = tiles if teacher_lse is None else (tiles[0],)
-        shifts, totals, plain_total = _sums_of_row(summed, sharpness, temperature, TEMPERED)
+    if IS_MERGED:
+        lse = tl.load(shard_lse + row).to(real)
+        z_shift, q_log = _shift_and_log(shard_lse + rows + row, real)
+        p_log = (tl.load(shard_lse + row) * _LOG2E - z_shift.to(tl.float64) * temperature).to(real)
     else:
-        summed = pointers if teacher_lse is None else (pointers[0],)
-        shifts, totals, plain_total = _sums_of_tiles(
-            summed, V, sharpness, temperature, TEMPERED, real, HEIGHT, WIDTH, FOLD
-        )
-    z_shift = shifts[0]
-    q_log = tl.log2(totals[0])
-    p_log = tl.log2(plain_total)
-    lse = (z_shift * temperature + p_log) * _LN2
+        if WHOLE:
+            summed = tiles if teacher_lse is None else (tiles[0],)
+            shifts, totals, plain_total = _sums_of_row(summed, sharpness, temperature, TEMPERED)
+        else:
+            summed = pointers if teacher_lse is None else (pointers[0],)
+            shifts, totals, plain_total = _sums_of_tiles(
+                summed, V, sharpness, temperature, TEMPERED, real, HEIGHT, WIDTH, FOLD
+            )
+        z_shift = shifts[0]
+        q_log = tl.log2(totals[0])
+        p_log = tl.log2(plain_total)
+        lse = (z_shift * temperature + p_log) * _LN2
+    if shard_lse is not None and not IS_MERGED:
+        tl.store(shard_lse + row, (z_shift.to(tl.float64) * temperature + p_log) * _LN2)
+        for j in tl.static_range(N + 1):
+            tl.store(shard_lse + (j + 1) * rows + row, (shifts[j].to(tl.float64) + tl.log2(totals[j])) * _LN2)
+        return
     t_shifts, t_factors = (), ()
     for j in tl.static_range(N):
         share = _number(mixture[j], real)
-        if teacher_lse is None:
+        if IS_MERGED:
+            shift, log = _shift_and_log(shard_lse + (2 + j) * rows + row, real)
+            t_shifts += (shift,)
+            t_factors += (share * tl.exp2(-log),)
+        elif teacher_lse is None:
             t_shifts += (shifts[j + 1],)
             t_factors += (share / totals[j + 1],)
         else:
@@ -327,11 +365,11 @@ def _kernel(
     if class_weight is not None:
         on_label *= tl.load(class_weight + label)
     distance = p_log - _below(z_label, sharpness, z_shift) * temperature
-    label_entropy = tl.where(on_label > 0, on_label * distance, 0.0)
-    even = label_smoothing / V
+    label_entropy = tl.where(has_label & (on_label > 0), on_label * distance, 0.0)
+    even = label_smoothing / all_classes
     mass = on_label
     if SMOOTHED:
-        mass += even * (V if class_weight is None else tl.load(class_weight_sum))
+        mass += even * (all_classes if class_weight is None else tl.load(class_weight_sum))
     ce_scale = tl.load(scales)
     divergence_scale = tl.load(scales + 1)
     lse_scale = tl.load(scales + 2)
@@ -351,12 +389,13 @@ def _kernel(
             below = _below(tiles[0], sharpness, z_shift)
             log_q = below - q_log
             log_p = below * temperature - p_log if TEMPERED else log_q
-            grad = p_scale * tl.exp2(log_p) - tl.where(columns == label - start, label_scale, 0.0)
+            grad = p_scale * tl.exp2(log_p) - tl.where(columns == column_of_label - start, label_scale, 0.0)
             if SMOOTHED:
                 if class_weight is None:
                     smooth = tl.where(inside, even, 0.0)
                 else:
-                    smooth = even * tl.load(class_weight + start + columns, mask=inside, other=0.0)
+                    weights = class_weight + first_class + start + columns
+                    smooth = even * tl.load(weights, mask=inside, other=0.0)
                 smooth_lanes -= tl.sum(tl.where(smooth > 0, smooth * log_p, 0.0), FOLD)
                 grad -= ce_scale * smooth
             if N > 0:
@@ -375,7 +414,8 @@ def _kernel(
 
     cross_entropy = (label_entropy + tl.sum(smooth_lanes, 0)) * _LN2
     divergence = tl.sum(divergence_lanes, 0) * _LN2
-    divergence = tl.where(divergence < 0, 0.0, divergence)  # rounding alone makes it negative; NaN stays NaN
+    if not IS_MERGED:
+        divergence = tl.where(divergence < 0, 0.0, divergence)  # rounding alone makes it negative; NaN stays NaN
     distillation = divergence_scale * temperature * temperature * divergence
     tl.store(losses + row, ce_scale * cross_entropy + distillation + lse_scale * lse * lse)
     tl.store(parts + row, cross_entropy)

@@ -2,7 +2,9 @@
 
 # ruff: noqa: N803, N806 - V, N and T are the names in the formula
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hpcdistill import codistillation_loss
-from hpcdistill.kernels.rows import Rows, compute_dtype
+from hpcdistill.kernels.rows import Rows, Shard, compute_dtype
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,46 @@ def assert_true(case: Case, rows: Rows) -> None:
     torch.testing.assert_close(rows.parts.double(), torch.stack(terms), rtol=1e-6, atol=loss_tolerance)
     assert rows.gradient is not None
     torch.testing.assert_close(rows.gradient.double(), gradient, rtol=0, atol=gradient_tolerance)
+
+
+def shard_cuts() -> st.SearchStrategy[list[float]]:
+    """Where a vocabulary is cut, as shares of it."""
+    return st.lists(st.floats(0, 1), min_size=1, max_size=3)
+
+
+def assert_true_in_shards(case: Case, cuts: list[float], run: Callable[[Rows], None], device: str = "cpu") -> None:
+    """An implementation that is called for the classes between two cuts at a time holds the truth."""
+    case = replace(case, lse_is_given=False)
+    rows = on(case.rows(), device)
+    edges = sorted({0, *(int(cut * rows.classes) for cut in cuts), rows.classes})
+    shards = [_shard(rows, slice(*edge)) for edge in pairwise(edges)]
+    for shard in shards:
+        run(shard)
+    lse = torch.stack([shard.shard.lse for shard in shards]).logsumexp(0)
+    shards = [replace(shard, shard=replace(shard.shard, lse=lse, is_merged=True)) for shard in shards]
+    for shard in shards:
+        run(shard)
+    cross_entropies, divergences, lses = torch.stack([shard.parts for shard in shards]).unbind(1)
+    assert (lses == lses[0]).all()
+    parts = torch.stack([cross_entropies.sum(0), divergences.sum(0).clamp(min=0), lses[0]])
+    terms = torch.stack([parts[0], case.temperature**2 * parts[1], parts[2] ** 2])
+    gradient = torch.cat([shard.gradient for shard in shards], 1)
+    assert_true(case, on(replace(rows, losses=rows.scales @ terms, parts=parts, gradient=gradient), "cpu"))
+
+
+def _shard(rows: Rows, classes: slice) -> Rows:
+    """Its first turn."""
+    lse = rows.losses.new_full((2 + len(rows.teachers), len(rows.losses)), torch.nan, dtype=torch.float64)
+    return replace(
+        rows,
+        logits=rows.logits[:, classes],
+        teachers=[teacher[:, classes] for teacher in rows.teachers],
+        teacher_lse=None,
+        losses=rows.losses.clone(),
+        parts=rows.parts.clone(),
+        gradient=rows.gradient[:, classes].clone(memory_format=torch.contiguous_format),
+        shard=Shard(classes.start, rows.classes, lse, is_merged=False),
+    )
 
 
 def loss_and_gradient(case: Case, reduction: str = "mean", **options: Any) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,13 @@
 # ruff: noqa: N803, N806 - V and N are the names in the formula
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_oracle import Case, assert_true, cases, random_case
+from loss_oracle import Case, assert_true, assert_true_in_shards, cases, random_case, shard_cuts
 
 from hpcdistill.kernels import native_codistillation
 from hpcdistill.kernels.native_codistillation import run
@@ -28,6 +29,11 @@ def check(case: Case, instructions: str | None = None) -> None:
 @given(cases([1, 2, 3, 31, 127, 1000], DTYPES), st.sampled_from(HERE))
 def test_outputs_are_those_of_the_formula(case: Case, instructions: str) -> None:
     check(case, instructions)
+
+
+@given(cases([2, 3, 127, 1000], DTYPES), shard_cuts(), st.sampled_from(HERE))
+def test_shards_make_no_difference(case: Case, cuts: list[float], instructions: str) -> None:
+    assert_true_in_shards(case, cuts, partial(run, instructions=instructions))
 
 
 @pytest.mark.parametrize("instructions", HERE)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 from hypothesis import given
-from loss_oracle import Case, assert_true, cases, random_case
+from loss_oracle import Case, assert_true, assert_true_in_shards, cases, random_case, shard_cuts
 
 from hpcdistill.kernels.torch_codistillation import run
 
@@ -16,6 +16,11 @@ def test_outputs_are_those_of_the_formula(case: Case) -> None:
     rows = case.rows()
     run(rows)
     assert_true(case, rows)
+
+
+@given(cases([2, 3, 127, 1000], DTYPES), shard_cuts())
+def test_shards_make_no_difference(case: Case, cuts: list[float]) -> None:
+    assert_true_in_shards(case, cuts, run)
 
 
 def test_a_label_out_of_range_shows_in_its_row() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_oracle import Case, assert_true, cases, on, random_case
+from loss_oracle import Case, assert_true, assert_true_in_shards, cases, on, random_case, shard_cuts
 
 pytest.importorskip("triton", minversion="3.7", reason="older interpreters fail with numpy >= 2.4")
 
@@ -61,6 +61,13 @@ def test_losses_and_gradients_are_those_of_the_formula(case: Case) -> None:
 def test_tiles_make_no_difference(case: Case) -> None:
     with in_tiles():
         assert_true(case, filled(case))
+
+
+@settings(max_examples=50)
+@given(cases([2, 127, 1024], DTYPES, most_rows=2), shard_cuts(), st.booleans())
+def test_shards_make_no_difference(case: Case, cuts: list[float], tiled: bool) -> None:
+    with in_tiles() if tiled else nullcontext():
+        assert_true_in_shards(case, cuts, run, DEVICE)
 
 
 @pytest.mark.parametrize("V", [20000, 20001])  # aligned or not; the last of three or five tiles is ragged

@@ -22,7 +22,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from hpcdistill.kernels import triton_codistillation
-from hpcdistill.kernels.rows import Rows, compute_dtype
+from hpcdistill.kernels.rows import Rows, Shard, compute_dtype
 
 CAPABILITIES = (80, 90, 100)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -56,6 +56,7 @@ class Configuration:
         V -= not aligned
         real = compute_dtype(self.dtype)
         row = torch.empty(1, V, dtype=self.dtype)
+        lse = torch.empty(2 + self.N, 1, dtype=torch.float64)
         return Rows(
             row,
             target=torch.zeros(1, dtype=torch.int64),
@@ -70,6 +71,7 @@ class Configuration:
             losses=torch.empty(1, dtype=real),
             parts=torch.empty(3, 1, dtype=real),
             gradient=row,
+            shard=Shard(0, 2 * V, lse, is_merged="second" in self.options) if "shard" in self.options else None,
         )
 
     def _launch(self, V: int) -> dict[str, Any]:
@@ -91,7 +93,8 @@ def configurations() -> Iterator[Configuration]:
     Shorter rows than the longest ones that are read once take as many registers a thread, in fewer threads; float16
     differs from bfloat16 in its conversions alone, and float64 is heaviest with the most teachers.
     """
-    every = ("plain", "options", "options, unaligned", "options, class weights", "options, teacher_lse given")
+    shards = ("options, a shard's first turn", "options, a shard's second turn")
+    every = ("plain", "options", "options, unaligned", "options, class weights", *shards, "options, teacher_lse given")
     kinds = [(dtype, N) for dtype in (torch.bfloat16, torch.float32) for N in (0, 1, 3)]
     for dtype, N in [*kinds, (torch.float16, 1), (torch.float64, 3)]:
         for read_once, options in itertools.product((True, False), every if N else every[:-1]):
