@@ -46,28 +46,49 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_options(parser, "linear_loss")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[2048], help="rows of hidden states (default: 2048)")
-    parser.add_argument("--widths", type=int, nargs="+", default=[512], help="columns D of these (default: 512)")
-    parser.add_argument("--classes", type=int, nargs="+", default=[32000], help="vocabulary sizes V (default: 32000)")
-    parser.add_argument("--teachers", type=int, nargs="+", default=TEACHERS, help="numbers of teachers N")
-    parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=DTYPES, help="of hidden states and heads")
+    add_setting_options(parser)
     options = parser.parse_args()
-    settings = map(
-        Setting._make, product(options.tokens, options.widths, options.classes, options.teachers, options.dtypes)
-    )
     sweep(
         "linear_loss",
         options,
         HEADER,
-        settings,
+        settings(options),
         lambda setting, device: measure(setting, options.rounds, device),
         lines,
     )
 
 
+def add_setting_options(parser: argparse.ArgumentParser) -> None:
+    """Options of which `settings` makes the lines of the table."""
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048], help="rows of hidden states (default: 2048)")
+    parser.add_argument("--widths", type=int, nargs="+", default=[512], help="columns D of these (default: 512)")
+    parser.add_argument("--classes", type=int, nargs="+", default=[32000], help="vocabulary sizes V (default: 32000)")
+    parser.add_argument("--teachers", type=int, nargs="+", default=TEACHERS, help="numbers of teachers N")
+    parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=DTYPES, help="of hidden states and heads")
+
+
+def settings(options: argparse.Namespace) -> Iterator[Setting]:
+    """All that the options name."""
+    axes = (options.tokens, options.widths, options.classes, options.teachers, options.dtypes)
+    return map(Setting._make, product(*axes))
+
+
 def measure(setting: Setting, rounds: int, device: torch.device) -> dict[str, Any]:
     """Seconds and peak memory of every contender in one setting."""
     torch._dynamo.reset()
+    student, teachers, target = random_inputs(setting, device)
+    works = {name: partial(step, loss, student, target, teachers) for name, loss in contenders(setting, device)}
+    peaks = {}
+    for name, work in works.items():
+        work()  # compiles; and a GPU's libraries take their workspace
+        recycled.release()
+        peaks[name] = peak_extra_bytes(work, device)
+    works["GEMMs"] = gemms(student, teachers)
+    return {**setting._asdict(), "peak_extra_bytes": peaks, "seconds": in_turns(works, device, rounds)}
+
+
+def random_inputs(setting: Setting, device: torch.device) -> tuple[Model, list[Model], Tensor]:
+    """A student that is to learn, teachers, and labels; the same on every rank."""
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*shape: int, scale: float = 1.0) -> Tensor:
@@ -80,14 +101,7 @@ def measure(setting: Setting, rounds: int, device: torch.device) -> dict[str, An
     target = torch.randint(0, setting.classes, (setting.tokens,), device=device, generator=generator)
     for tensor in student:
         tensor.requires_grad_()
-    works = {name: partial(step, loss, student, target, teachers) for name, loss in contenders(setting, device)}
-    peaks = {}
-    for name, work in works.items():
-        work()  # compiles; and a GPU's libraries take their workspace
-        recycled.release()
-        peaks[name] = peak_extra_bytes(work, device)
-    works["GEMMs"] = gemms(student, teachers)
-    return {**setting._asdict(), "peak_extra_bytes": peaks, "seconds": in_turns(works, device, rounds)}
+    return student, teachers, target
 
 
 def step(loss: Loss, student: Model, target: Tensor, teachers: list[Model]) -> None:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hpcdistill import fused, recycled
 from hpcdistill.kernels.rows import Rows, compute_dtype
+from hpcdistill.vocabulary_shard import SHARDS, VocabularyShard
 
 FEWEST_TOKENS = {"cpu": 512, "cuda": 1024}
 """By device: with fewer at once the GEMMs wait for the head and its gradient, which pass through memory every time."""
@@ -59,6 +60,8 @@ class Call:
     grad_weight_dtype: torch.dtype
     chunk_tokens: int | None
     """None: see `_tokens_at_once`."""
+    shard: int | None
+    """The number of the `VocabularyShard` whose classes those of the heads are; None if they are all."""
     summed: bool
     """Whether the loss is the sum of the rows'."""
     wanted: list[bool]
@@ -73,15 +76,17 @@ class Call:
     schema="(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight, Tensor scales, "
     "Tensor[] teacher_hidden, Tensor[] teacher_weight, Tensor?[] teacher_scale, Tensor?[] teacher_bias, "
     "float[] mixture, float temperature, float label_smoothing, int ignore_index, str implementation, "
-    "ScalarType logits_dtype, ScalarType grad_weight_dtype, int? chunk_tokens, bool summed, bool[] wanted, "
-    "Tensor? factors) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "ScalarType logits_dtype, ScalarType grad_weight_dtype, int? chunk_tokens, int? shard, bool summed, "
+    "bool[] wanted, Tensor? factors) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def linear_codistillation(*arguments: Any) -> Outputs:
     """Loss ``[]`` or ``[rows]``, parts ``[3, rows]``, and gradients by `hidden`, `weight` and `bias`.
 
-    The latter are in float32 or wider, but for `grad_weight_dtype`, and empty where they are not wanted.
+    The latter are in float32 or wider, but for `grad_weight_dtype`, and empty where they are not wanted. Collective
+    over the ranks that share a vocabulary: what is not of their own classes alone is the same on all of them.
     """
     call = Call(*arguments)
+    shard = _shard(call)
     losses, parts, by_hidden, by_weight, by_bias = _new_outputs(call)
     buffers = _buffers(call)
     for begin in range(0, len(losses), buffers.shape[1]):
@@ -89,6 +94,10 @@ def linear_codistillation(*arguments: Any) -> Outputs:
         dlogits, parts[:, rows] = _run_chunk(call, rows, buffers, losses[rows])
         if any(call.wanted):
             _add_gradients(call, rows, dlogits, by_hidden, by_weight, by_bias)
+    if shard and len(losses):
+        losses = shard.losses(parts, call.scales, call.temperature)
+        if call.wanted[0]:
+            shard.sum_(by_hidden)
     return losses.sum() if call.summed else losses, parts, by_hidden, by_weight, by_bias
 
 
@@ -116,6 +125,10 @@ def _new_outputs(call: Call) -> Outputs:
     )
 
 
+def _shard(call: Call) -> VocabularyShard | None:
+    return None if call.shard is None else SHARDS[call.shard]
+
+
 def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
     """Fill the `losses` of some rows; return the gradient by their logits, if one is wanted, and their parts."""
     logits, *teachers = buffers[:, : len(losses)]
@@ -124,7 +137,9 @@ def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tupl
     for teacher, (hidden, weight, scale, bias) in zip(teachers, heads, strict=True):
         _fill(teacher, hidden[rows], weight, scale, bias)
     parts = losses.new_empty(3, len(losses))
-    fused.run(
+    shard = _shard(call)
+    run = shard.run if shard else fused.run
+    run(
         call.implementation,
         Rows(
             logits,
@@ -211,7 +226,21 @@ def _widens(device: str) -> bool:
 
 
 def _buffers(call: Call) -> Tensor:
-    """``[1 + N, tokens, V]``, for the logits of the student and the teachers."""
+    """``[1 + N, tokens, V]``, for the logits of the student and the teachers; on all ranks for as many tokens."""
+    buffers, shard = _as_large_buffers_as_there_is_room_for(call), _shard(call)
+    if shard is None:
+        return buffers
+    rows, columns = call.hidden.shape
+    facts = {
+        "the number of hidden's rows": rows,
+        "the number of hidden's columns": columns,
+        "the number of teachers that have a share": len(call.mixture),
+        "whether hidden requires grad": int(call.wanted[0]),
+    }
+    return buffers[:, : shard.agree(call.hidden.device, buffers.shape[1], len(call.weight), facts)]
+
+
+def _as_large_buffers_as_there_is_room_for(call: Call) -> Tensor:
     tokens = _tokens_at_once(call)
     try:
         return _new_buffers(call, tokens)

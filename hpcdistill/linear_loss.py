@@ -24,6 +24,7 @@ from hpcdistill.loss_arguments import (
     mixture,
 )
 from hpcdistill.reduction import Reduction
+from hpcdistill.vocabulary_shard import VocabularyShard
 
 
 def linear_codistillation_loss(
@@ -47,6 +48,7 @@ def linear_codistillation_loss(
     chunk_tokens: int | str = "auto",
     logits_dtype: torch.dtype | None = torch.float32,
     grad_weight_dtype: torch.dtype | None = torch.float32,
+    shard: VocabularyShard | None = None,
     implementation: str = "auto",
     check_target: bool = False,
     return_parts: bool = False,
@@ -95,7 +97,11 @@ def linear_codistillation_loss(
             `hidden` keeps its own dtype.
         grad_weight_dtype: in which the chunks' gradients by `weight` are summed; None for the dtype of `weight`, which
             saves memory, and loses small summands if that has 16 bits. A wider `weight` keeps its own dtype.
-        implementation: of the loss of a chunk, as there.
+        shard: which of the V classes this rank has, if the heads are split over several ranks: then `weight`, `bias`,
+            `teacher_weight` and `teacher_bias` have its rows alone, and so have their gradients. All else, class_weight
+            as well, must be the same on all these ranks, which make the call together, and the backward for "none";
+            loss, parts and the gradient by `hidden` are the same on all of them. It waits for a GPU.
+        implementation: of the loss of a chunk, as there; "cuda" knows no shards.
         check_target: as there.
         return_parts: return ``(loss, LossParts)``.
 
@@ -105,7 +111,7 @@ def linear_codistillation_loss(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, vocabularies or devices that differ, a number or a target out of its range, a teacher's
-            tensor that requires grad; the message names them.
+            tensor that requires grad, shards that are not the whole vocabulary; the message names them.
         ImportError: the implementation that was asked for is not installed.
         RuntimeError: in the backward, for a second derivative (``create_graph=True``) or, but for "none", a second
             backward.
@@ -114,7 +120,8 @@ def linear_codistillation_loss(
     check_student(hidden, weight, bias)
     check_labels(target, "hidden", hidden)
     check_linear_teachers(teachers, hidden, weight)
-    check_class_weight(class_weight, len(weight), hidden.device)
+    classes = len(weight) if shard is None else shard.classes
+    check_class_weight(class_weight, classes, hidden.device)
     check_numbers(distill_weight, temperature, label_smoothing, z_loss, weight_name="distill_weight")
     check_teacher_weights(len(teachers), teacher_shares, "teacher_shares")
     check_reduction(hidden, reduction, normalizer)
@@ -123,7 +130,7 @@ def linear_codistillation_loss(
 
     states, labels = _as_rows(hidden), target.reshape(-1).contiguous()
     if check_target and target.is_cuda:
-        assert_in_range(labels, ignore_index, len(weight))
+        assert_in_range(labels, ignore_index, classes)
     made_dtype = _wider(states.dtype, logits_dtype)
     if class_weight is not None:
         class_weight = class_weight.to(compute_dtype(made_dtype)).contiguous()
@@ -152,6 +159,7 @@ def linear_codistillation_loss(
         made_dtype,
         _wider(weight.dtype, grad_weight_dtype),
         None if chunk_tokens == "auto" else chunk_tokens,
+        None if shard is None else shard.number,
         summed,
         [summed and torch.is_grad_enabled() and x is not None and x.requires_grad for x in (states, weight, bias)],
         None,

@@ -1,0 +1,85 @@
+"""A head that is split by classes over ranks which all have the same hidden states.
+
+So Shoeybi et al., "Megatron-LM" (arXiv 1909.08053), section 3, split a language model's embedding. Each rank makes the
+logits of its own classes; of those of the others it needs nothing but their logsumexp.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, count
+
+import torch
+from torch import Tensor
+
+from hpcdistill import fused
+from hpcdistill.kernels.rows import Rows, Shard
+
+
+@dataclass(frozen=True, eq=False)
+class VocabularyShard:
+    """A rank's classes, and how to talk with the ranks that have the others: see `Groups.vocabulary_shard` for Horovod.
+
+    Args:
+        first: the class of the first row of this rank's heads. The shards follow each other in the order of ranks.
+        classes: V, of all ranks together.
+        gather: of a small tensor that has the same shape and dtype (float64 or int64) on every rank, all ranks' in
+            their order, ``[ranks, ...]``. Collective.
+        sum_: replaces a tensor (float32 or float64) by the sum of all ranks'. Collective.
+    """
+
+    first: int
+    classes: int
+    gather: Callable[[Tensor], Tensor]
+    sum_: Callable[[Tensor], object]
+    number: int = field(default_factory=count().__next__, init=False)
+
+    def __post_init__(self) -> None:
+        """Let operators of torch, whose arguments are numbers and tensors, find this one by its number."""
+        SHARDS[self.number] = self
+
+    def run(self, implementation: str, rows: Rows) -> None:
+        """Fill the outputs of `rows`, which has the columns of this shard's classes, as `Shard` says. Collective."""
+        lse = rows.losses.new_empty(2 + len(rows.teachers), len(rows.losses), dtype=torch.float64)
+        alone = Shard(self.first, self.classes, lse, is_merged=False)
+        fused.run(implementation, replace(rows, shard=alone))
+        # One exchange instead of a maximum's and then a sum's.
+        merged = replace(alone, lse=self.gather(lse).logsumexp(0), is_merged=True)
+        fused.run(implementation, replace(rows, shard=merged))
+
+    def losses(self, parts: Tensor, scales: Tensor, temperature: float) -> Tensor:
+        """Those of rows, of whose `parts` ``[3, rows]``, as `run` left them, it makes those of all classes. Collective.
+
+        `scales` as in `Rows`.
+        """
+        self.sum_(parts[:2])
+        parts[1].clamp_(min=0)
+        cross_entropy, divergence, lse = parts
+        losses: Tensor = scales[0] * cross_entropy + scales[1] * temperature**2 * divergence + scales[2] * lse**2
+        return losses
+
+    def agree(self, device: torch.device, tokens: int, head_rows: int, facts: dict[str, int]) -> int:
+        """The least `tokens` of any rank, if what else they bring fits together. Collective.
+
+        Raises:
+            ValueError: the shards are not all classes, one after the other, or `facts` differ; on every rank.
+        """
+        mine = torch.tensor([tokens, self.first, head_rows, self.classes, *facts.values()], device=device)
+        columns: list[list[int]] = self.gather(mine).T.tolist()
+        room, firsts, sizes, classes, *others = columns
+        if firsts != [0, *accumulate(sizes)][:-1] or set(classes) != {sum(sizes)}:
+            shards = ", ".join(f"{size} from {first} on" for first, size in zip(firsts, sizes, strict=True))
+            raise ValueError(
+                f"the ranks' heads have these classes of {self.classes}: {shards}; pass each rank's rows with a shard "
+                "that says which they are, so that each class is in one of them"
+            )
+        for name, values in zip(facts, others, strict=True):
+            if len(set(values)) > 1:
+                raise ValueError(
+                    f"{name} differs between the ranks that share a vocabulary: {', '.join(map(str, values))}; all "
+                    "but the heads must be the same on all of them"
+                )
+        return min(room)
+
+
+SHARDS: dict[int, VocabularyShard] = {}
+"""By number; a program makes few, and they are small."""

@@ -1,0 +1,196 @@
+"""The loss of hidden states straight from its formula in float64, and the cases it is asked about."""
+
+# ruff: noqa: N803, N806 - V, D and N are the names in the formula
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from hypothesis import strategies as st
+from loss_oracle import Case, cases, random_case, truth
+from torch import Tensor
+
+from hpcdistill import linear_codistillation_loss
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+Weight = Tensor | tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What logits are made of."""
+
+    hidden: Tensor  # [rows, D]
+    weight: Weight  # [V, D], or int8 with [V]
+    bias: Tensor | None = None  # [V]
+
+    @property
+    def plain_weight(self) -> Tensor:
+        """[V, D] in float64."""
+        if isinstance(self.weight, Tensor):
+            return self.weight.double()
+        numbers, scale = self.weight
+        return numbers.double() * scale.double().unsqueeze(1)
+
+    @property
+    def logits(self) -> Tensor:
+        """In float64, without a rounding."""
+        return F.linear(self.hidden.double(), self.plain_weight, None if self.bias is None else self.bias.double())
+
+    @property
+    def rounding(self) -> float:
+        """How much larger than that of a logit the rounding of the products that it is made of may be."""
+        products = F.linear(self.hidden.double().abs(), self.plain_weight.abs()) * self.hidden.shape[1]
+        return max([0.0, *products.flatten().tolist()])
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """The arguments of one call. `case` has the options, and the logits in float64."""
+
+    student: Model
+    teachers: list[Model]
+    case: Case
+    classes: slice = field(default_factory=lambda: slice(None))
+    """Those whose part of the heads the call gets."""
+
+    def loss(self, student: Model | None = None, **options: Any) -> Any:
+        """The loss under test."""
+        student, teachers = student or self.part_of(self.student), list(map(self.part_of, self.teachers))
+        names = ("temperature", "label_smoothing", "class_weight", "z_loss", "ignore_index")
+        return linear_codistillation_loss(
+            student.hidden,
+            student.weight,
+            self.case.target,
+            [teacher.hidden for teacher in teachers],
+            [teacher.weight for teacher in teachers],
+            bias=student.bias,
+            teacher_bias=[teacher.bias for teacher in teachers],
+            distill_weight=self.case.weight,
+            teacher_shares=self.case.teacher_weights,
+            **{name: getattr(self.case, name) for name in names},
+            **options,
+        )
+
+    def differentiated(self, factors: float | Tensor = 1.0, **options: Any) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the gradients of its sum after multiplying by `factors`."""
+        tensors = vars(self.part_of(self.student)).values()
+        student = Model(*(x if x is None else x.detach().requires_grad_() for x in tensors))
+        loss = self.loss(student, **options)
+        return loss.detach(), gradients_of((loss * factors).sum(), student)
+
+    def part_of(self, model: Model) -> Model:
+        """With its head's rows for `classes`."""
+        weight = model.weight
+        part = weight[self.classes] if isinstance(weight, Tensor) else tuple(x[self.classes] for x in weight)
+        return Model(model.hidden, part, None if model.bias is None else model.bias[self.classes])
+
+    def truth(
+        self, reduction: str = "mean", factors: float | Tensor = 1.0, normalizer: float | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same in float64."""
+        loss, dlogits, _ = truth(self.case, reduction, normalizer)
+        dlogits = dlogits * torch.as_tensor(factors, dtype=torch.float64).reshape(-1, 1)
+        mine = dlogits[:, self.classes]
+        gradients = [dlogits @ self.student.plain_weight, mine.T @ self.student.hidden.double(), mine.sum(0)]
+        return loss, gradients if self.student.bias is not None else gradients[:2]
+
+    def tolerances(self, reduction: str = "mean", normalizer: float | None = None) -> tuple[float, list[Tensor]]:
+        """Of a row's loss, and of the gradients: by each logit's rounding, what it is multiplied by, and their own."""
+        dtype = torch.promote_types(self.student.hidden.dtype, torch.float32)
+        rounded = replace(self.case, logits=self.case.logits.to(dtype))
+        growth = 1 + max(model.rounding for model in (self.student, *self.teachers))
+        loss, logit = (growth * tolerance for tolerance in rounded.tolerances())
+        hidden, weight = self.student.hidden.double().abs(), self.student.plain_weight.abs()
+        # Of the head's gradient every sum of some rows is rounded, whatever the dtype of hidden.
+        _, dlogits, _ = truth(self.case, reduction, normalizer)
+        rows = len(dlogits)
+        summing = rows * torch.finfo(torch.promote_types(self.student.weight.dtype, torch.float32)).eps / 2
+        return loss, [
+            logit * weight.sum(0, keepdim=True),
+            logit * hidden.sum(0, keepdim=True) + summing * (dlogits.abs().T @ hidden)[self.classes],
+            torch.tensor(logit * rows),
+        ]
+
+
+def gradients_of(loss: Tensor, student: Model) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, [x for x in vars(student).values() if x is not None]))
+
+
+@st.composite
+def linear_cases(draw: st.DrawFn, classes: list[int]) -> LinearCase:
+    """Any mixture of sizes, dtypes, ignored rows and options."""
+    case = draw(cases(classes, [torch.float64], most_rows=7))
+    rows, V = case.logits.shape
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    scale = draw(st.sampled_from([0.3, 3.0]))
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+
+    def model(hidden_dtype: torch.dtype, weight_dtype: torch.dtype, biased: bool) -> Model:
+        D = draw(st.sampled_from([1, 3, 20]))
+        weight: Weight = random(V, D)
+        if weight_dtype == torch.int8:
+            weight = (
+                torch.randint(-127, 128, (V, D), generator=generator, dtype=torch.int8),
+                random(V).abs().float() / 99,
+            )
+        else:
+            weight = weight.to(weight_dtype)
+        return Model(random(rows, D).to(hidden_dtype), weight, random(V).to(hidden_dtype) if biased else None)
+
+    some_dtype, yes_or_no = st.sampled_from(DTYPES), st.booleans()
+    student = model(draw(some_dtype), draw(some_dtype), draw(yes_or_no))
+    teachers = [
+        model(draw(some_dtype), draw(st.sampled_from([*DTYPES, torch.int8])), draw(yes_or_no)) for _ in case.teachers
+    ]
+    logits = [teacher.logits for teacher in teachers]
+    return LinearCase(student, teachers, replace(case, logits=student.logits, teachers=logits, lse_is_given=False))
+
+
+def random_linear_case(
+    rows: int = 7,
+    V: int = 110,
+    D: int = 8,
+    N: int = 2,
+    dtype: torch.dtype = torch.float32,
+    biased: bool = True,
+    scale: float = 1.0,
+    **options: Any,
+) -> LinearCase:
+    """A fixed case of logits of about that scale; the teachers' hidden states are wider than the student's."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    student, *teachers = (
+        Model(random(rows, D + j), random(V, D + j) * scale / D**0.5, random(V) if biased else None)
+        for j in range(N + 1)
+    )
+    case = random_case(rows, V, 0, **options)
+    logits = [teacher.logits for teacher in teachers]
+    return LinearCase(student, teachers, replace(case, logits=student.logits, teachers=logits))
+
+
+def assert_true(
+    case: LinearCase,
+    reduction: str = "mean",
+    factors: float | Tensor = 1.0,
+    normalizer: float | None = None,
+    **options: Any,
+) -> None:
+    loss, gradients = case.differentiated(factors, reduction=reduction, normalizer=normalizer, **options)
+    true_loss, true_gradients = case.truth(reduction, factors, normalizer)
+    loss_tolerance, tolerances = case.tolerances(reduction, normalizer)
+    terms = len(case.case.target) if reduction == "sum" else 1
+    torch.testing.assert_close(loss.double(), true_loss, rtol=1e-6, atol=loss_tolerance * terms)
+    factor = float(torch.as_tensor(factors).abs().max())
+    inputs = [x for x in vars(case.student).values() if x is not None]
+    for gradient, true, tolerance, by in zip(gradients, true_gradients, tolerances, inputs, strict=False):
+        assert gradient.dtype == by.dtype
+        error = (gradient.double() - true).abs()
+        rounding = torch.finfo(by.dtype).eps * true.abs() + torch.finfo(by.dtype).tiny
+        assert (error <= factor * tolerance + rounding).all()

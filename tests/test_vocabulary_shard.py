@@ -1,0 +1,155 @@
+"""The loss of hidden states whose heads are split over the ranks of a group: real Horovod and MPI, on any number."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import horovod.torch as hvd
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from linear_oracle import LinearCase, assert_true, linear_cases, random_linear_case
+from mpi4py import MPI
+from torch import Tensor
+
+from hpcdistill import VocabularyShard, linear_codistillation_loss
+from hpcdistill.groups import Groups
+
+WORLD = MPI.COMM_WORLD
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def group(request: pytest.FixtureRequest) -> Iterator[Groups]:
+    """One that is the whole world, or half of it."""
+    if WORLD.size % request.param:
+        pytest.skip(f"{WORLD.size} ranks do not make {request.param} groups")
+    yield Groups.create(request.param)
+    hvd.shutdown()
+
+
+def cut(case: LinearCase, group: Groups, sizes: list[int] | None = None) -> tuple[LinearCase, VocabularyShard]:
+    """What this rank has of it, with as many classes as others or `sizes`."""
+    ranks, classes = group.size, case.case.logits.shape[1]
+    sizes = sizes or [classes // ranks + (rank < classes % ranks) for rank in range(ranks)]
+    begin = sum(sizes[: group.rank])
+    end = begin + sizes[group.rank]
+    return replace(case, classes=slice(begin, end)), group.vocabulary_shard(end - begin)
+
+
+@given(
+    case=linear_cases([4, 127]),
+    reduction=st.sampled_from(["none", "mean", "sum"]),
+    chunk_tokens=st.sampled_from([1, 3, "auto"]),
+    implementation=st.sampled_from(["native", "torch"]),
+)
+def test_loss_and_gradients_are_those_of_the_formula(
+    group: Groups, case: LinearCase, reduction: str, chunk_tokens: int | str, implementation: str
+) -> None:
+    part, shard = cut(case, group)
+    factors = torch.linspace(-1, 2, len(case.case.target), dtype=torch.float64) if reduction == "none" else 0.5
+    if reduction == "none" and not len(case.case.target):
+        factors = 1.0
+    assert_true(part, reduction, factors, chunk_tokens=chunk_tokens, implementation=implementation, shard=shard)
+
+
+def test_shards_of_any_size_and_ranks_with_room_for_fewer_tokens(group: Groups) -> None:
+    case = random_linear_case(rows=20, temperature=2.0, label_smoothing=0.1, class_weight=torch.linspace(0.1, 1.1, 110))
+    sizes = [1 + rank for rank in range(group.size - 1)]
+    part, shard = cut(case, group, [*sizes, 110 - sum(sizes)])
+    assert_true(part, chunk_tokens=20 - 6 * group.rank, shard=shard)
+
+
+def test_all_ranks_get_the_same_bits(group: Groups) -> None:
+    part, shard = cut(random_linear_case(rows=30), group)
+    loss, (by_hidden, *_) = part.differentiated(shard=shard, chunk_tokens=7)
+    for mine in (loss, by_hidden):
+        assert all((mine.numpy() == theirs).all() for theirs in group.comm.allgather(mine.numpy()))
+
+
+def test_a_shard_whose_classes_are_all_ruled_out(group: Groups) -> None:
+    """As those are that only pad a vocabulary."""
+    case = random_linear_case(rows=7, V=112)
+    for model in (case.student, *case.teachers):
+        assert model.bias is not None
+        model.bias[80:] = -torch.inf
+    logits, teachers = case.student.logits, [teacher.logits for teacher in case.teachers]
+    case = replace(case, case=replace(case.case, logits=logits, teachers=teachers))
+    case.case.target.clamp_(max=79)
+    part, shard = cut(case, group)
+    loss, gradients = part.differentiated(shard=shard)
+    true_loss, true_gradients = part.truth()
+    torch.testing.assert_close(loss.double(), true_loss, rtol=1e-5, atol=0)
+    for gradient, true in zip(gradients, true_gradients, strict=True):
+        torch.testing.assert_close(gradient.double(), true, rtol=1e-4, atol=1e-6)
+
+
+def test_torch_compile_makes_one_graph(group: Groups) -> None:
+    part, shard = cut(random_linear_case(rows=30), group)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        return linear_codistillation_loss(hidden, weight, target, shard=shard)
+
+    student = part.part_of(part.student)
+    results = []
+    for loss_of in (compiled, linear_codistillation_loss):
+        hidden, weight = student.hidden.clone().requires_grad_(), student.weight.clone().requires_grad_()
+        options = {} if loss_of is compiled else {"shard": shard}
+        loss = loss_of(hidden, weight, part.case.target, **options)
+        results.append([loss.detach(), *torch.autograd.grad(loss, (hidden, weight))])
+    torch.testing.assert_close(*results)
+
+
+def test_a_label_that_is_in_no_shard_is_an_error_on_every_rank(group: Groups) -> None:
+    part, shard = cut(random_linear_case(), group)
+    part.case.target[3] = 110
+    with pytest.raises(ValueError, match=r"target holds 110; labels lie in \[0, 110\)"):
+        part.loss(shard=shard)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda shard: replace(shard, first=shard.first + 1), r"have these classes of 110: .* from 1 on"),
+        (lambda shard: replace(shard, classes=111), r"have these classes of 111: "),
+    ],
+)
+def test_shards_that_are_not_the_vocabulary(
+    group: Groups, change: Callable[[VocabularyShard], VocabularyShard], message: str
+) -> None:
+    part, shard = cut(random_linear_case(), group)
+    case = replace(part.case, class_weight=None)
+    with pytest.raises(ValueError, match=message):
+        replace(part, case=case).loss(shard=change(shard))
+
+
+def test_ranks_that_were_given_other_hidden_states(group: Groups) -> None:
+    if group.size == 1:
+        pytest.skip("one rank cannot differ from others")
+    part, shard = cut(random_linear_case(rows=7 + group.rank), group)
+    with pytest.raises(ValueError, match=r"number of hidden's rows differs between the ranks .*: 7, 8"):
+        part.loss(shard=shard)
+    part, shard = cut(random_linear_case(N=group.rank), group)
+    with pytest.raises(ValueError, match="number of teachers that have a share differs"):
+        part.loss(shard=shard)
+
+
+def test_torch_distributed_in_the_place_of_horovod(world: MPI.Intracomm, tmp_path: Path) -> None:
+    """As in docs/loss.md."""
+    store = dist.FileStore(str(world.bcast(tmp_path / "store")), world.size)
+    dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size)
+    try:
+        case = random_linear_case(rows=20)
+        begin, end = (110 * rank // world.size for rank in (world.rank, world.rank + 1))
+
+        def gather(tensor: Tensor) -> Tensor:
+            everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+            dist.all_gather(everyone, tensor)
+            return torch.stack(everyone)
+
+        shard = VocabularyShard(begin, 110, gather, dist.all_reduce)
+        assert_true(replace(case, classes=slice(begin, end)), shard=shard, chunk_tokens=6)
+    finally:
+        dist.destroy_process_group()
