@@ -227,17 +227,13 @@ def _widens(device: str) -> bool:
 
 def _buffers(call: Call) -> Tensor:
     """``[1 + N, tokens, V]``, for the logits of the student and the teachers; on all ranks for as many tokens."""
-    buffers, shard = _as_large_buffers_as_there_is_room_for(call), _shard(call)
+    shard, device = _shard(call), call.hidden.device
     if shard is None:
-        return buffers
-    rows, columns = call.hidden.shape
-    facts = {
-        "the number of hidden's rows": rows,
-        "the number of hidden's columns": columns,
-        "the number of teachers that have a share": len(call.mixture),
-        "whether hidden requires grad": int(call.wanted[0]),
-    }
-    return buffers[:, : shard.agree(call.hidden.device, buffers.shape[1], len(call.weight), facts)]
+        return _as_large_buffers_as_there_is_room_for(call)
+    with shard.refusing_for_all(device):
+        buffers = _as_large_buffers_as_there_is_room_for(call)
+    facts = (*call.hidden.shape, len(call.mixture), int(call.wanted[0]), int(call.target.sum()))
+    return buffers[:, : shard.agree(device, buffers.shape[1], len(call.weight), facts)]
 
 
 def _as_large_buffers_as_there_is_room_for(call: Call) -> Tensor:

@@ -5,6 +5,7 @@ Triton Kernels for LLM Training" (arXiv 2410.10989), section 3.2, do for the cro
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -111,22 +112,24 @@ def linear_codistillation_loss(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, vocabularies or devices that differ, a number or a target out of its range, a teacher's
-            tensor that requires grad, shards that are not the whole vocabulary; the message names them.
+            tensor that requires grad, shards that are not the whole vocabulary; the message names them. With a
+            shard, an error on one rank is an error on all.
         ImportError: the implementation that was asked for is not installed.
         RuntimeError: in the backward, for a second derivative (``create_graph=True``) or, but for "none", a second
             backward.
     """
-    teachers = as_teachers(teacher_hidden, teacher_weight, teacher_bias)
-    check_student(hidden, weight, bias)
-    check_labels(target, "hidden", hidden)
-    check_linear_teachers(teachers, hidden, weight)
-    classes = len(weight) if shard is None else shard.classes
-    check_class_weight(class_weight, classes, hidden.device)
-    check_numbers(distill_weight, temperature, label_smoothing, z_loss, weight_name="distill_weight")
-    check_teacher_weights(len(teachers), teacher_shares, "teacher_shares")
-    check_reduction(hidden, reduction, normalizer)
-    check_chunks(chunk_tokens, logits_dtype=logits_dtype, grad_weight_dtype=grad_weight_dtype)
-    check_implementation("hidden", hidden, implementation)
+    with shard.refusing_for_all(hidden.device) if shard else nullcontext():
+        teachers = as_teachers(teacher_hidden, teacher_weight, teacher_bias)
+        check_student(hidden, weight, bias)
+        check_labels(target, "hidden", hidden)
+        check_linear_teachers(teachers, hidden, weight)
+        classes = len(weight) if shard is None else shard.classes
+        check_class_weight(class_weight, classes, hidden.device)
+        check_numbers(distill_weight, temperature, label_smoothing, z_loss, weight_name="distill_weight")
+        check_teacher_weights(len(teachers), teacher_shares, "teacher_shares")
+        check_reduction(hidden, reduction, normalizer)
+        check_chunks(chunk_tokens, logits_dtype=logits_dtype, grad_weight_dtype=grad_weight_dtype)
+        check_implementation("hidden", hidden, implementation)
 
     states, labels = _as_rows(hidden), target.reshape(-1).contiguous()
     if check_target and target.is_cuda:

@@ -4,7 +4,8 @@ So Shoeybi et al., "Megatron-LM" (arXiv 1909.08053), section 3, split a language
 logits of its own classes; of those of the others it needs nothing but their logsumexp.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count
 
@@ -13,6 +14,16 @@ from torch import Tensor
 
 from hpcdistill import fused
 from hpcdistill.kernels.rows import Rows, Shard
+
+SAME = (
+    "the number of hidden's rows",
+    "the number of hidden's columns",
+    "the number of teachers that have a share",
+    "whether hidden requires grad",
+    "the sum of target's labels",
+)
+"""What a call must not bring otherwise on one rank than on another: as many are added up."""
+_REFUSAL = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,28 +68,45 @@ class VocabularyShard:
         losses: Tensor = scales[0] * cross_entropy + scales[1] * temperature**2 * divergence + scales[2] * lse**2
         return losses
 
-    def agree(self, device: torch.device, tokens: int, head_rows: int, facts: dict[str, int]) -> int:
-        """The least `tokens` of any rank, if what else they bring fits together. Collective.
+    def agree(self, device: torch.device, tokens: int, head_rows: int, facts: Sequence[int]) -> int:
+        """The least `tokens` of any rank, if what else they bring, `facts` of `SAME`, fits together. Collective.
 
         Raises:
-            ValueError: the shards are not all classes, one after the other, or `facts` differ; on every rank.
+            ValueError: the shards are not all classes, one after the other, `facts` differ, or a rank has refused its
+                arguments; on every rank.
         """
-        mine = torch.tensor([tokens, self.first, head_rows, self.classes, *facts.values()], device=device)
-        columns: list[list[int]] = self.gather(mine).T.tolist()
+        ranks = self._gather_numbers(device, [tokens, self.first, head_rows, self.classes, *facts])
+        refusing = [rank for rank, numbers in enumerate(ranks) if numbers[0] == _REFUSAL]
+        if refusing:
+            raise ValueError(f"rank {refusing[0]} of those that share a vocabulary was called wrongly; it says how")
+        columns: list[tuple[int, ...]] = list(zip(*ranks, strict=True))
         room, firsts, sizes, classes, *others = columns
-        if firsts != [0, *accumulate(sizes)][:-1] or set(classes) != {sum(sizes)}:
+        if list(firsts) != [0, *accumulate(sizes)][:-1] or set(classes) != {sum(sizes)}:
             shards = ", ".join(f"{size} from {first} on" for first, size in zip(firsts, sizes, strict=True))
             raise ValueError(
                 f"the ranks' heads have these classes of {self.classes}: {shards}; pass each rank's rows with a shard "
                 "that says which they are, so that each class is in one of them"
             )
-        for name, values in zip(facts, others, strict=True):
+        for name, values in zip(SAME, others, strict=True):
             if len(set(values)) > 1:
                 raise ValueError(
                     f"{name} differs between the ranks that share a vocabulary: {', '.join(map(str, values))}; all "
                     "but the heads must be the same on all of them"
                 )
         return min(room)
+
+    @contextmanager
+    def refusing_for_all(self, device: torch.device) -> Iterator[None]:
+        """What comes before `agree`: an error in it is one of every rank, for the others would wait for this one."""
+        try:
+            yield
+        except Exception:
+            self._gather_numbers(device, [_REFUSAL] * (4 + len(SAME)))
+            raise
+
+    def _gather_numbers(self, device: torch.device, mine: list[int]) -> list[list[int]]:
+        everyone: list[list[int]] = self.gather(torch.tensor(mine, device=device)).tolist()
+        return everyone
 
 
 SHARDS: dict[int, VocabularyShard] = {}

@@ -145,14 +145,13 @@ class Row {
   // The first turn of a shard.
   void find_lse(bool ignored) const {
     const double T = call.temperature;
-    double* lse = shard_lse + row;
-    const auto put = [&](const Element* x, double T) {
-      *lse = ignored ? 0 : exponentials(x, kLog2E / T, 0).lse(T);
-      lse += call.rows;
+    const auto lse_of = [&](const Element* x, double T) {
+      return ignored ? 0 : exponentials(x, kLog2E / T, 0).lse(T);
     };
-    put(student_row(), 1);
-    put(student_row(), T);
-    for (int j = 0; j < teachers; ++j) put(teacher_row(j), T);
+    double* const lse = shard_lse + row;
+    lse[0] = lse_of(student_row(), 1);
+    lse[call.rows] = T == 1 ? lse[0] : lse_of(student_row(), T);
+    for (int j = 0; j < teachers; ++j) lse[(2 + j) * call.rows] = lse_of(teacher_row(j), T);
   }
 
   // In the second turn of a shard: `result`, of x / T, summed over those of the others too.

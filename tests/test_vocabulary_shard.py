@@ -131,9 +131,23 @@ def test_ranks_that_were_given_other_hidden_states(group: Groups) -> None:
     part, shard = cut(random_linear_case(rows=7 + group.rank), group)
     with pytest.raises(ValueError, match=r"number of hidden's rows differs between the ranks .*: 7, 8"):
         part.loss(shard=shard)
+    part, shard = cut(random_linear_case(), group)
+    part.case.target[0] = group.rank
+    with pytest.raises(ValueError, match="sum of target's labels differs"):
+        part.loss(shard=shard)
     part, shard = cut(random_linear_case(N=group.rank), group)
     with pytest.raises(ValueError, match="number of teachers that have a share differs"):
         part.loss(shard=shard)
+
+
+def test_an_error_of_one_rank_is_one_of_all(group: Groups) -> None:
+    """Which would otherwise wait for it."""
+    last = group.size - 1
+    part, shard = cut(random_linear_case(), group)
+    own = r"chunk_tokens is 0" if group.rank == last else f"rank {last} of those .* was called wrongly; it says how"
+    with pytest.raises(ValueError, match=own):
+        part.loss(shard=shard, chunk_tokens=0 if group.rank == last else "auto")
+    assert_true(part, shard=shard)
 
 
 def test_torch_distributed_in_the_place_of_horovod(world: MPI.Intracomm, tmp_path: Path) -> None:
