@@ -33,6 +33,7 @@ from hpcdistill.exchange.window import WindowExchange
 from hpcdistill.exchange.writer import Writer
 from hpcdistill.groups import Groups
 from hpcdistill.models.lstm import LSTMLanguageModel
+from hpcdistill.objective import Softmax
 from hpcdistill.snapshot import Layout
 from hpcdistill.teachers import Teachers
 
@@ -163,7 +164,7 @@ def measure_training(pairs: int) -> dict[str, Any]:
     """Seconds per step of rank 0 with and without exchange, block by block, and what the exchange did meanwhile."""
     groups = Groups.split(WORLD, (1,) * WORLD.size, CPU)
     torch.manual_seed(0)
-    model = LSTMLanguageModel(vocabulary=256, hidden=544, layers=2, dropout=0.0)  # 20 MB
+    model = LSTMLanguageModel(vocabulary=256, hidden=544, layers=2, projection=0, dropout=0.0)  # 20 MB
     optimizer = torch.optim.Adam(model.parameters())
     blocks = []
     for _ in range(pairs):
@@ -198,7 +199,8 @@ def with_exchange(
     topology = Topology("ring", groups.group, groups.count)
     done = WORLD.Dup()
     with WindowExchange(groups, model, degree=1) as exchange:
-        teachers = Teachers(CodistillConfig(burn_in=0, exchange_interval=INTERVAL), model, exchange, topology)
+        config = CodistillConfig(burn_in=0, exchange_interval=INTERVAL)
+        teachers = Teachers(config, model, exchange, topology, groups, Softmax(256))
         result: dict[str, Any] = {}
         if groups.group == 0:
             began = time.perf_counter()

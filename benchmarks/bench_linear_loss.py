@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from bench_loss import DTYPES, TEACHERS, eager
-from measure import add_common_options, in_turns, peak_extra_bytes, ratio, sweep
+from measure import Work, add_common_options, in_turns, peak_extra_bytes, ratio, sweep
 from torch import Tensor
 
 from hpcdistill import codistillation_loss, linear_codistillation_loss, recycled
@@ -77,7 +77,9 @@ def measure(setting: Setting, rounds: int, device: torch.device) -> dict[str, An
     """Seconds and peak memory of every contender in one setting."""
     torch._dynamo.reset()
     student, teachers, target = random_inputs(setting, device)
-    works = {name: partial(step, loss, student, target, teachers) for name, loss in contenders(setting, device)}
+    works: dict[str, Work] = {
+        name: partial(step, loss, student, target, teachers) for name, loss in contenders(setting, device)
+    }
     peaks = {}
     for name, work in works.items():
         work()  # compiles; and a GPU's libraries take their workspace
@@ -139,7 +141,8 @@ def contenders(setting: Setting, device: torch.device) -> Iterator[tuple[str, Lo
 def ours(student: Model, target: Tensor, teachers: list[Model]) -> Tensor:
     """Hidden states and heads as they are."""
     hidden, weight = [model.hidden for model in teachers], [model.weight for model in teachers]
-    return linear_codistillation_loss(student.hidden, student.weight, target, hidden, weight)
+    loss: Tensor = linear_codistillation_loss(student.hidden, student.weight, target, hidden, weight)
+    return loss
 
 
 def materialised(loss: Callable[[Tensor, Tensor, list[Tensor]], Tensor]) -> Loss:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from measure import add_common_options, in_turns, peak_extra_bytes, ratio, sweep
+from measure import Work, add_common_options, in_turns, peak_extra_bytes, ratio, sweep
 from torch import Tensor
 
 from hpcdistill import codistillation_loss, recycled
@@ -61,7 +61,7 @@ def measure(setting: Setting, options: argparse.Namespace, device: torch.device)
     )
     target = torch.randint(0, setting.classes, (rows,), device=device, generator=generator)
     student.requires_grad_()
-    works = {
+    works: dict[str, Work] = {
         name: partial(step, loss, student, target, teachers)
         for name, loss in contenders(setting, device, options.ours_only)
     }
@@ -142,7 +142,7 @@ def peers(setting: Setting) -> Iterator[tuple[str, Loss]]:
         else:
 
             def liger(logits: Tensor, target: Tensor, teachers: list[Tensor]) -> Tensor:
-                loss = liger_cross_entropy(logits * 1, target)  # it overwrites its input
+                loss: Tensor = liger_cross_entropy(logits * 1, target)  # it overwrites its input
                 for teacher in teachers:
                     loss = loss + liger_kl_div(logits.log_softmax(-1), teacher.softmax(-1))
                 return loss
@@ -158,22 +158,24 @@ HEADER = (
 
 def line(result: dict[str, Any]) -> str:
     """A row of the Markdown table."""
-    seconds, nbytes = result["seconds"], result["minimal_bytes"]
+    seconds: dict[str, list[float]] = result["seconds"]
+    nbytes: int = result["minimal_bytes"]
+    tensor_bytes: int = result["tensor_bytes"]
 
     def rate(name: str, nbytes: int) -> float:
         return nbytes / statistics.median(seconds[name]) / 1e9
 
     def of_copy(name: str) -> float:
-        return 100 * ratio(seconds, "copy", name) * nbytes / (2 * result["tensor_bytes"])
+        return 100 * ratio(seconds, "copy", name) * nbytes / (2 * tensor_bytes)
 
     others = [name for name in seconds if name not in ("ours", "copy", "in place")]
     slower = ", ".join(f"{name} {ratio(seconds, name, 'ours'):.1f}×" for name in others)
     memory = ", ".join(
-        f"{name} {extra / result['tensor_bytes']:.2f}" for name, extra in result["peak_extra_bytes"].items()
+        f"{name} {extra / tensor_bytes:.2f}" for name, extra in result["peak_extra_bytes"].items()
     )
     return (
         f"| {result['classes']:6} | {result['teachers']} | {result['dtype']} | {nbytes / 1e6:.0f} "
-        f"| {rate('copy', 2 * result['tensor_bytes']):.1f} | {rate('ours', nbytes):.1f} | {of_copy('ours'):.0f} % "
+        f"| {rate('copy', 2 * tensor_bytes):.1f} | {rate('ours', nbytes):.1f} | {of_copy('ours'):.0f} % "
         f"| {of_copy('in place'):.0f} % | {slower} | {memory} |"
     )
 

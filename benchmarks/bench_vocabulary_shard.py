@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from bench_linear_loss import Model, Setting, add_setting_options, gemms, ours, random_inputs, settings, step
-from measure import add_common_options, ends_all_ranks, in_turns, peak_extra_bytes, ratio, sweep
+from measure import Work, add_common_options, ends_all_ranks, in_turns, peak_extra_bytes, ratio, sweep
 from torch import Tensor
 
 from hpcdistill import linear_codistillation_loss, recycled
@@ -57,9 +57,10 @@ def measure(setting: Setting, groups: Groups, rounds: int, device: torch.device)
 
     def sharded(student: Model, target: Tensor, teachers: list[Model]) -> Tensor:
         hidden, weight = [model.hidden for model in teachers], [model.weight for model in teachers]
-        return linear_codistillation_loss(student.hidden, student.weight, target, hidden, weight, shard=shard)
+        loss: Tensor = linear_codistillation_loss(student.hidden, student.weight, target, hidden, weight, shard=shard)
+        return loss
 
-    works = {
+    works: dict[str, Work] = {
         "sharded": partial(step, sharded, student, target, teachers),
         "alone": partial(step, ours, student, target % (end - begin), teachers),
         "GEMMs": gemms(student, teachers),

@@ -33,6 +33,7 @@ from hpcdistill.config import CodistillConfig
 from hpcdistill.exchange.codec import BLOCK, CODECS, Packing
 from hpcdistill.exchange.slots import SLOTS
 from hpcdistill.exchange.topology import Topology
+from hpcdistill.objective import Softmax
 from hpcdistill.snapshot import Layout
 from hpcdistill.teachers import Teachers
 
@@ -176,7 +177,7 @@ def steps(groups: "Groups", setting: Setting, count: int) -> list[float]:
     config = CodistillConfig(burn_in=0, exchange_interval=setting.interval)
     seconds = []
     with WindowExchange(groups, model, setting.degree, setting.codec) as exchange:
-        teachers = Teachers(config, model, exchange, topology(setting, groups.group))
+        teachers = Teachers(config, model, exchange, topology(setting, groups.group), groups, Softmax(2))
         for step in range(1, count + 1):
             time.sleep(0.02)
             groups.comm.Barrier()  # a step ends for all ranks of a group at once, by averaging their gradients

@@ -90,7 +90,7 @@ def main() -> None:
     """Soak each slot size in turn, print the table, write the results."""
     options = parse()
     torch.set_num_threads(1)
-    window.Reader, window.IDLE_SECONDS = HesitantReader, 2e-3
+    window.Reader, window.IDLE_SECONDS = HesitantReader, 2e-3  # type: ignore[attr-defined]
     world = MPI.COMM_WORLD
     groups = Groups.split(world, (world.size // 2, world.size // 2), torch.device("cpu"))
     results = [soak(groups, *setting) for setting in zip(options.slot_bytes, options.fetches, strict=True)]

@@ -60,7 +60,9 @@ def main() -> None:
     need_text()
     cases = [(batch, decay, seed) for batch in BATCHES for decay in SCHEDULES for seed in range(SEEDS[batch])]
     kinds = [(1, 1), (1, 2), (2, 1)]
-    done = study.train(training(models, batch * factor, *rest) for batch, *rest in cases for models, factor in kinds)
+    done = study.train(
+        training(models, batch * factor, decay, seed) for batch, decay, seed in cases for models, factor in kinds
+    )
     figure = Figure(figsize=(10, 5), layout="constrained")
     for axes, decay in zip(figure.subplots(1, 2, sharey=True), SCHEDULES, strict=True):
         draw(axes, done, decay)

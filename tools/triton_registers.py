@@ -119,7 +119,7 @@ def usage(configuration: Configuration, capability: int) -> tuple[int, int]:
         triton_codistillation.run(configuration.rows())
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         Path(cubin.name).write_bytes(compiled[0].asm["cubin"])
-        command = [CUOBJDUMP, "-res-usage", cubin.name]
+        command = [str(CUOBJDUMP), "-res-usage", cubin.name]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", output)
     assert found, output
