@@ -170,9 +170,7 @@ def line(result: dict[str, Any]) -> str:
 
     others = [name for name in seconds if name not in ("ours", "copy", "in place")]
     slower = ", ".join(f"{name} {ratio(seconds, name, 'ours'):.1f}×" for name in others)
-    memory = ", ".join(
-        f"{name} {extra / tensor_bytes:.2f}" for name, extra in result["peak_extra_bytes"].items()
-    )
+    memory = ", ".join(f"{name} {extra / tensor_bytes:.2f}" for name, extra in result["peak_extra_bytes"].items())
     return (
         f"| {result['classes']:6} | {result['teachers']} | {result['dtype']} | {nbytes / 1e6:.0f} "
         f"| {rate('copy', 2 * tensor_bytes):.1f} | {rate('ours', nbytes):.1f} | {of_copy('ours'):.0f} % "

@@ -130,7 +130,7 @@ class Teachers:
 
     def _examine(self, peer: int, replica: nn.Module) -> None:
         """What a snapshot shows by itself; the rest shows on the next batch."""
-        if all(tensor.isfinite().all() for tensor in (*replica.parameters(), *replica.buffers())):
+        if all(_is_finite(tensor) for tensor in (*replica.parameters(), *replica.buffers())):
             self._untried.add(peer)
         else:
             self._put_in_quarantine(peer, f"its snapshot of step {self._steps[peer]} is not finite")
@@ -176,3 +176,9 @@ class Teachers:
         self.quarantine.pop(former, None)
         self._untried.discard(former)
         return self._replicas.pop(former)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if tensor.is_floating_point() and tensor.numel():
+        tensor = torch.stack(torch.aminmax(tensor))  # NaN if any is; an eighth of the time that all numbers would take
+    return bool(tensor.isfinite().all())

@@ -112,8 +112,8 @@ class WindowExchange(Exchange):
         if self._agreement:
             extremes, request = self._agreement
             request.Wait()
-            lowest, negated = np.split(extremes, 2)
-            for reader, low, high in zip(self._readers, lowest, -negated, strict=True):
+            for reader, low, negated in zip(self._readers, *extremes.tolist(), strict=True):
+                high = -negated
                 if reader.turn < low == high:
                     yield self._adopt(reader)
                     reader.staged = 0
@@ -165,9 +165,10 @@ class WindowExchange(Exchange):
 
     def _compare_staged(self) -> tuple[np.ndarray[Any, Any], MPI.Request]:
         """The group's lowest and (negated) highest of what its ranks have staged of each peer, once complete."""
-        staged = np.array([reader.staged for reader in self._readers], np.int64)
-        shares = np.array([bool(self._my_share(reader.peer)) for reader in self._readers])
-        extremes = np.concatenate([np.where(shares, staged, NO_SHARE), -staged])
+        staged = [reader.staged for reader in self._readers]
+        shares = [self._my_share(reader.peer) for reader in self._readers]
+        lowest = [turn if share else NO_SHARE for turn, share in zip(staged, shares, strict=True)]
+        extremes = np.array([lowest, [-turn for turn in staged]], np.int64)
         return extremes, self._group_comm.Iallreduce(MPI.IN_PLACE, extremes, op=MPI.MIN)
 
     def _adopt(self, reader: Reader) -> Snapshot:
