@@ -35,7 +35,7 @@ from hpcdistill.exchange.window import WindowExchange
 
 def compare_staged(exchange):
     versions = [min(reader.staged, reader.turn + 1) for reader in exchange._readers]  # all that is staged seems equal
-    extremes = np.array([*versions, *(-version for version in versions)])
+    extremes = np.array([versions, [-version for version in versions]])
     return extremes, exchange._group_comm.Iallreduce(MPI.IN_PLACE, extremes, op=MPI.MIN)
 
 WindowExchange._compare_staged = compare_staged
