@@ -21,14 +21,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from hpcdistill.kernels import triton_codistillation
+from hpcdistill.kernels import triton_codistillation, triton_row
 from hpcdistill.kernels.rows import Rows, Shard, compute_dtype
 
 CAPABILITIES = (80, 90, 100)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 INTRODUCTION = """# Registers of the Triton kernel
 
-What the compiler makes of `kernels/triton_codistillation.py`: the registers of a thread, which limit how many rows a
+What the compiler makes of `kernels/triton_row.py`: the registers of a thread, which limit how many rows a
 GPU works on at once, and the bytes that did not fit and were spilled to memory, of which there must be none. Written by
 `python tools/triton_registers.py`, which needs no GPU; {versions}.
 
@@ -103,7 +103,7 @@ def configurations() -> Iterator[Configuration]:
 
 def usage(configuration: Configuration, capability: int) -> tuple[int, int]:
     """Registers of a thread, and bytes that it spills, on GPUs of `capability` (90 for sm_90)."""
-    kernel = triton_codistillation._kernel
+    kernel = triton_row.kernel
     target = GPUTarget("cuda", capability, 32)
     compiled = []
 
