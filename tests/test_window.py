@@ -1,17 +1,21 @@
 """The one-sided exchange between real ranks: whole snapshots, of the step they claim, and nobody waits."""
 
+import random
 import time
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from constant_model import Constant
 from mpi4py import MPI
 from torch import nn
+from typing_extensions import override
 
 from hpcdistill.errors import UserError
-from hpcdistill.exchange import Exchange, allocation
+from hpcdistill.exchange import Exchange, allocation, window
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window import WindowExchange
 from hpcdistill.groups import Groups
@@ -76,6 +80,57 @@ def test_codecs_travel_through_windows(groups: Groups) -> None:
 def test_snapshots_leave_a_gpu_whole_while_it_goes_on_training(groups: Groups) -> None:
     """The model changes as soon as `publish` returns, while the copy to the host may still be under way."""
     exchange_until_all_is_known(replace(groups, device=torch.device("cuda")), 1_000_000)
+
+
+class WatchedWindow(MPI.Win):
+    """Knows what MPI was lent for as long as an operation takes: between nodes, longer than the call that begins it."""
+
+    @override
+    def Fetch_and_op(self, origin: Any, result: Any, *args: Any) -> None:
+        self.lent = [weakref.ref(origin), weakref.ref(result)]
+        super().Fetch_and_op(origin, result, *args)
+
+    @override
+    def Flush(self, rank: int) -> None:
+        self.kept.append(all(memory() is not None for memory in self.lent))
+        super().Flush(rank)
+
+    @override
+    def Rget(self, *args: Any) -> MPI.Request:
+        self.reads.append(super().Rget(*args))
+        return self.reads[-1]
+
+    @override
+    def Rget_accumulate(self, *args: Any, **options: Any) -> MPI.Request:
+        self.reads.append(super().Rget_accumulate(*args, **options))
+        return self.reads[-1]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[WatchedWindow]:
+    """The windows made from now on."""
+    windows = []
+
+    def allocate(*args: Any) -> WatchedWindow:
+        watched = WatchedWindow(allocation.allocate_window(*args))
+        watched.kept, watched.reads = [], []
+        windows.append(watched)
+        return watched
+
+    monkeypatch.setattr(window, "allocate_window", allocate)
+    return windows
+
+
+def test_mpi_has_the_memory_it_was_lent_until_it_is_done_with_it(groups: Groups, watched: list[WatchedWindow]) -> None:
+    """Otherwise it writes to what has become of that: an object, a checkpoint."""
+    for _ in range(20):
+        with WindowExchange(groups, Constant(1_000_000), len(groups.peers)) as exchange:
+            exchange.learn_from(groups.peers)
+            exchange.publish(1)
+            time.sleep(6e-3 * random.random())  # so that some reads are under way when the exchange is freed
+        assert watched[-1].kept == [True]
+        assert watched[-1].reads
+        assert all(read == MPI.REQUEST_NULL for read in watched[-1].reads)  # complete
 
 
 def test_only_the_peers_asked_for_are_heard_of(groups: Groups) -> None:

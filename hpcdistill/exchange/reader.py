@@ -42,6 +42,7 @@ class Reader:
         self._ledger = ledger
         self._turn = (0, -1)  # how often it was turned, and to whom: one object, so that no thread sees half of it
         self._held: tuple[int, list[Shard]] = (-1, [])  # whose shards `memory` has, or is about to have
+        self._under_way: list[MPI.Request] = []  # each keeps the memory alive that MPI writes to
         self.memory: Bytes = np.full(nbytes, 0, np.uint8)  # touched, unlike zeros: the first read is no slower
         self.staged = 0
         """Which snapshot waits for adoption, 0 for none. Ranks of a group have equal numbers if and only if they hold
@@ -86,6 +87,10 @@ class Reader:
             else:
                 yield True
 
+    def finish(self) -> None:
+        """Wait for what is under way; `fetches` is not to be advanced again."""
+        MPI.Request.Waitall(self._under_way)
+
     def _newest(self) -> Generator[bool, None, int]:
         """The newest version of which all shards are there, 0 for none."""
         return min((yield from self._headers()), default=0)
@@ -108,7 +113,7 @@ class Reader:
         requests = []
         for shard, version in zip(shards, versions, strict=True):
             requests.append(self._window.Rget_accumulate(nothing, version, shard.target, op=MPI.NO_OP))
-        yield from _completion(requests)
+        yield from self._completion(requests)
         return [int(version) for version in versions[:, 0]]
 
     def _slots(self, version: int) -> Generator[bool, None, list[int]]:
@@ -121,11 +126,11 @@ class Reader:
                 chunk = self.memory[begin:end][first : first + CHUNK_NBYTES]
                 place = (shard.offset(version) + first, chunk.nbytes, MPI.BYTE)
                 requests.append(self._window.Rget(chunk, shard.target, place))
-        yield from _completion(requests)
+        yield from self._completion(requests)
         return [int(stamp_of(self.memory[begin:])[0]) for begin in begins]
 
-
-def _completion(requests: list[MPI.Request]) -> Generator[bool, None, None]:
-    """Yield True until all requests are complete."""
-    while not MPI.Request.Testall(requests):
-        yield True
+    def _completion(self, requests: list[MPI.Request]) -> Generator[bool, None, None]:
+        """Yield True until all requests are complete."""
+        self._under_way = requests
+        while not MPI.Request.Testall(requests):
+            yield True

@@ -130,6 +130,8 @@ class WindowExchange(Exchange):
         while not finished.Test():
             time.sleep(IDLE_SECONDS)
         self.abandon()
+        for reader in self._readers:
+            reader.finish()
         self._writer.free()
         self._window.Unlock_all()
         self._comm.Barrier()

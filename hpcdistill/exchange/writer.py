@@ -57,7 +57,8 @@ class Writer:
             return False
         if self._offload is None or self._offload.done:
             self._window.Sync()
-            self._window.Fetch_and_op(np.array([version]), np.empty(1, np.int64), self._rank, 0, MPI.REPLACE)
+            header, former = np.array([version]), np.empty(1, np.int64)  # MPI's until the flush, so they need names
+            self._window.Fetch_and_op(header, former, self._rank, 0, MPI.REPLACE)
             self._window.Flush(self._rank)
             self._window.Sync()
             self._announced = version
