@@ -85,6 +85,10 @@ def test_snapshots_leave_a_gpu_whole_while_it_goes_on_training(groups: Groups) -
 class WatchedWindow(MPI.Win):
     """Knows what MPI was lent for as long as an operation takes: between nodes, longer than the call that begins it."""
 
+    def __init__(self, _: MPI.Win) -> None:
+        self.kept: list[bool] = []
+        self.reads: list[MPI.Request] = []
+
     @override
     def Fetch_and_op(self, origin: Any, result: Any, *args: Any) -> None:
         self.lent = [weakref.ref(origin), weakref.ref(result)]
@@ -112,10 +116,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[WatchedWindow]:
     windows = []
 
     def allocate(*args: Any) -> WatchedWindow:
-        watched = WatchedWindow(allocation.allocate_window(*args))
-        watched.kept, watched.reads = [], []
-        windows.append(watched)
-        return watched
+        windows.append(WatchedWindow(allocation.allocate_window(*args)))
+        return windows[-1]
 
     monkeypatch.setattr(window, "allocate_window", allocate)
     return windows
@@ -128,8 +130,8 @@ def test_mpi_has_the_memory_it_was_lent_until_it_is_done_with_it(groups: Groups,
             exchange.learn_from(groups.peers)
             exchange.publish(1)
             time.sleep(6e-3 * random.random())  # so that some reads are under way when the exchange is freed
-    kept = [each for window in watched for each in window.kept]
-    reads = [read for window in watched for read in window.reads]
+    kept = [kept for each in watched for kept in each.kept]
+    reads = [read for each in watched for read in each.reads]
     assert kept
     assert all(kept)
     assert reads
