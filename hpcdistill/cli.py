@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from hpcdistill.cli_prepare import add_prepare
 from hpcdistill.errors import UserError, suggestion, warn
 from hpcdistill.groups import end_job
+from hpcdistill.paths import input_path, model_name, model_names, output_path
 
 MODELS = "A checkpoint file; a run folder, for its groups' models; or RUN_DIR:GROUP, for the model of one."
 
@@ -75,7 +76,9 @@ def _add_train(commands: Any) -> Parser:
         "mpirun -np 4 python -m hpcdistill train configs/demo.toml --optimizer.lr=0.005",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    train.add_argument("config", type=Path, metavar="CONFIG.toml", help="the run; options below override its keys")
+    train.add_argument(
+        "config", type=input_path, metavar="CONFIG.toml", help="the run; options below override its keys"
+    )
     train.add_argument(
         "--resume",
         nargs="?",
@@ -100,7 +103,7 @@ def _add_submit(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    submit.add_argument("config", type=Path, metavar="CONFIG.toml", help="the run")
+    submit.add_argument("config", type=input_path, metavar="CONFIG.toml", help="the run")
     submit.add_argument("--nodes-per-group", type=int, default=1, metavar="N", help="nodes of each job")
     submit.add_argument("--ranks-per-node", type=int, default=1, metavar="N", help="ranks on each node, one a GPU")
     submit.add_argument("--sbatch", default="", metavar="OPTIONS", help="more options of sbatch, in one argument")
@@ -109,14 +112,14 @@ def _add_submit(commands: Any) -> None:
 
 def _add_status(commands: Any) -> None:
     status = commands.add_parser("status", help="how far a run is, while it goes on")
-    status.add_argument("run", type=Path, metavar="RUN_DIR", help="its folder")
+    status.add_argument("run", type=input_path, metavar="RUN_DIR", help="its folder")
     status.set_defaults(command=_status)
 
 
 def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="one page with the curves of one or more runs")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run folders")
-    report.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="the page to write")
+    report.add_argument("runs", type=input_path, nargs="+", metavar="RUN_DIR", help="run folders")
+    report.add_argument("--output", type=output_path, required=True, metavar="FILE.html", help="the page to write")
     report.set_defaults(command=_report)
 
 
@@ -127,11 +130,13 @@ def _add_compare(commands: Any) -> None:
         description="From the metrics of runs: steps, time and examples until the validation loss was as low as the "
         "target. Runs with as many examples per step, those of all groups together, take equal computation per step.",
     )
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run folders, the baseline first")
+    compare.add_argument("runs", type=input_path, nargs="+", metavar="RUN_DIR", help="run folders, the baseline first")
     compare.add_argument(
         "--target", type=float, metavar="LOSS", help="in nats; without it, the lowest that all runs have reached"
     )
-    compare.add_argument("--output", type=Path, metavar="FILE.html|FILE.svg", help="the page or the figure to write")
+    compare.add_argument(
+        "--output", type=output_path, metavar="FILE.html|FILE.svg", help="the page or the figure to write"
+    )
     _add_json(compare)
     compare.set_defaults(command=_compare)
 
@@ -143,7 +148,7 @@ def _add_evaluate(commands: Any) -> None:
         description="Score models on validation data, each by itself, those of a run together, and all together: an "
         "ensemble predicts the mean of their probabilities. " + MODELS,
     )
-    evaluate.add_argument("models", nargs="+", metavar="MODEL", help="as runs/mine, or runs/mine:0")
+    evaluate.add_argument("models", type=model_name, nargs="+", metavar="MODEL", help="as runs/mine, or runs/mine:0")
     _add_models(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
@@ -155,14 +160,16 @@ def _add_churn(commands: Any) -> None:
         description="How much the predictions of two models for the validation data differ. A model is "
         "several ones joined by commas, too: the mean of the probabilities that these predict. " + MODELS,
     )
-    churn.add_argument("a", metavar="A", help="a model, as runs/one:0, or runs/one:0,runs/one:1")
-    churn.add_argument("b", metavar="B", help="the model in its place")
+    churn.add_argument("a", type=model_names, metavar="A", help="a model, as runs/one:0, or runs/one:0,runs/one:1")
+    churn.add_argument("b", type=model_names, metavar="B", help="the model in its place")
     _add_models(churn)
     churn.set_defaults(command=_churn)
 
 
 def _add_models(command: Any) -> None:
-    command.add_argument("--data", type=Path, required=True, metavar="FILE.h5", help="the store with validation data")
+    command.add_argument(
+        "--data", type=input_path, required=True, metavar="FILE.h5", help="the store with validation data"
+    )
     command.add_argument(
         "--checkpoint", choices=("best", "last"), default="best", help="which one of a run's; without it, the best"
     )
@@ -170,14 +177,14 @@ def _add_models(command: Any) -> None:
 
 
 def _add_json(command: Any) -> None:
-    command.add_argument("--json", type=Path, metavar="FILE", help="write what was found there, too")
+    command.add_argument("--json", type=output_path, metavar="FILE", help="write what was found there, too")
 
 
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser("doctor", help="check that everything a run needs is here and works")
     doctor.add_argument("--slurm", action="store_true", help="also what a Slurm job needs; start it there, by srun")
     doctor.add_argument(
-        "--folder", type=Path, metavar="DIR", help="with --slurm: where runs will be written; without, it is here"
+        "--folder", type=input_path, metavar="DIR", help="with --slurm: where runs will be written; without, it is here"
     )
     doctor.set_defaults(command=_doctor)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from hpcdistill.paths import input_path, output_path
 
 INTERRUPTED = "If it is interrupted, the same command goes on from what is done, in FILE.h5.pieces-*."
 
@@ -20,8 +21,8 @@ def add_prepare(commands: Any) -> None:
         description="One byte is one token, unless --vocabulary asks for longer ones. About 5 % of the files become "
         "the validation part; of one file its end.",
     )
-    text.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="files or folders")
-    text.add_argument("--output", type=Path, required=True, metavar="FILE.h5", help="the store to make")
+    text.add_argument("--input", type=input_path, nargs="+", required=True, metavar="PATH", help="files or folders")
+    text.add_argument("--output", type=output_path, required=True, metavar="FILE.h5", help="the store to make")
     text.add_argument("--include", default="*", metavar="GLOB", help="file names to take from folders, as '*.py'")
     text.add_argument("--exclude", nargs="*", default=[], metavar="GLOB", help="files and folders to pass over")
     text.add_argument(
@@ -59,7 +60,9 @@ def _add_criteo(kinds: Any) -> None:
         "log(1 + max(x, 0)), and 0 where missing; categories one of --buckets, or with --min-count an id for each that "
         "is frequent enough. About 5 % of the rows, evenly spread, become the validation part. " + INTERRUPTED,
     )
-    criteo.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE.tsv[.gz]", help="files of lines")
+    criteo.add_argument(
+        "--input", type=input_path, nargs="+", required=True, metavar="FILE.tsv[.gz]", help="files of lines"
+    )
     criteo.add_argument("--buckets", type=int, metavar="N", help="ids of each categorical field; without either, 2**18")
     criteo.add_argument("--min-count", type=int, metavar="N", help="how often a category must occur to have its own id")
     _add_max_bad(criteo, "lines")
@@ -74,7 +77,7 @@ def _add_table(kinds: Any) -> None:
         "part; the others are categorical. About 5 % of the rows, evenly spread, become the validation part. "
         + INTERRUPTED,
     )
-    table.add_argument("--input", type=Path, required=True, metavar="FILE.csv|FILE.parquet", help="the table")
+    table.add_argument("--input", type=input_path, required=True, metavar="FILE.csv|FILE.parquet", help="the table")
     table.add_argument("--label", required=True, metavar="COLUMN", help="what is to be predicted; it has two values")
     table.add_argument("--positive", metavar="VALUE", help="which of them is 1; without it, the last one in order")
     _add_max_bad(table, "lines")
@@ -90,13 +93,15 @@ def _add_images(kinds: Any) -> None:
     )
     images.add_argument(
         "--input",
-        type=Path,
+        type=input_path,
         nargs="+",
         required=True,
         metavar="PATH",
         help="a folder that has a folder for each class; or two IDX files[.gz], of images and of labels",
     )
-    images.add_argument("--validation", type=Path, nargs="+", default=[], metavar="PATH", help="the same for that part")
+    images.add_argument(
+        "--validation", type=input_path, nargs="+", default=[], metavar="PATH", help="the same for that part"
+    )
     images.add_argument("--size", type=int, metavar="S", help="store arrays of S × S pixels, of each picture's middle")
     _add_max_bad(images, "images")
     _add_store(images, _prepare_images)
@@ -109,7 +114,7 @@ def _add_max_bad(kind: Any, things: str) -> None:
 
 
 def _add_store(kind: Any, command: Callable[[argparse.Namespace], int]) -> None:
-    kind.add_argument("--output", type=Path, required=True, metavar="FILE.h5", help="the store to make")
+    kind.add_argument("--output", type=output_path, required=True, metavar="FILE.h5", help="the store to make")
     kind.add_argument("--processes", type=int, metavar="N", help="how many; without it, one for each core")
     kind.set_defaults(command=command)
 

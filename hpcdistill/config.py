@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from hpcdistill.errors import UserError, suggestion
+from hpcdistill.paths import UserPath
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +41,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What a model learns from."""
 
-    path: Path
+    path: UserPath
     """The store made by `hpcdistill prepare`; its kind decides what is learned."""
     batch_size: PositiveInt = 16
     """Sequences, rows or images a group takes per step, shared out among its ranks."""
@@ -127,7 +128,7 @@ class CodistillConfig(Section):
     teachers: Literal["peers", "checkpoints", "uniform", "unigram"] = "peers"
     """Towards whom: the other groups ('peers'); trained models ('checkpoints', two-phase distillation); or, which is
     label smoothing, equal chances for all answers ('uniform') or their frequency in the training data ('unigram')."""
-    checkpoints: tuple[Path, ...] = ()
+    checkpoints: tuple[UserPath, ...] = ()
     """Of the trained models, one or more, as runs/a/checkpoints/g0-best.h5."""
     temperature: PositiveFloat = 1.0
     """Softens both distributions in the distillation term."""
@@ -201,7 +202,7 @@ class Config(BaseSettings):
         extra="forbid", frozen=True, use_attribute_docstrings=True, nested_model_default_partial_update=True
     )
 
-    run_dir: Path
+    run_dir: UserPath
     """Folder for metrics, checkpoints and the report; must be the same on every rank."""
     groups: PositiveInt = 2
     """Groups that codistil."""
@@ -346,7 +347,8 @@ def _explain(error: ValidationError) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing; set it in the file or with --{key}=…")
         elif key:
-            lines.append(f"{key} = {problem['input']!r}: {problem['msg'].lower()}")
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}")
         else:
             lines.append(problem["msg"].removeprefix("Value error, "))
     return "; ".join(lines)
