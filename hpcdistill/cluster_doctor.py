@@ -24,6 +24,7 @@ from mpi4py import MPI
 from hpcdistill.doctor import Check, Result, Status, deadline
 from hpcdistill.errors import UserError
 from hpcdistill.groups import local_device, require_one_world
+from hpcdistill.whole_file import write_whole
 from hpcdistill.window_probe import WindowProbe, place
 
 T = TypeVar("T")
@@ -275,17 +276,8 @@ def _show_file(folder: Path) -> list[Answer[Any]]:
 
 
 def _write(path: Path) -> None:
-    if MPI.COMM_WORLD.rank > 0:
-        return
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_content(path))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if MPI.COMM_WORLD.rank == 0:
+        write_whole(path, _content(path))
 
 
 def _seconds_until_seen(path: Path) -> float:

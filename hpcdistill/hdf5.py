@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import h5py
 
+from hpcdistill.whole_file import whole_file
+
+VERSION = "v110"
+"""Of the file format: the oldest one in which all that HDF5 writes beside data has a checksum."""
+
 
 @contextmanager
-def atomic_file(path: Path, userblock_size: int = 0) -> Iterator[tuple[h5py.File, Path]]:
+def atomic_file(path: Path, userblock_size: int = 0) -> Iterator[tuple[h5py.File, FileIO]]:
     """Write a new HDF5 file that appears at `path`, complete and on disk, only when the block ends well.
 
+    All of HDF5's own structures in it have checksums; HDF5 1.10 (2016) and later read them.
+
     Yields:
-        The open file, and the temporary path under which it grows. When the caller closes the file itself it
-        may change the bytes there (the user block) before they are made durable.
+        The HDF5 file, and the file that it is written to. When the caller closes the former itself it may change the
+        bytes of the latter (the user block) before they are made durable.
 
     Raises:
         OSError: as of any write; what was at `path` before is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with _Disk(temporary, "w+") as disk:
-            try:
-                with h5py.File(disk, "w", userblock_size=userblock_size) as file:
-                    yield file, temporary
-            finally:
-                if disk.error:
-                    raise disk.error
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file, _Disk(file.fileno(), "r+", closefd=False) as disk:
+        try:
+            with h5py.File(disk, "w", libver=(VERSION, VERSION), userblock_size=userblock_size) as hdf5:
+                yield hdf5, disk
+        finally:
+            if disk.error:
+                raise disk.error
 
 
-class _Disk(io.FileIO):
+class _Disk(FileIO):
     """A file for HDF5 to write to, which keeps it from seeing that the disk takes no more.
 
     HDF5 does not recover from a write that failed: it cannot close the file any more, raises whatever type of error it
@@ -66,11 +64,3 @@ class _Disk(io.FileIO):
         except OSError as error:
             self.error = self.error or error.with_traceback(None)
             return size or 0
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.errors import UserError, warn
+from hpcdistill.whole_file import open_to_append, remove_litter, write_whole
 
 Record = dict[str, Any]
 
@@ -53,8 +54,9 @@ class Metrics:
         self._started = time.perf_counter()
         header = header | {"starts": [*before.get("starts", []), _start(step)]}
         try:
-            _write_whole(path, b"".join(map(_line, [header, *kept])))
-            self._file = path.open("ab", buffering=0)
+            remove_litter(path)
+            write_whole(path, b"".join(map(_line, [header, *kept])))
+            self._file = open_to_append(path)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}; make room there") from None
         self._complete = True
@@ -89,16 +91,6 @@ def _start(step: int) -> Record:
 
 def _line(record: Record) -> bytes:
     return f"{json.dumps(record)}\n".encode()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_metrics(path: Path) -> tuple[Record, list[Record]]:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from hpcdistill.curves import Curve, nats, read_curves, sources
 from hpcdistill.page import Panel, by_step, figure, loss_by_time, page, svg, table
+from hpcdistill.whole_file import write_whole
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
@@ -34,8 +35,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
         _quarantines(curves),
         *_figures(curves),
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text)
+    write_whole(output, text)
     print(f"report: {output.resolve()}")
 
 

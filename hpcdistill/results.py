@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.errors import UserError
+from hpcdistill.whole_file import write_whole
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -43,8 +44,7 @@ def write_text(path: Path, text: str, option: str) -> None:
         UserError: it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"{option} {path} cannot be written: {error.strerror}; choose another file") from None
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -34,11 +35,12 @@ def save_state(path: Path, kind: str, state: State) -> None:
     Raises:
         OSError: what was at `path` before is untouched.
     """
-    with atomic_file(path, USER_BLOCK_NBYTES) as (file, temporary):
+    with atomic_file(path, USER_BLOCK_NBYTES) as (file, raw):
         _write(file, state)
         file.close()
-        with temporary.open("r+b") as raw:
-            raw.write(_stamp(temporary, kind))
+        stamp = _stamp(raw, kind)
+        raw.seek(0)
+        raw.write(stamp)
 
 
 def load_state(path: Path, kind: str) -> State:
@@ -50,10 +52,10 @@ def load_state(path: Path, kind: str) -> State:
     try:
         with path.open("rb") as raw:
             stamp = raw.read(USER_BLOCK_NBYTES).rstrip(b"\0")
-        if not stamp.startswith(_magic(kind)):
-            raise UserError(f"{path} is not a {kind} of hpcdistill")
-        if stamp != _stamp(path, kind):
-            raise UserError(f"{kind} {path} is damaged: its checksum does not fit its content")
+            if not stamp.startswith(_magic(kind)):
+                raise UserError(f"{path} is not a {kind} of hpcdistill")
+            if stamp != _stamp(raw, kind):
+                raise UserError(f"{kind} {path} is damaged: its checksum does not fit its content")
         with h5py.File(path, "r") as file:
             return dict(_read(file))
     except OSError as error:
@@ -85,12 +87,11 @@ def _magic(kind: str) -> bytes:
     return f"hpcdistill {kind} 1 blake2b ".encode()
 
 
-def _stamp(path: Path, kind: str) -> bytes:
+def _stamp(raw: IO[bytes] | FileIO, kind: str) -> bytes:
     digest = hashlib.blake2b(digest_size=32)
-    with path.open("rb") as raw:
-        raw.seek(USER_BLOCK_NBYTES)
-        while block := raw.read(1 << 20):
-            digest.update(block)
+    raw.seek(USER_BLOCK_NBYTES)
+    while block := raw.read(1 << 20):
+        digest.update(block)
     return _magic(kind) + f"{digest.hexdigest()}\n".encode()
 
 
