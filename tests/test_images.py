@@ -1,8 +1,6 @@
 """Preparing images: folders and IDX files, and what is said of bad ones."""
 
-import gzip
 import io
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -277,98 +275,6 @@ def test_without_pillow_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UserError, match="decoded with Pillow; pip install pillow"):
         prepare_images([tmp_path / "in"], tmp_path / "data.h5")
-
-
-def write_idx(path: Path, array: np.ndarray) -> Path:
-    content = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
-
-
-def digits(count: int, side: int = 28) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(count)
-    return random.integers(0, 256, (count, side, side), np.uint8), np.arange(count, dtype=np.uint8) % 10
-
-
-@pytest.mark.parametrize("end", ["", ".gz"])
-def test_idx_files_become_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    monkeypatch.setattr(images, "IDX_IMAGES", 64)
-    pixels, labels = digits(500)
-    inputs = [write_idx(tmp_path / f"images{end}", pixels), write_idx(tmp_path / f"labels{end}", labels)]
-    prepare_images(inputs, tmp_path / "data.h5")
-    parts, chosen = read_all(tmp_path / "data.h5"), images.in_validation(np.arange(500))
-    for part, mask in (("train", ~chosen), ("validation", chosen)):
-        np.testing.assert_array_equal(parts[part][0], pixels[mask][:, None])
-        assert parts[part][1] == labels[mask].tolist()
-    with ImageStore(tmp_path / "data.h5") as store:
-        assert (store.kind.classes, store.kind.shape) == ([*"0123456789"], (1, 28, 28))
-        np.testing.assert_allclose(store.kind.mean, [pixels[~chosen].mean()], rtol=1e-9)
-        np.testing.assert_allclose(store.kind.deviation, [pixels[~chosen].std()], rtol=1e-9)
-    prepare_images(inputs, tmp_path / "data.h5", inputs)
-    assert [len(labels) for _, labels in read_all(tmp_path / "data.h5").values()] == [500, 500]
-
-
-def without(labels: np.ndarray, number: int) -> np.ndarray:
-    return np.where(labels == number, number + 1, labels).astype(np.uint8)
-
-
-PIXELS, LABELS = digits(40)
-
-
-@pytest.mark.parametrize(
-    ("pixels", "labels", "message"),
-    [
-        (
-            LABELS,
-            PIXELS,
-            "begins with 00000801, where an IDX file of images has 00000803; give the file of images first",
-        ),
-        (PIXELS, PIXELS, "begins with 00000803, where an IDX file of labels has 00000801"),
-        (b"", LABELS, "begins with nothing, where"),
-        (b"\0\0\x08\x03\0", LABELS, "has 5 bytes, where its header .* asks for 16; fetch it again"),
-        (b"\0\0\x0d\x03" + bytes(12), LABELS, "begins with 00000d03"),
-        (PIXELS, b"\0\0\x08\x01\0\0\0\x28" + bytes(39), r"has 47 bytes, where its header \[40\] asks for 48"),
-        (PIXELS, b"\0\0\x08\x01\0\0\0\x28" + bytes(41), r"has 49 bytes, where its header \[40\] asks for 48"),
-        (PIXELS, LABELS[:-1], "has 40 images, but .*labels 39 labels; they must be of a pair"),
-        (PIXELS[:, :, 1:], LABELS, "images of 28 × 27 pixels; they must be square"),
-        (PIXELS[:0], LABELS[:0], "too few images for a training and a validation part"),
-    ],
-)
-def test_bad_idx_files_are_refused(
-    tmp_path: Path, pixels: np.ndarray | bytes, labels: np.ndarray | bytes, message: str
-) -> None:
-    paths = [tmp_path / "images", tmp_path / "labels"]
-    for path, content in zip(paths, (pixels, labels), strict=True):
-        path.write_bytes(content) if isinstance(content, bytes) else write_idx(path, content)
-    with pytest.raises(UserError, match=message):
-        prepare_images(paths, tmp_path / "data.h5")
-    assert not (tmp_path / "data.h5").exists()
-
-
-@pytest.mark.parametrize(
-    ("validation", "options", "message"),
-    [
-        ((PIXELS, LABELS + 3), {}, "the label 10 is seen in the validation part only"),
-        ((PIXELS[:, 1:, 1:], LABELS), {}, "--validation has images of 27 pixels a side, but --input of 28"),
-        ((PIXELS, LABELS), {"size": 32}, "--size 32 is for folders of pictures"),
-    ],
-)
-def test_idx_files_that_do_not_fit_are_refused(
-    tmp_path: Path, validation: tuple[np.ndarray, np.ndarray], options: dict[str, int], message: str
-) -> None:
-    inputs = [write_idx(tmp_path / "images", PIXELS), write_idx(tmp_path / "labels", LABELS)]
-    others = [write_idx(tmp_path / name, array) for name, array in zip(("vi", "vl"), validation, strict=True)]
-    with pytest.raises(UserError, match=message):
-        prepare_images(inputs, tmp_path / "data.h5", others, **options)
-
-
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(bytes(999))[:-9]])
-def test_idx_files_that_do_not_unpack_are_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "images.gz").write_bytes(content)
-    with pytest.raises(UserError, match=r"images\.gz cannot be read to its end: .*; fetch it again"):
-        prepare_images([tmp_path / "images.gz", tmp_path / "labels"], tmp_path / "data.h5")
-    with pytest.raises(UserError, match=r"nowhere cannot be read to its end: .*No such file"):
-        prepare_images([tmp_path / "nowhere", tmp_path / "labels"], tmp_path / "data.h5")
 
 
 def test_the_command_tells_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from hpcdistill.data.image_store import Array
 from hpcdistill.errors import UserError
 
 UNSIGNED_BYTES = b"\0\0\x08"  # and, with one byte more, the number of dimensions
+MOST_UNPACKED = 1032  # bytes that a byte of .gz can become
 
 
 def read_idx(images: Path, labels: Path) -> tuple[Array, Array]:
-    """The images, uint8 [n, 1, S, S], and labels, uint8 [n], of two files, which are unpacked where they end in .gz.
+    """Read the images, uint8 [n, 1, S, S], and labels, uint8 [n], of two files; those that end in .gz are unpacked.
+
+    Memory is that of the arrays which the headers tell of, and these are no larger than the files can hold.
 
     Raises:
         UserError: a file cannot be read or is not what it should be, the images are not square, or of another number.
@@ -31,20 +35,24 @@ def read_idx(images: Path, labels: Path) -> tuple[Array, Array]:
 
 
 def _array(path: Path, dimensions: int, what: str) -> Array:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file; give files of images and of labels")
+    magic, begin, packed = UNSIGNED_BYTES + bytes([dimensions]), 4 + 4 * dimensions, path.suffix.lower() == ".gz"
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, ValueError) as error:
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            header = stream.read(begin)
+            shape = np.frombuffer(header[4:].ljust(begin - 4, b"\0"), ">u4").tolist()
+            size, held = math.prod(shape), path.stat().st_size
+            can_be = header[:4] == magic and begin + size <= held * (MOST_UNPACKED if packed else 1)
+            content = stream.read(size + 1) if can_be else b""  # no more, whatever it unpacks to
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read to its end: {error}; fetch it again") from None
-    magic, begin = UNSIGNED_BYTES + bytes([dimensions]), 4 + 4 * dimensions
-    if content[:4] != magic:
+    if header[:4] != magic:
         raise UserError(
-            f"{path} begins with {content[:4].hex() or 'nothing'}, where an IDX file of {what} has {magic.hex()}; give "
+            f"{path} begins with {header[:4].hex() or 'nothing'}, where an IDX file of {what} has {magic.hex()}; give "
             "the file of images first, then that of labels"
         )
-    shape = np.frombuffer(content[4:begin].ljust(begin - 4, b"\0"), ">u4").tolist()
-    if len(content) != begin + math.prod(shape):
-        raise UserError(
-            f"{path} has {len(content):,} bytes, where its header {shape} asks for {begin + math.prod(shape):,}; fetch "
-            "it again"
-        )
-    return np.frombuffer(content, np.uint8, offset=begin).reshape(shape)
+    if len(header) + len(content) != begin + size:
+        found = f"has {held:,}" if not packed else "unpacks to more" if len(content) > size else "unpacks to fewer"
+        raise UserError(f"{path} {found} bytes, where its header {shape} asks for {begin + size:,}; fetch it again")
+    return np.frombuffer(content, np.uint8).reshape(shape if size else [0] * dimensions)

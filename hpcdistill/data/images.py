@@ -79,6 +79,8 @@ def _prepare_folder(
 
 def _prepare_idx(inputs: Sequence[Path], output: Path, validation: Sequence[Path]) -> None:
     images, labels = read_idx(*inputs)
+    if len(labels) and labels.min() == labels.max():
+        raise UserError(f"all labels of {inputs[1]} are {labels[0]}; there must be at least two classes")
     if validation:
         parts = {"train": (images, labels), "validation": read_idx(*validation)}
     else:
