@@ -55,4 +55,4 @@ def _array(path: Path, dimensions: int, what: str) -> Array:
     if len(header) + len(content) != begin + size:
         found = f"has {held:,}" if not packed else "unpacks to more" if len(content) > size else "unpacks to fewer"
         raise UserError(f"{path} {found} bytes, where its header {shape} asks for {begin + size:,}; fetch it again")
-    return np.frombuffer(content, np.uint8).reshape(shape if size else [0] * dimensions)
+    return np.frombuffer(content, np.uint8).reshape(shape if size else [0, 1, 1][:dimensions])
