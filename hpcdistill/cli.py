@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hpcdistill import __version__
 from hpcdistill.cli_prepare import add_prepare
 from hpcdistill.errors import UserError, suggestion, warn
 from hpcdistill.groups import end_job
@@ -18,16 +20,30 @@ MODELS = "A checkpoint file; a run folder, for its groups' models; or RUN_DIR:GR
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose errors take the same way out as all others, so that no rank is left behind."""
+    """An `ArgumentParser` whose errors take the same way out as all others, so that no rank is left behind.
+
+    Options have to be written out: an abbreviation means another option once a key is added to the configuration.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+        self.set_defaults(parser=self, command=self._command_is_missing)  # a subcommand sets its own
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
         raise UserError(f"{message}\n{self.format_usage()}")
 
+    def _command_is_missing(self, args: argparse.Namespace) -> int:
+        """Print the help that names the commands; the exit status is that of a wrong command line."""
+        self.print_help()
+        return 2
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. Under MPI an error ends the whole job."""
     try:
+        if "" not in sys.path:  # the start folder, where a model.factory may be; `python -m` has it there
+            sys.path.append("")
         args = _parse(arguments)
         status: int = args.command(args)
         return status
@@ -36,28 +52,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser, train = _parsers()
-    args, unknown = parser.parse_known_args(arguments)
+    args, unknown = _parser().parse_known_args(arguments)
     if args.command is _submit:  # the rest is for training, and had better be wrong here than hours later in a queue
         args.training = [str(args.config), *unknown]
         args.job = _parse(["train", *args.training, "--exchange.transport=files", "--group=0"])
     elif unknown:
         option = unknown[0].split("=")[0]
-        hint = suggestion(option, train._option_string_actions)
-        raise UserError(f"unknown argument {unknown[0]!r}{hint}; see {parser.prog} --help")
+        known = [
+            name for each in args.parser._actions if each.help != argparse.SUPPRESS for name in each.option_strings
+        ]
+        raise UserError(f"unknown argument {unknown[0]!r}{suggestion(option, known)}; see {args.parser.prog} --help")
     return args
 
 
-def _parsers() -> tuple[Parser, Parser]:
+def _parser() -> Parser:
     parser = Parser(
         prog="hpcdistill",
         description="Codistillation over MPI and Horovod: groups of workers teach each other through stale weights.",
         epilog="A first run: hpcdistill prepare text --input /usr/lib/python3 --include '*.py' --output data.h5; "
         "mpirun -np 4 hpcdistill train configs/demo.toml --data.path=data.h5",
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"hpcdistill {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     add_prepare(commands)
-    train = _add_train(commands)
+    _add_train(commands)
     _add_submit(commands)
     _add_status(commands)
     _add_report(commands)
@@ -65,11 +83,11 @@ def _parsers() -> tuple[Parser, Parser]:
     _add_evaluate(commands)
     _add_churn(commands)
     _add_doctor(commands)
-    return parser, train
+    return parser
 
 
-def _add_train(commands: Any) -> Parser:
-    train: Parser = commands.add_parser(
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
         "train",
         help="train; start it with mpirun or srun",
         description="Train the configured model in groups that teach each other. Start one process per rank: "
@@ -87,10 +105,9 @@ def _add_train(commands: Any) -> Parser:
         default="no",
         help="go on from the newest usable checkpoint in run_dir; =strict: only from the very newest",
     )
-    from hpcdistill.config import add_arguments
+    from hpcdistill.config_reader import add_arguments
 
     train.set_defaults(command=_train, overrides=add_arguments(train))
-    return train
 
 
 def _add_submit(commands: Any) -> None:
@@ -101,7 +118,6 @@ def _add_submit(commands: Any) -> None:
         "here is one of train: hpcdistill submit run.toml --groups=4 --nodes-per-group=2 --optimizer.lr=0.005 "
         "--sbatch='--time=2:00:00 --partition=gpu'",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     submit.add_argument("config", type=input_path, metavar="CONFIG.toml", help="the run")
     submit.add_argument("--nodes-per-group", type=int, default=1, metavar="N", help="nodes of each job")
@@ -196,7 +212,7 @@ def _train(args: argparse.Namespace) -> int:
     from hpcdistill.stop import StopRequest
 
     with StopRequest() as stop:
-        from hpcdistill.config import load_config
+        from hpcdistill.config_reader import load_config
         from hpcdistill.train import train
 
         config = load_config(args.config, args.overrides, args)
@@ -222,7 +238,7 @@ def _report_on(run_dir: Path) -> None:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from hpcdistill.config import load_config
+    from hpcdistill.config_reader import load_config
     from hpcdistill.run_dir import require_no_checkpoints
     from hpcdistill.submit import submit
 

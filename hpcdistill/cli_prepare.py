@@ -14,7 +14,7 @@ INTERRUPTED = "If it is interrupted, the same command goes on from what is done,
 def add_prepare(commands: Any) -> None:
     """Add the command and its kinds of data."""
     prepare = commands.add_parser("prepare", help="turn data into an HDF5 store")
-    kinds = prepare.add_subparsers(title="kinds of data", required=True, metavar="KIND")
+    kinds = prepare.add_subparsers(title="kinds of data", metavar="KIND")
     text = kinds.add_parser(
         "text",
         help="text files or folders, by bytes or a learned vocabulary",

@@ -5,10 +5,7 @@ Every key has one place, one type and one line of help here; `hpcdistill train -
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -18,24 +15,30 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
+    field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from hpcdistill.errors import UserError, suggestion
 from hpcdistill.paths import UserPath
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class Section(BaseModel):
     """A table of the TOML file; a key that is not declared is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_choice_among_numbers_may_be_text(cls, values: Any) -> Any:
+        """Convert what the command line says, which is text, as pydantic does for all types but this one."""
+        if not isinstance(values, dict):
+            return values
+        literals = {key: field.annotation for key, field in cls.model_fields.items()}
+        choices = [
+            (key, each) for key, type_ in literals.items() if get_origin(type_) is Literal for each in get_args(type_)
+        ]
+        return values | {key: choice for key, choice in choices if values.get(key) == str(choice)}
 
 
 class DataConfig(Section):
@@ -227,6 +230,11 @@ class Config(BaseSettings):
             return values | {"model": {"name": "lstm"} | values["model"]}
         return values
 
+    @field_validator("group_sizes", mode="before")
+    @classmethod
+    def _none_is_no_list(cls, value: Any) -> Any:
+        return None if value == [None] else value  # which the command line makes of a list's None
+
     @model_validator(mode="after")
     def _one_group_has_no_peers(self) -> Config:
         if self.groups == 1 and self.codistill.with_peers:
@@ -304,60 +312,3 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The file and the command line only: no environment variables."""
         return (init_settings,)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> CliSettingsSource[Config]:
-    """Give `parser` one `--section.key` option for each key; pass the result to `load_config`."""
-    return CliSettingsSource(
-        Config, root_parser=parser, cli_parse_args=None, cli_avoid_json=True, cli_hide_none_type=True
-    )
-
-
-def load_config(
-    path: Path, overrides: CliSettingsSource[Config] | None = None, args: argparse.Namespace | None = None
-) -> Config:
-    """The run that the TOML file at `path` describes, as changed by parsed command line `args`.
-
-    Raises:
-        UserError: the file cannot be read, or a key is unknown, missing or of the wrong type; each is named.
-    """
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from None
-    source = overrides(parsed_args=args) if overrides is not None and args is not None else None
-    try:
-        return Config(**values, _cli_settings_source=source)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        place = problem["loc"]
-        if place[0:1] == ("model",):
-            place = ("model", *place[2:])  # which of the models it was tried as
-        key = ".".join(map(str, place))
-        if problem["type"] == "extra_forbidden":
-            whose = f" of model.name = {problem['loc'][1]!r}" if place is not problem["loc"] else ""
-            lines.append(f"unknown key {key!r}{whose}{suggestion(key, _keys(Config))}")
-        elif problem["type"] == "missing":
-            lines.append(f"{key} is missing; set it in the file or with --{key}=…")
-        elif key:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}")
-        else:
-            lines.append(problem["msg"].removeprefix("Value error, "))
-    return "; ".join(lines)
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _keys(field.annotation, f"{prefix}{name}.")
-    return keys

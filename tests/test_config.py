@@ -1,21 +1,34 @@
 """A run's configuration: the file, then the command line; mistakes are named and mended."""
 
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
 
-from hpcdistill.cli import Parser, _parsers, main
-from hpcdistill.config import Config, load_config
+from hpcdistill import __version__
+from hpcdistill.cli import _parse, _parser, main
+from hpcdistill.config import Config, ModelConfig
+from hpcdistill.config_reader import load_config
 from hpcdistill.errors import UserError
 
 MINIMAL = 'run_dir = "runs/x"\n[data]\npath = "data.h5"\n'
 
 
+PARSER = _parser()
+
+
 def load(tmp_path: Path, text: str, *options: str) -> Config:
     file = tmp_path / "run.toml"
     file.write_text(text)
-    parser, _ = _parsers()
-    args = parser.parse_args(["train", str(file), *options])
+    args = PARSER.parse_args(["train", str(file), *options])
     return load_config(args.config, args.overrides, args)
 
 
@@ -51,7 +64,13 @@ def test_the_demo_configuration_is_valid() -> None:
         (MINIMAL + "[optimizer]\nlr = -1\n", [], r"optimizer.lr = -1: .*greater than 0"),
         ("groups = 0\n" + MINIMAL, [], r"groups = 0: .*greater than 0"),
         (MINIMAL, ["--checkpoint.keep=1"], r"checkpoint.keep = '1': .*greater than or equal to 2"),
-        ('run_dir = "x"\n', [], r"data is missing"),
+        ('run_dir = "x"\n', [], r"data is missing; set data.path in the file or with --data.path=…"),
+        ("data = {}\n", [], r"run_dir is missing; .*; data.path is missing; set data.path in .* with --data.path=…"),
+        (MINIMAL, ["--model.name=factory"], r"model.factory is missing; .* --model.factory=…"),
+        (MINIMAL + "[model]\nlayer = 2\n", [], r"unknown key 'model.layer' .*'lstm' \(did you mean 'model.layers'\?\)"),
+        ("_env_file = 'x'\n" + MINIMAL, [], r"unknown key '_env_file'"),
+        (MINIMAL, ["--model.name=resnet", "--model.layers=34"], r"model.layers = '34': .* 18 or 50"),
+        (MINIMAL, ["--codistill.temperature=inf"], r"codistill.temperature = .*inf.*finite number"),
         ("groups = 1\n" + MINIMAL, [], r"groups = 1 has nobody to learn from.*--codistill.weight=0"),
         (MINIMAL, ["--codistill.exchange_interval=0"], r"codistill.exchange_interval = '0': .*greater than 0"),
         (MINIMAL, ["--exchange.codec=int4"], r"exchange.codec = 'int4': .*'fp32', 'bf16' or 'int8'"),
@@ -76,15 +95,148 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_every_key_has_help() -> None:
-    _, train = _parsers()
-    assert isinstance(train, Parser)
-    for action in train._actions:
+    for action in PARSER.parse_args(["train", "run.toml"]).parser._actions:
         assert len((action.help or "").split(" (")[0]) > 5, action.option_strings
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["prepare"], ["report", "--output=x.html"]])
+# What must be set with a key, lest its value be refused for the sake of another key.
+COMPANIONS: dict[str, dict[str, Any]] = {
+    "groups": {"codistill.weight": 0},
+    "group": {"groups": 8, "exchange.transport": "files"},
+    "codistill.max_staleness": {"codistill.exchange_interval": 5},
+    "codistill.checkpoints": {"codistill.teachers": "checkpoints"},
+    "codistill.teachers": {"codistill.checkpoints": []},
+}
+
+
+def keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Each key with its type, and what else must be set."""
+    for name, field in section.model_fields.items():
+        key, type_ = prefix + name, field.annotation
+        if type_ == ModelConfig:
+            for model in get_args(type_):
+                (tag,) = get_args(model.model_fields["name"].annotation)
+                needed = {"model.factory": "a.b:c"} if tag == "factory" else {}
+                for below, its_type, more in keys(model, f"{key}."):
+                    yield below, its_type, {"model.name": tag} | needed | more
+        elif isinstance(type_, type) and issubclass(type_, BaseModel):
+            yield from keys(type_, f"{key}.")
+        else:
+            yield key, type_, COMPANIONS.get(key, {})
+
+
+def samples(type_: Any) -> dict[str, Any]:
+    """Values of a type, as the command line and as JSON (and TOML) have them."""
+    origin, arguments = get_origin(type_), get_args(type_)
+    if origin is Annotated:
+        return samples(arguments[0])
+    if origin is Literal:
+        return {str(choice): choice for choice in arguments}
+    if origin in (Union, UnionType):
+        return {text: value for each in arguments for text, value in samples(each).items()}
+    if origin is tuple and arguments[1:] == (...,):
+        text, value = next(iter(samples(arguments[0]).items()))
+        return {text: [value], f"{text},{text}": [value, value]}
+    known: dict[Any, dict[str, Any]] = {
+        bool: {"true": True, "false": False},
+        int: {"7": 7},
+        float: {"0.5": 0.5, "5e-1": 0.5},
+        str: {"package.module:function": "package.module:function"},
+        Path: {"a folder/file.h5": "a folder/file.h5"},
+        NoneType: {"None": None},
+    }
+    return known[type_]
+
+
+EVERY_KEY = [(key, text, value, more) for key, type_, more in keys(Config) for text, value in samples(type_).items()]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value", "more"), EVERY_KEY, ids=[f"{key}={text}" for key, text, *_ in EVERY_KEY]
+)
+def test_every_key_is_an_option(tmp_path: Path, key: str, text: str, value: Any, more: dict[str, Any]) -> None:
+    """The command line means the same as the file, for each type of value."""
+    if (key, value) == ("codistill.teachers", "checkpoints"):
+        more = {"codistill.checkpoints": ["a.h5"]}
+    if key == "group_sizes":
+        more = {"groups": len(value or "12"), "codistill.weight": 0}
+    base = {"run_dir": "x", "data.path": "y"} | more
+    base.pop(key, None)
+    lines = [f"{each} = {json.dumps(its)}\n" for each, its in base.items()]
+    config = load(tmp_path, "".join(lines), f"--{key}={text}")
+    got = reduce(getattr, key.split("."), config)
+    assert json.loads(json.dumps(got, default=str)) == value
+    if value is not None:  # TOML has no word for it
+        (tmp_path / "run.toml").write_text("".join([*lines, f"{key} = {json.dumps(value)}\n"]))
+        assert load_config(tmp_path / "run.toml") == config
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train"], ["prepare", "txt"], ["report", "--output=x.html"]])
 def test_incomplete_commands_raise_with_usage(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[BaseException] = []
     monkeypatch.setattr("hpcdistill.cli.end_job", said.append)
     main(arguments)
     assert "usage: hpcdistill" in str(said[0])
+
+
+@pytest.mark.parametrize(("arguments", "commands"), [([], "evaluate"), (["prepare"], "criteo")])
+def test_no_command_prints_those_that_there_are(
+    arguments: list[str], commands: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert commands in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"hpcdistill {__version__}\n"
+
+
+def subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from subparsers(each)
+
+
+def test_no_command_takes_an_abbreviated_option() -> None:
+    parsers = list(subparsers(_parser()))
+    assert len(parsers) == 15
+    assert not any(parser.allow_abbrev for parser in parsers)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "train run.toml --train.step=3",
+            r"'--train.step=3' \(did you mean '--train.steps'\?\); see hpcdistill train --help",
+        ),
+        ("train run.toml --resum", r"\(did you mean '--resume'\?\)"),
+        ("train run.toml --lr=3", r"\(did you mean '--optimizer.lr'\?\)"),
+        ("train run.toml --optimiser.lr 3", r"\(did you mean '--optimizer.lr'\?\)"),
+        ("train run.toml --batch-size=3", r"\(did you mean '--data.batch_size'\?\)"),
+        ("train run.toml --dat=3", r"unknown argument '--dat=3'(?! \(did you mean '--data'\?\))"),
+        ("train run.toml more.toml", r"unknown argument 'more.toml'"),
+        ("submit run.toml --lr=3", r"\(did you mean '--optimizer.lr'\?\)"),
+        ("evaluate a --data=b --chekpoint=last", r"\(did you mean '--checkpoint'\?\); see hpcdistill evaluate --help"),
+        (
+            "prepare text --input a --output b --vocab=9",
+            r"\(did you mean '--vocabulary'\?\); see hpcdistill prepare text",
+        ),
+    ],
+)
+def test_a_misspelt_option_is_refused_with_the_nearest(tmp_path: Path, command: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _parse(command.split())
+
+
+def test_a_factory_is_found_in_the_start_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by the command `hpcdistill`, for which Python looks in the folder of that and not in the start folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    Path("a_factory_of_mine.py").write_text("")
+    main([])
+    assert importlib.import_module("a_factory_of_mine").__file__ == str(tmp_path / "a_factory_of_mine.py")

@@ -8,22 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.cli import _parse, _parsers
-from hpcdistill.config import Config, load_config
+from hpcdistill.cli import _parser
+from hpcdistill.config import Config
+from hpcdistill.config_reader import load_config
 from hpcdistill.errors import UserError
 from hpcdistill.paths import expanded, model_names, output_path
 
+PARSER = _parser()
 OUTPUTS = [
-    ("prepare text --input x --output"),
-    ("prepare clicks --synthetic --rows=1 --output"),
-    ("prepare criteo --input x --output"),
-    ("prepare table --input x --label=y --output"),
-    ("prepare images --input x --output"),
-    ("report x --output"),
-    ("compare x --output"),
-    ("compare x --json"),
-    ("evaluate x --data x --json"),
-    ("churn x x --data x --json"),
+    "prepare text --input x --output",
+    "prepare clicks --synthetic --rows=1 --output",
+    "prepare criteo --input x --output",
+    "prepare table --input x --label=y --output",
+    "prepare images --input x --output",
+    "report x --output",
+    "compare x --output",
+    "compare x --json",
+    "evaluate x --data x --json",
+    "churn x x --data x --json",
 ]
 UNFIT = {
     "folder": "exists and is a folder",
@@ -98,7 +100,7 @@ def test_a_configuration_reads_back_the_paths_that_it_has_written(name: str) -> 
 def test_an_output_that_cannot_be_is_refused_before_the_work(folder: Path, command: str, output: str) -> None:
     there = sorted(Path().iterdir())
     with pytest.raises(UserError, match=UNFIT[output]):
-        _parse([*command.split(), output])
+        PARSER.parse_args([*command.split(), output])
     assert sorted(Path().iterdir()) == there
     assert Path("pipe").is_fifo()
 
@@ -120,7 +122,7 @@ def test_paths_of_a_configuration_are_expanded(folder: Path, where: str) -> None
         lines += ['run_dir = "~/run"', 'data.path = "$PLACE/data.h5"', 'codistill.checkpoints = ["~/a.h5", "b.h5"]']
         options = []
     Path("run.toml").write_text("\n".join(lines))
-    args = _parsers()[0].parse_args(["train", "~/run.toml", *options])
+    args = PARSER.parse_args(["train", "~/run.toml", *options])
     config = load_config(args.config, args.overrides, args)
     assert (config.run_dir, config.data.path) == (folder / "run", Path("/scratch/me/data.h5"))
     assert config.codistill.checkpoints == (folder / "a.h5", Path("b.h5"))
@@ -136,6 +138,6 @@ def test_paths_of_a_configuration_are_expanded(folder: Path, where: str) -> None
 )
 def test_a_path_of_a_configuration_that_means_nothing_is_named(folder: Path, option: str, message: str) -> None:
     Path("run.toml").write_text('run_dir = "x"\ndata.path = "data.h5"\n')
-    args = _parsers()[0].parse_args(["train", "run.toml", option])
+    args = PARSER.parse_args(["train", "run.toml", option])
     with pytest.raises(UserError, match=message):
         load_config(args.config, args.overrides, args)
