@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpcdistill.data import row_batches
 from hpcdistill.data.batches import Batch, Share
-from hpcdistill.data.row_batches import RowBatches, row_validation_batches
+from hpcdistill.data.row_batches import RowBatches, deal, row_validation_batches
 from hpcdistill.data.rows import Fields, Rows, RowStore, write_rows
 from hpcdistill.errors import UserError
 
@@ -71,15 +71,37 @@ worlds = {
 }
 
 
+def owned_by(rows: int, part: int, parts: int) -> set[int]:
+    begins, lengths = deal(rows, part, parts)
+    return {row for begin, length in zip(begins, lengths, strict=True) for row in range(begin, begin + length)}
+
+
+@given(rows=st.integers(1, 2000), parts=st.integers(1, 9))
+def test_each_row_is_dealt_to_one_part_and_the_parts_are_equal(rows: int, parts: int) -> None:
+    owned = [owned_by(rows, part, parts) for part in range(parts)]
+    assert sorted(row for part in owned for row in part) == list(range(rows))
+    assert max(map(len, owned)) - min(map(len, owned)) <= 1
+    assert all(length <= BLOCK for part in range(parts) for length in deal(rows, part, parts)[1])
+
+
+@pytest.mark.parametrize("rows", [60, 400, 5000])
+def test_parts_are_alike_where_rows_are_sorted(rows: int) -> None:
+    """A table that is sorted by its label has the same share of it in each part."""
+    for part in range(3):
+        ones = sum(row >= rows // 2 for row in owned_by(rows, part, 3))
+        assert ones / len(owned_by(rows, part, 3)) == pytest.approx(0.5, abs=0.06)
+
+
 @given(rows=ROWS, **worlds)
 def test_one_pass_gives_each_row_to_one_rank_once(
     folder: Path, rows: int, groups: int, size: int, share: int, seed: int
 ) -> None:
     store, batch = counting_store(folder, rows), size * share
     for group in range(groups):
-        owned = {row for row in range(rows) if row // BLOCK % groups == group}
+        owned = owned_by(rows, group, groups)
         if len(owned) < batch:
-            with pytest.raises(UserError, match=f"gives group {group} of {groups} {len(owned)} rows"):
+            remedy = "partition=same" if groups > 1 else "or lower --data.batch_size$"
+            with pytest.raises(UserError, match=f"gives group {group} of {groups} {len(owned)} rows.*{remedy}"):
                 RowBatches(store, batch, Share(group, groups, 0, size, (seed, group)))
             continue
         ranks = [RowBatches(store, batch, Share(group, groups, rank, size, (seed, group))) for rank in range(size)]

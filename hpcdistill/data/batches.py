@@ -68,6 +68,16 @@ def require_one_each(available: int, size: int, holding: str, remedy: str = "pre
         raise UserError(f"{holding}, fewer than the {size} ranks of a group; {remedy}")
 
 
+def too_few(share: Share) -> str:
+    """Return the remedies, in words, where a part is smaller than one batch."""
+    if share.parts == 1:
+        return "prepare more data, or lower --data.batch_size"
+    return (
+        "prepare more data, lower --data.batch_size or --groups, or let all groups read all of it with "
+        "--data.partition=same"
+    )
+
+
 class Batches:
     """An endless iterator over one rank's training batches, which can go on from any batch.
 
@@ -102,7 +112,7 @@ class Batches:
         if not self._per_pass:
             raise UserError(
                 f"the data gives each of {share.parts} groups {len(self._owned)} {what}, fewer than data.batch_size = "
-                f"{batch_size}; prepare more data, or lower --data.batch_size"
+                f"{batch_size}; {too_few(share)}"
             )
         self._mine = slice(share.rank * mine, (share.rank + 1) * mine)
         self._order = np.empty(0, np.int64)

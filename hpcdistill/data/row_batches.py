@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpcdistill.data.batches import Batch, Share, evenly_spread, require_one_each
+from hpcdistill.data.batches import Batch, Numbers, Share, evenly_spread, require_one_each, too_few
 from hpcdistill.data.rows import CHUNK_ROWS, Rows, RowStore
 from hpcdistill.errors import UserError
 
 POOL_ROWS = 64 * CHUNK_ROWS
 """At most about this many rows are in memory, and mixed with each other."""
+LEAST_UNITS = 16
+"""Into so many units at least is each part cut, so that a short table, sorted by whatever, is dealt out evenly."""
 VALIDATION_BLOCKS = 64
 """At most this many blocks, evenly spread over the validation part: the same ones for every group and every run."""
 
@@ -23,8 +25,9 @@ class RowBatches:
 
     A batch has float32 [batch, D] and int32 [batch, C] as inputs and float32 [batch], 0 or 1, as target.
 
-    The rows are cut into blocks, a chunk of the file each; part p of P has blocks p, p + P, p + 2P… In each pass they
-    are put in a new random order and dealt out to the group's ranks, an equal number of rows to each.
+    The rows are cut into blocks, a chunk of the file each or less (see `deal`), and no part has more than one row more
+    than another. In each pass a part's blocks are put in a new random order and dealt out to the group's ranks, an
+    equal number of rows to each.
     A rank reads its rows pool by pool, mixes those of a pool, and cuts them into batches. So no row is met twice in
     a pass, every block is read by one rank (two, where a rank's rows end within it), and only pools are in memory.
 
@@ -44,14 +47,13 @@ class RowBatches:
         self._store = store
         self._seed = share.seed
         self._rank = share.rank
-        self._begins = np.arange(share.part * CHUNK_ROWS, store.size("train"), share.parts * CHUNK_ROWS)
-        self._lengths = np.minimum(CHUNK_ROWS, store.size("train") - self._begins)
+        self._begins, self._lengths = deal(store.size("train"), share.part, share.parts)
         rows = int(self._lengths.sum())
         self._per_pass = rows // batch_size
         if not self._per_pass:
             raise UserError(
                 f"{store.path} gives group {share.part} of {share.parts} {rows} rows, fewer than data.batch_size = "
-                f"{batch_size}; prepare more data, or lower --data.batch_size or --groups"
+                f"{batch_size}; {too_few(share)}"
             )
         self._per_pool = max(1, POOL_ROWS // self._share)  # batches
         self._pool_at = (-1, -1)  # its pass, and its number there
@@ -88,6 +90,30 @@ class RowBatches:
         rows = _concatenate(pieces)
         mixer = np.random.default_rng((*self._seed, number, self._rank, pool))
         return rows.at(mixer.permutation(len(rows.label)))
+
+
+def deal(rows: int, part: int, parts: int) -> tuple[Numbers, Numbers]:
+    """Cut rows into blocks and deal those out in turns; the parts differ by one row at most.
+
+    The blocks are as large as a chunk where there are many. What is left over after the last full turn is dealt in
+    smaller ones, in the end row by row.
+
+    Args:
+        rows: number of rows of all parts together.
+        part: number of the part, from 0.
+        parts: number of parts.
+
+    Returns:
+        First row and length of each block of the part, int64.
+    """
+    begin, begins, lengths = 0, [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    while begin < rows:
+        unit = min(CHUNK_ROWS, max(1, (rows - begin) // (LEAST_UNITS * parts)))
+        end = begin + max(1, (rows - begin) // (unit * parts)) * unit * parts
+        begins.append(np.arange(begin + part * unit, min(end, rows), unit * parts))
+        lengths.append(np.full(len(begins[-1]), unit))
+        begin = end
+    return np.concatenate(begins), np.concatenate(lengths)
 
 
 def row_validation_batches(store: RowStore, batch_size: int, rank: int, size: int) -> list[Batch]:
