@@ -1,6 +1,7 @@
 """Preparing images: folders and IDX files, and what is said of bad ones."""
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,40 +96,59 @@ def test_a_validation_folder_is_that_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("wide", "tall"), [(40, 30), (30, 41), (16, 16), (10, 12)])
 def test_with_a_size_the_middle_is_stored(tmp_path: Path, wide: int, tall: int) -> None:
     folder, short = tmp_path / "in" / "ant", min(wide, tall)
-    folder.mkdir(parents=True)
+    write_folder(tmp_path / "in", 1)
     pixels = np.zeros((tall, wide, 3), np.uint8)
     top, left = (tall - short) / 2, (wide - short) / 2
     pixels[int(np.ceil(top)) : int(top + short), int(np.ceil(left)) : int(left + short)] = (200, 100, 50)
-    Image.fromarray(pixels).save(folder / "a.png")
+    Image.fromarray(pixels).save(folder / "0000.png")
     prepare_images([tmp_path / "in"], tmp_path / "data.h5", [tmp_path / "in"], size=16)
-    (image,), _ = read_all(tmp_path / "data.h5")["train"]
+    (image, *_), _ = read_all(tmp_path / "data.h5")["train"]
     assert (image.shape, image.dtype) == ((3, 16, 16), np.uint8)
     np.testing.assert_array_equal(image[:, 1:-1, 1:-1], np.full((3, 14, 14), [[[200]], [[100]], [[50]]]))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_pictures_of_any_kind_become_rgb(tmp_path: Path, mode: str) -> None:
-    folder = tmp_path / "in" / "ant"
-    folder.mkdir(parents=True)
+    write_folder(tmp_path / "in", 1)
     content = encoded(0, mode, (16, 16), "TIFF")
-    (folder / "a.tif").write_bytes(content)
+    (tmp_path / "in" / "ant" / "0.tif").write_bytes(content)
     prepare_images([tmp_path / "in"], tmp_path / "data.h5", [tmp_path / "in"], size=16)
-    (image,), _ = read_all(tmp_path / "data.h5")["train"]
+    (image, *_), _ = read_all(tmp_path / "data.h5")["train"]
     np.testing.assert_array_equal(image.transpose(1, 2, 0), decoded(content))
 
 
 def test_files_are_found_at_any_depth_and_others_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    contents = write_folder(tmp_path / "in", 3)
-    deep = tmp_path / "in" / "ant" / "images"
-    deep.mkdir()
-    (deep / "B.JPEG").write_bytes(encoded(77, form="JPEG"))
-    for other in ("boxes.txt", ".hidden.png", "._0000.png"):
-        (tmp_path / "in" / "ant" / other).write_text("no picture")
+    contents, ant = write_folder(tmp_path / "in", 3), tmp_path / "in" / "ant"
+    write_folder(tmp_path / "other", 1)
+    (ant / "images").mkdir()
+    (ant / "images" / "B.JPEG").write_bytes(encoded(77, form="JPEG"))
+    (ant / "images" / "link.png").symlink_to(tmp_path / "other" / "bee" / "0001.png")
+    for name in ("boxes.txt", ".hidden.png", "._0000.png"):
+        (ant / name).write_text("no picture")
+    (ant / "around").symlink_to(tmp_path / "in")
+    os.mkfifo(ant / "pipe.png")
     (tmp_path / "in" / ".git").mkdir()
     (tmp_path / "in" / "readme.txt").touch()
-    prepare_images([tmp_path / "in"], tmp_path / "data.h5", [tmp_path / "in"])
-    assert len(read_all(tmp_path / "data.h5")["train"][0]) == len(contents) + 1
-    assert f"not those of pictures: 1, such as {tmp_path / 'in' / 'ant' / 'boxes.txt'}" in capsys.readouterr().err
+    (tmp_path / "in" / "again").symlink_to(tmp_path)
+    (tmp_path / "in" / "gone").symlink_to(tmp_path / "nowhere")
+    prepare_images([tmp_path / "in"], tmp_path / "data.h5", [tmp_path / "other"])
+    assert len(read_all(tmp_path / "data.h5")["train"][0]) == len(contents) + 2
+    told = [line for line in capsys.readouterr().err.splitlines() if "passed over" in line]
+    assert told == [
+        f"hpcdistill: warning: passed over: hidden: 3 ({tmp_path}/in/.git, {ant}/._0000.png, {ant}/.hidden.png); "
+        f"links that lead up again: 1 ({tmp_path}/in/again); links that lead nowhere: 1 ({tmp_path}/in/gone); "
+        f"beside the folders of the classes: 1 ({tmp_path}/in/readme.txt); links to folders: 1 ({ant}/around); "
+        f"not named as pictures are: 1 ({ant}/boxes.txt); pipes, sockets and devices: 1 ({ant}/pipe.png)"
+    ]
+
+
+def test_a_class_may_be_a_link(tmp_path: Path) -> None:
+    contents = write_folder(tmp_path / "real", 2)
+    (tmp_path / "in").mkdir()
+    for name in CLASSES:
+        (tmp_path / "in" / name).symlink_to(tmp_path / "real" / name)
+    prepare_images([tmp_path / "in"], tmp_path / "data.h5", [tmp_path / "real"])
+    assert read_all(tmp_path / "data.h5")["train"] == ([*contents.values()], [0, 0, 1, 1, 2, 2])
 
 
 def test_bad_pictures_are_passed_over_up_to_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,15 +156,17 @@ def test_bad_pictures_are_passed_over_up_to_a_number(tmp_path: Path, capsys: pyt
     (folder / "aa.jpg").write_text("no picture")
     (folder / "empty.png").touch()
     (folder / "cut.jpg").write_bytes(encoded(0, form="JPEG")[:-200])
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "loop.png").symlink_to("loop.png")
     (folder / "zz.png").write_bytes(encoded(0)[:-2000])
-    with pytest.raises(UserError, match=r"(?s)bad images: 4 so far.*aa\.jpg: not a picture.*--max-bad=N") as refused:
-        prepare_images([tmp_path / "in"], tmp_path / "data.h5", max_bad=3)
+    with pytest.raises(UserError, match=r"(?s)bad images: 6 so far.*aa\.jpg: not a picture.*--max-bad=N") as refused:
+        prepare_images([tmp_path / "in"], tmp_path / "data.h5", max_bad=5)
     assert "0x" not in str(refused.value), "addresses mean nothing to the user"
     assert not (tmp_path / "data.h5").exists()
     for size in (None, 8):
-        prepare_images([tmp_path / "in"], tmp_path / "data.h5", size=size, max_bad=4)
+        prepare_images([tmp_path / "in"], tmp_path / "data.h5", size=size, max_bad=6)
         said = capsys.readouterr().err
-        assert "warning: passed over bad images: 4, the first of them" in said
+        assert "warning: passed over bad images: 6, the first of them" in said
         assert [f"{name}: " in said for name in ("aa.jpg", "cut.jpg", "empty.png", "zz.png")] == [True] * 3 + [False]
         assert sum(len(labels) for _, labels in read_all(tmp_path / "data.h5").values()) == len(contents)
 
@@ -220,14 +242,21 @@ def all_in_validation(folder: Path) -> None:
     (folder / chosen[0]).write_bytes(encoded(0))
 
 
-def one_picture(folder: Path) -> None:
-    (folder / "ant").mkdir(parents=True)
-    (folder / "ant" / "0.png").write_bytes(encoded(0))
+def few_pictures(folder: Path) -> None:
+    write_folder(folder, 1, ["ant", "cow"])
 
 
 def dangling(folder: Path) -> None:
     write_folder(folder, 2)
     (folder / "ant" / "link.png").symlink_to(folder / "nowhere.png")
+
+
+def layout(*classes: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        for name in classes:
+            write_folder(folder, 2, [name])
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -238,8 +267,26 @@ def dangling(folder: Path) -> None:
         (no_class_folders, "in has no folders in it; it needs one for each class"),
         (empty_class, r"in/cow has no pictures in it \(.bmp, .*\); add some, or remove it"),
         (all_in_validation, "all pictures of .*in/cow fall into the validation part.*--validation"),
-        (one_picture, r"too few images for a training and a validation part: {'train': 1, 'validation': 0}"),
-        (dangling, r"link.png: No such file or directory; check --input"),
+        (few_pictures, r"too few images for a training and a validation part: {'train': 2, 'validation': 0}"),
+        (dangling, r"(?s)bad images: 1 so far.*link.png: .*No such file or directory.*--max-bad=N"),
+        (layout("ant"), r"has one class only, 'ant', and needs at least two; add a folder for another one"),
+        (layout("a b/ant", "a b/bee"), r"one class only, 'a b', .*; give --input '.*/in/a b'$"),
+        (
+            layout("x/y/train/ant", "x/y/val/ant"),
+            r"only, 'x', .*; give --input \S*/x/y/train --validation \S*/x/y/val$",
+        ),
+        (layout("train/ant"), r"'train' is the name of a part of the data; give --input \S*/in/train, or"),
+        (
+            layout("test/ant", "train/ant", "val/ant"),
+            r"'test', 'train', 'val' is the name of a part .*; give --input \S*/in/train --validation \S*/in/val, or",
+        ),
+        (layout("Training/ant", "Test/ant"), r"give --input \S*/in/Training --validation \S*/in/Test, or"),
+        (layout("train", "val"), r"'train', 'val' is the name of a part of the data"),
+        (layout("ant", "bee", "valid"), r"'valid' is the name of a part of the data; take it out of \S*/in, or"),
+        (
+            layout("one/ant", "one/bee", "two/ant", "two/bee"),
+            r"/in have no pictures in them but only folders, as \S*/one/ant; .*, give --input \S*/in/one; if not, put",
+        ),
     ],
 )
 def test_folders_that_cannot_be_are_refused(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
@@ -254,6 +301,21 @@ def test_a_class_of_the_validation_folder_only_is_refused(tmp_path: Path) -> Non
     write_folder(tmp_path / "other", 2, ["ant", "been"])
     with pytest.raises(UserError, match=r"has a class 'been', which --input .* has not \(did you mean 'bee'\?\)"):
         prepare_images([tmp_path / "in"], tmp_path / "data.h5", [tmp_path / "other"])
+
+
+@pytest.mark.parametrize("classes", [["bus", "train"], ["ant/images", "bee/images"], ["ant/brown", "ant/red", "bee"]])
+def test_folders_that_look_alike_are_taken(tmp_path: Path, classes: list[str]) -> None:
+    layout(*classes)(tmp_path / "in")
+    prepare_images([tmp_path / "in"], tmp_path / "data.h5", [tmp_path / "in"])
+    with ImageStore(tmp_path / "data.h5") as store:
+        assert store.kind.classes == sorted({name.split("/")[0] for name in classes})
+
+
+def test_a_class_without_validation_pictures_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path / "in", 1)
+    write_folder(tmp_path / "other", 1, CLASSES[1:2])
+    prepare_images([tmp_path / "in"], tmp_path / "data.h5", [tmp_path / "other"])
+    assert "other has no pictures of 2 of the 3 classes, such as 'ant'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -304,7 +366,7 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(image_folder, "PIECE_BYTES", 1 << 20)
     few, many = tmp_path / "few", tmp_path / "many"
     for folder, count in ((few, 10), (many, 200)):
-        (folder / "ant").mkdir(parents=True)
+        write_folder(folder, 40)
         for number in range(count):
             (folder / "ant" / f"{number}.png").write_bytes(encoded(0, size=(300, 300)))
     peaks = [peak_of(lambda path=path: prepare_images([path], path.with_suffix(".h5"))) for path in (few, many)]

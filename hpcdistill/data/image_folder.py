@@ -12,14 +12,15 @@ import numpy as np
 from tqdm import tqdm
 
 from hpcdistill.data.bad import bad_ones
+from hpcdistill.data.folder import PassedOver, walk
 from hpcdistill.data.hashing import in_validation
+from hpcdistill.data.image_layout import SUFFIXES, class_names, is_picture, require_two
 from hpcdistill.data.image_store import Array, Pictures
 from hpcdistill.data.picture import cut, decode, middle, to_pixels
 from hpcdistill.data.pieces import Piece, read_piece
 from hpcdistill.data.store_file import PARTS
 from hpcdistill.errors import UserError, suggestion, warn
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 PIECE_IMAGES = 256
 PIECE_BYTES = 1 << 25  # of files
 EMPTY = np.empty(0, np.uint8)
@@ -39,7 +40,7 @@ class File(NamedTuple):
 
 
 def list_files(folder: Path, validation: Path | None) -> tuple[list[str], list[File]]:
-    """The names of the classes, sorted, and the files in a fixed order.
+    """Return the names of the classes, sorted, and the files in a fixed order; a warning tells what is left out.
 
     Args:
         folder: has a folder for each class, in which pictures lie at any depth.
@@ -48,67 +49,78 @@ def list_files(folder: Path, validation: Path | None) -> tuple[list[str], list[F
     Raises:
         UserError: a folder cannot be read, or has not what it should have; a class has no training pictures.
     """
+    passed_over = PassedOver()
     try:
-        return _list(folder, validation)
+        classes, files = _list(folder, validation, passed_over)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; check --input and --validation") from None
+    passed_over.tell()
+    return classes, files
 
 
-def _list(folder: Path, validation: Path | None) -> tuple[list[str], list[File]]:
-    classes = _class_names(folder)
+def _list(folder: Path, validation: Path | None, passed_over: PassedOver) -> tuple[list[str], list[File]]:
+    classes = class_names(folder, passed_over)
+    require_two(folder, classes)
     if validation is None:
-        files = [*_files(folder, classes, classes, _by_hash)]
+        files = [*_files(folder, classes, classes, _by_hash, passed_over)]
         _require_training(folder, classes, files)
         return classes, files
-    chosen = _class_names(validation)
-    unknown = sorted(set(chosen) - set(classes))
+    chosen = class_names(validation, passed_over)
+    _require_known(folder, classes, validation, chosen)
+    training = _files(folder, classes, classes, lambda paths: np.zeros(len(paths), bool), passed_over)
+    others = _files(validation, chosen, classes, lambda paths: np.ones(len(paths), bool), passed_over)
+    return classes, [*training, *others]
+
+
+def _require_known(folder: Path, classes: list[str], validation: Path, chosen: list[str]) -> None:
+    unknown, missing = (sorted(set(one) - set(other)) for one, other in ((chosen, classes), (classes, chosen)))
     if unknown:
         raise UserError(
             f"--validation {validation} has a class {unknown[0]!r}, which --input {folder} has not"
             f"{suggestion(unknown[0], classes)}; both need the same names of folders"
         )
-    training = _files(folder, classes, classes, lambda paths: np.zeros(len(paths), bool))
-    return classes, [*training, *_files(validation, chosen, classes, lambda paths: np.ones(len(paths), bool))]
-
-
-def _class_names(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise UserError(f"{folder} has no folders in it; it needs one for each class, with the pictures of it")
-    return names
+    if missing:
+        warn(
+            f"--validation {validation} has no pictures of {len(missing)} of the {len(classes)} classes, such as "
+            f"{missing[0]!r}; how well those are learned is not seen"
+        )
 
 
 def _files(
-    folder: Path, names: list[str], classes: list[str], validation: Callable[[list[str]], Array]
+    folder: Path,
+    names: list[str],
+    classes: list[str],
+    validation: Callable[[list[str]], Array],
+    passed_over: PassedOver,
 ) -> Iterator[File]:
-    """The pictures of the classes called `names`; `validation` tells which paths in the folder are for that part."""
-    labels, others = {name: label for label, name in enumerate(classes)}, list[str]()
+    """Find the pictures of the classes called `names`; `validation` tells which paths in `folder` are of that part."""
+
+    def is_hidden(entry: os.DirEntry[str]) -> bool:
+        if hidden := entry.name.startswith("."):
+            passed_over.add("hidden", entry.path)
+        return hidden
+
+    labels = {name: label for label, name in enumerate(classes)}
     for name in tqdm(names, desc=f"listing {folder.name}", unit="class"):
         pictures = []
-        for entry in _walk(folder / name):
-            if entry.name.lower().endswith(SUFFIXES):
+        for entry in walk(folder / name, passed_over, is_hidden):
+            if is_picture(entry.name):
                 pictures.append(entry)
             else:
-                others.append(entry.path)
+                passed_over.add("not named as pictures are", entry.path)
         if not pictures:
             raise UserError(f"{folder / name} has no pictures in it ({', '.join(SUFFIXES)}); add some, or remove it")
         chosen = validation([os.path.relpath(entry.path, folder) for entry in pictures]).tolist()
         for entry, taken in zip(pictures, chosen, strict=True):
-            stat = entry.stat()
-            yield File(entry.path, labels[name], taken, stat.st_size, stat.st_mtime_ns)
-    if others:
-        warn(f"passed over in {folder}, as their names are not those of pictures: {len(others)}, such as {others[0]}")
+            yield File(entry.path, labels[name], taken, *_size_and_time(entry))
 
 
-def _walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """All files at any depth in a fixed order, hidden ones left out."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _walk(entry.path)
-        else:
-            yield entry
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
+    try:
+        status = entry.stat()
+    except OSError:  # reading will tell what is wrong with it
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def _by_hash(paths: list[str]) -> Array:
