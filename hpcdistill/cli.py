@@ -14,6 +14,7 @@ from hpcdistill import __version__
 from hpcdistill.cli_prepare import add_prepare
 from hpcdistill.errors import UserError, suggestion, warn
 from hpcdistill.groups import end_job
+from hpcdistill.output import forgive_output, say
 from hpcdistill.paths import input_path, model_name, model_names, output_path
 
 MODELS = "A checkpoint file; a run folder, for its groups' models; or RUN_DIR:GROUP, for the model of one."
@@ -40,15 +41,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status. Under MPI an error ends the whole job."""
+    """Run the command line; the exit status. An error of a command that uses MPI ends the whole job."""
+    output = forgive_output()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    trains = words[:1] == ["train"]
     try:
         if "" not in sys.path:  # the start folder, where a model.factory may be; `python -m` has it there
             sys.path.append("")
-        args = _parse(arguments)
+        args = _parse(words)
         status: int = args.command(args)
-        return status
     except (Exception, KeyboardInterrupt) as error:
-        end_job(error)
+        end_job(error, launched=trains or (words[:1] == ["doctor"] and "--slurm" in words))
+    output.flush()
+    if output.error and not trains:  # whose work is in files
+        say(f"hpcdistill: error: standard output cannot be written: {output.error}")
+        return status or 1
+    return status
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -217,14 +225,14 @@ def _train(args: argparse.Namespace) -> int:
 
         config = load_config(args.config, args.overrides, args)
         finished = train(config, args.resume, stop)
-    from mpi4py import MPI
+        from mpi4py import MPI
 
-    unfinished = MPI.COMM_WORLD.allreduce(not finished)  # after which all groups' files are complete
-    if MPI.COMM_WORLD.rank == 0:
-        _report_on(config.run_dir)
-        if unfinished:
-            print("hpcdistill: stopped as asked, with checkpoints; --resume goes on from there", flush=True)
-    MPI.COMM_WORLD.Barrier()  # the first rank that exits without success has srun kill all
+        unfinished = MPI.COMM_WORLD.allreduce(not finished)  # after which all groups' files are complete
+        if MPI.COMM_WORLD.rank == 0:
+            _report_on(config.run_dir)
+            if unfinished:
+                print("hpcdistill: stopped as asked, with checkpoints; --resume goes on from there", flush=True)
+        MPI.COMM_WORLD.Barrier()  # the first rank that exits without success has srun kill all
     return os.EX_TEMPFAIL if unfinished else 0
 
 
@@ -233,7 +241,7 @@ def _report_on(run_dir: Path) -> None:
 
     try:
         write_report([run_dir], run_dir / "report.html")
-    except OSError as error:  # what was trained is safe
+    except Exception as error:  # what was trained is safe, and the exit status is about that
         warn(f"no report: {error}; hpcdistill report {run_dir} --output FILE.html makes it elsewhere")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterable
+
+from hpcdistill.output import say
 
 
 class UserError(Exception):
@@ -13,7 +14,7 @@ class UserError(Exception):
 
 def warn(message: str) -> None:
     """Say what went wrong but stops nothing."""
-    print(f"hpcdistill: warning: {message}", file=sys.stderr, flush=True)
+    say(f"hpcdistill: warning: {message}")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -1,0 +1,94 @@
+"""What cannot be printed stops nothing."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_status import write
+from typing_extensions import override
+
+from hpcdistill.errors import warn
+from hpcdistill.output import ForgivingStream, forgive_output
+
+
+class Broken(io.StringIO):
+    """A text stream whose disk is full, or whose reader is gone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    @override
+    def write(self, _: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+    @override
+    def flush(self) -> None:
+        self.write("")
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [Broken(errno.ENOSPC), Broken(errno.EPIPE), Broken(errno.EIO), closed(), None])
+def test_a_warning_that_cannot_be_printed_is_left_out(
+    stream: io.StringIO | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    warn("lost")
+    forgive_output()
+    print("lost", file=sys.stderr, flush=True)
+    warn("lost")
+    assert "lost" not in capsys.readouterr().err
+
+
+def test_the_first_failure_is_kept_and_what_can_be_written_arrives() -> None:
+    failing, whole = ForgivingStream(Broken(errno.ENOSPC)), ForgivingStream(io.StringIO())
+    for stream in (failing, whole):
+        assert stream.write("text") == 4
+        stream.flush()
+    assert isinstance(failing.error, OSError)
+    assert failing.error.errno == errno.ENOSPC
+    assert whole.error is None
+    assert whole.getvalue() == "text"
+
+
+def run(arguments: list[str], redirection: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    command = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "hpcdistill", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **variables})
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    ("name", "redirection", "status", "told"),
+    [
+        ("run", ">/dev/full", 1, "standard output cannot be written: [Errno 28] No space left on device"),
+        ("nowhere", "2>/dev/full", 2, ""),
+        ("nowhere", "2>&-", 2, ""),
+        ("nowhere", "0>&- 1>&-", 2, "nowhere holds no metrics"),
+    ],
+)
+def test_the_exit_status_is_about_the_work(name: str, redirection: str, status: int, told: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run", 0)
+    result = run(["status", str(tmp_path / name)], redirection)
+    assert result.returncode == status
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(("command", "rank"), [("status", "0"), ("train", "0"), ("train", "1")])
+def test_a_child_of_a_rank_ends_itself_alone(command: str, rank: str) -> None:
+    """It has the variables of the rank, but not its connection to the launcher."""
+    result = run([command, "nowhere"], PMI_SIZE="4", PMI_RANK=rank, PMI_FD="99")
+    assert result.returncode == 2
+    assert result.stderr.startswith("hpcdistill: error: ")
+    assert "nowhere" in result.stderr
