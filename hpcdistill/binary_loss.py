@@ -1,7 +1,7 @@
 """The codistillation loss of models with one logit, such as click-through models."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from torch.nn import functional
 from hpcdistill.kernels.rows import compute_dtype
 from hpcdistill.loss_arguments import (
     as_sequence,
+    as_shares,
     check_binary_target,
     check_numbers,
     check_reduction,
-    check_teacher_weights,
     check_teachers,
     mixture,
 )
@@ -22,11 +22,11 @@ from hpcdistill.loss_arguments import (
 def binary_codistillation_loss(
     logits: Tensor,
     target: Tensor,
-    teacher_logits: Tensor | Sequence[Tensor] | None = None,
+    teacher_logits: Tensor | Iterable[Tensor] | None = None,
     *,
     weight: float = 1.0,
     temperature: float = 1.0,
-    teacher_weights: Sequence[float] | None = None,
+    teacher_weights: Iterable[float] | None = None,
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
@@ -35,14 +35,15 @@ def binary_codistillation_loss(
     For each logit, ``BCE(target, logit) + weight * T**2 * KL(mean_j sigmoid(teacher_j / T) || sigmoid(logit / T))``
     with ``T = temperature``; the divergence is that of two Bernoulli distributions. It is what `codistillation_loss`
     gives for the two logits ``[0, logit]``. Teachers get no gradient. Without teachers, or with ``weight=0``, it is
-    plain binary cross-entropy. Made of torch's own operators, which torch.compile fuses; a second derivative exists.
+    plain binary cross-entropy. Made of torch's own operators, which torch.compile fuses; a second derivative exists,
+    and so do a forward-mode one and the transforms of torch.func.
 
     Args:
         logits: the student's, any shape; a floating dtype. Arithmetic is in float64 for float64 and in float32
             otherwise.
         target: the labels, of the same shape and device: probabilities in [0, 1], of any dtype. The range is checked
-            on a CPU, but not inside torch.compile.
-        teacher_logits: ``[N, ...]``, or a sequence of N tensors ``[...]`` like `logits`; N may be 0.
+            on a CPU, but not inside torch.compile or a transform of torch.func.
+        teacher_logits: ``[N, ...]``, or N tensors ``[...]`` like `logits` from a list or a generator; N may be 0.
         weight: as in `codistillation_loss`.
         temperature: as there.
         teacher_weights: as there.
@@ -59,24 +60,31 @@ def binary_codistillation_loss(
     check_binary_target(target, logits)
     check_teachers(teachers, logits)
     check_numbers(weight, temperature)
-    check_teacher_weights(len(teachers), teacher_weights)
+    shares = as_shares(len(teachers), teacher_weights)
     check_reduction(logits, reduction, normalizer)
 
     real = compute_dtype(logits.dtype)
-    losses = functional.binary_cross_entropy_with_logits(logits.to(real), target.to(real), reduction="none")
-    shares = mixture(len(teachers), teacher_weights) if weight else {}
-    if shares:
-        softened = [teachers[j].to(real) / temperature for j in shares]
+    weight, temperature, target = float(weight), float(temperature), _for_backward(target.to(real))
+    losses = functional.binary_cross_entropy_with_logits(logits.to(real), target, reduction="none")
+    believed = mixture(shares) if weight else {}
+    if believed:
+        softened, student = [teachers[j].to(real) / temperature for j in believed], logits.to(real) / temperature
         divergence = sum(
-            _divergence_part([sign * t for t in softened], list(shares.values()), sign * logits.to(real) / temperature)
-            for sign in (1, -1)
+            _divergence_part([sign * t for t in softened], list(believed.values()), sign * student) for sign in (1, -1)
         )
         losses = losses + weight * temperature**2 * divergence
     if reduction == "none":
         return losses
     if reduction == "sum":
         return losses.sum()
+    if isinstance(normalizer, Tensor):
+        normalizer = _for_backward(normalizer)
     return losses.sum() / (max(logits.numel(), 1) if normalizer is None else normalizer)
+
+
+def _for_backward(tensor: Tensor) -> Tensor:
+    """Return `tensor`, or a copy where autograd would refuse to save it; a compiler cannot tell."""
+    return tensor if torch.compiler.is_compiling() or not tensor.is_inference() else tensor.clone()
 
 
 def _divergence_part(teachers: list[Tensor], shares: list[float], student: Tensor) -> Tensor:

@@ -317,8 +317,13 @@ def _gradients_of_rows(ctx: Any, factors: Tensor) -> list[Tensor]:
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...]) -> None:
     leaves, ctx.structure = tree_flatten(inputs)
-    ctx.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    ctx.save_for_backward(*(leaf if isinstance(leaf, Tensor) else None for leaf in leaves))
+    ctx.others = [None if _can_be_saved(leaf) else leaf for leaf in leaves]
+    ctx.save_for_backward(*(leaf if _can_be_saved(leaf) else None for leaf in leaves))
+
+
+def _can_be_saved(leaf: Any) -> bool:
+    """Return whether autograd takes `leaf`: tensors of inference mode, which never change a version, it refuses."""
+    return isinstance(leaf, Tensor) and not leaf.is_inference()
 
 
 def _saved_inputs(ctx: Any) -> tuple[Any, ...]:

@@ -1,12 +1,19 @@
 """What the loss of hidden states takes besides what `loss_arguments` knows: heads, in several forms."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hpcdistill.loss_arguments import as_sequence, check_companion, check_device, check_dtype, check_vector
+from hpcdistill.loss_arguments import (
+    as_sequence,
+    check_companion,
+    check_device,
+    check_dtype,
+    check_tensor,
+    check_vector,
+)
 
 Weight = Tensor | tuple[Tensor, Tensor]
 """A head's, ``[V, D]``, or int8 with what its rows are multiplied by, ``[V]``."""
@@ -34,14 +41,15 @@ def check_student(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
     check_device("weight", weight, hidden.device)
     if bias is not None:
+        check_tensor("bias", bias)
         check_vector("bias", bias, len(weight))
         check_device("bias", bias, hidden.device)
 
 
 def as_teachers(
-    hidden: Tensor | Sequence[Tensor] | None,
-    weight: Tensor | Sequence[Weight] | None,
-    bias: Tensor | Sequence[Tensor | None] | None,
+    hidden: Tensor | Iterable[Tensor] | None,
+    weight: Tensor | Iterable[Weight] | None,
+    bias: Tensor | Iterable[Tensor | None] | None,
 ) -> list[Teacher]:
     """The teachers one by one, however they were given."""
     hiddens, weights = as_sequence(hidden, "teacher_hidden"), as_sequence(weight, "teacher_weight")
@@ -53,27 +61,19 @@ def as_teachers(
                 " single teacher's go in lists)"
             )
     return [
-        Teacher(
-            _tensor(f"teacher_hidden[{j}]", hiddens[j]), *_numbers_and_scale(f"teacher_weight[{j}]", each), biases[j]
-        )
+        Teacher(hiddens[j], *_numbers_and_scale(f"teacher_weight[{j}]", each), biases[j])
         for j, each in enumerate(weights)
     ]
 
 
 def _numbers_and_scale(name: str, weight: Weight) -> tuple[Tensor, Tensor | None]:
     if not isinstance(weight, tuple):
-        return _tensor(name, weight), None
+        return weight, None
     if len(weight) != 2:
         raise TypeError(
             f"{name} is a tuple of {len(weight)}; pass int8 [V, D] and what its rows are multiplied by, [V]"
         )
-    return _tensor(f"{name}[0]", weight[0]), _tensor(f"{name}[1]", weight[1])
-
-
-def _tensor(name: str, value: Tensor) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}; pass a tensor")
-    return value
+    return weight
 
 
 def check_linear_teachers(teachers: Sequence[Teacher], hidden: Tensor, weight: Tensor) -> None:
@@ -84,17 +84,21 @@ def check_linear_teachers(teachers: Sequence[Teacher], hidden: Tensor, weight: T
 
 
 def _check_teacher_hidden(name: str, teacher: Tensor, hidden: Tensor) -> None:
+    check_companion(name, teacher, hidden.device)
     check_dtype(name, teacher)
     if teacher.dim() == 0 or teacher.shape[:-1] != hidden.shape[:-1]:
         raise ValueError(
             f"{name} has shape {list(teacher.shape)}; hidden of shape {list(hidden.shape)} needs"
             f" {[*hidden.shape[:-1], 'D']} (a single teacher goes in a list, or as teacher.unsqueeze(0))"
         )
-    check_companion(name, teacher, hidden.device)
 
 
 def _check_teacher_head(j: int, teacher: Teacher, student_weight: Tensor) -> None:
     name, weight, classes = f"teacher_weight[{j}]", teacher.weight, len(student_weight)
+    check_companion(name if teacher.scale is None else f"{name}[0]", weight, student_weight.device)
+    for part, tensor in {f"{name}[1]": teacher.scale, f"teacher_bias[{j}]": teacher.bias}.items():
+        if tensor is not None:
+            check_companion(part, tensor, student_weight.device)
     if weight.dim() != 2 or weight.shape[1] != teacher.hidden.shape[-1]:
         raise ValueError(
             f"{name} has shape {list(weight.shape)}; teacher_hidden[{j}] of shape {list(teacher.hidden.shape)} needs"
@@ -111,11 +115,8 @@ def _check_teacher_head(j: int, teacher: Teacher, student_weight: Tensor) -> Non
         if weight.dtype != torch.int8:
             raise TypeError(f"{name}[0] has dtype {weight.dtype}; only a torch.int8 one comes with a scale")
         check_vector(f"{name}[1]", teacher.scale, classes)
-        check_companion(f"{name}[1]", teacher.scale, student_weight.device)
-    check_companion(name, weight, student_weight.device)
     if teacher.bias is not None:
         check_vector(f"teacher_bias[{j}]", teacher.bias, classes)
-        check_companion(f"teacher_bias[{j}]", teacher.bias, student_weight.device)
 
 
 def check_chunks(chunk_tokens: int | str, **dtypes: torch.dtype | None) -> None:

@@ -4,7 +4,7 @@ Multiplying by the head inside the loss, a chunk of tokens at a time, is what Hs
 Triton Kernels for LLM Training" (arXiv 2410.10989), section 3.2, do for the cross-entropy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,13 +15,14 @@ from hpcdistill.fused_linear import linear_codistillation
 from hpcdistill.kernels.rows import compute_dtype
 from hpcdistill.linear_arguments import Weight, as_teachers, check_chunks, check_linear_teachers, check_student
 from hpcdistill.loss_arguments import (
+    as_shares,
     assert_in_range,
     check_class_weight,
+    check_derivatives,
     check_implementation,
     check_labels,
     check_numbers,
     check_reduction,
-    check_teacher_weights,
     mixture,
 )
 from hpcdistill.reduction import Reduction
@@ -32,18 +33,18 @@ def linear_codistillation_loss(
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
-    teacher_hidden: Tensor | Sequence[Tensor] | None = None,
-    teacher_weight: Tensor | Sequence[Weight] | None = None,
+    teacher_hidden: Tensor | Iterable[Tensor] | None = None,
+    teacher_weight: Tensor | Iterable[Weight] | None = None,
     *,
     bias: Tensor | None = None,
-    teacher_bias: Tensor | Sequence[Tensor | None] | None = None,
+    teacher_bias: Tensor | Iterable[Tensor | None] | None = None,
     distill_weight: float = 1.0,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
     class_weight: Tensor | None = None,
     z_loss: float = 0.0,
     ignore_index: int = -100,
-    teacher_shares: Sequence[float] | None = None,
+    teacher_shares: Iterable[float] | None = None,
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
     chunk_tokens: int | str = "auto",
@@ -62,7 +63,8 @@ def linear_codistillation_loss(
 
     For "mean" and "sum" this happens in the forward: there can be one backward only for a call, which costs next to
     nothing. For "none" the backward, which alone knows the rows' factors, makes the chunks again; it needs the
-    teachers' tensors until then. There is no second derivative.
+    teachers' tensors until then. There is no second derivative; transforms of torch.func (grad, jvp, vmap …) and
+    forward-mode differentiation are refused.
 
     Two names differ from those in `codistillation_loss`, as `weight` is here, as in `torch.nn.functional.linear`, the
     head's: `distill_weight` is what is called `weight` there, and `teacher_shares` is `teacher_weights`, which is too
@@ -110,15 +112,17 @@ def linear_codistillation_loss(
         As `codistillation_loss`; float64 for float64 `hidden`, else float32.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, vocabularies or devices that differ, a number or a target out of its range, a teacher's
-            tensor that requires grad, shards that are not the whole vocabulary; the message names them. With a
-            shard, an error on one rank is an error on all.
+        TypeError: an argument of the wrong type or dtype, or a DTensor.
+        ValueError: shapes, vocabularies or devices that differ, a number or a target out of its range, a tensor (a
+            teacher's or an option's) that requires grad or has a tangent and would get no derivative, shards that are
+            not the whole vocabulary; the message names them. With a shard, an error on one rank is an error on all.
         ImportError: the implementation that was asked for is not installed.
+        NotImplementedError: as of `codistillation_loss`.
         RuntimeError: in the backward, for a second derivative (``create_graph=True``) or, but for "none", a second
             backward.
     """
-    with shard.refusing_for_all(hidden.device) if shard else nullcontext():
+    with shard.refusing_for_all(getattr(hidden, "device", None)) if shard else nullcontext():
+        check_derivatives(hidden=hidden, weight=weight, bias=bias)
         teachers = as_teachers(teacher_hidden, teacher_weight, teacher_bias)
         check_student(hidden, weight, bias)
         check_labels(target, "hidden", hidden)
@@ -126,7 +130,7 @@ def linear_codistillation_loss(
         classes = len(weight) if shard is None else shard.classes
         check_class_weight(class_weight, classes, hidden.device)
         check_numbers(distill_weight, temperature, label_smoothing, z_loss, weight_name="distill_weight")
-        check_teacher_weights(len(teachers), teacher_shares, "teacher_shares")
+        shares = as_shares(len(teachers), teacher_shares, "teacher_shares")
         check_reduction(hidden, reduction, normalizer)
         check_chunks(chunk_tokens, logits_dtype=logits_dtype, grad_weight_dtype=grad_weight_dtype)
         check_implementation("hidden", hidden, implementation)
@@ -139,8 +143,8 @@ def linear_codistillation_loss(
         class_weight = class_weight.to(compute_dtype(made_dtype)).contiguous()
     reduced = Reduction.of(reduction, labels, ignore_index, class_weight, normalizer, states.dtype)
     # As in codistillation_loss: teachers that have no say may hold anything.
-    shares = mixture(len(teachers), teacher_shares) if distill_weight else {}
-    believed = [teachers[j] for j in shares]
+    mixed = mixture(shares) if distill_weight else {}
+    believed = [teachers[j] for j in mixed]
     summed = reduction != "none"
 
     loss, parts, *_ = linear_codistillation(
@@ -154,7 +158,7 @@ def linear_codistillation_loss(
         [teacher.weight for teacher in believed],
         [teacher.scale for teacher in believed],
         [teacher.bias for teacher in believed],
-        list(shares.values()),
+        list(mixed.values()),
         float(temperature),
         float(label_smoothing),
         ignore_index,

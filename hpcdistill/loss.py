@@ -5,7 +5,7 @@ ICLR 2018 (arXiv 1804.03235), section 2 and algorithm 1.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,13 +15,14 @@ from hpcdistill import fused
 from hpcdistill.kernels.rows import compute_dtype
 from hpcdistill.loss_arguments import (
     as_sequence,
+    as_shares,
     assert_in_range,
+    check_derivatives,
     check_implementation,
     check_inplace,
     check_numbers,
     check_reduction,
     check_teacher_lse,
-    check_teacher_weights,
     check_tensors,
     mixture,
 )
@@ -31,7 +32,7 @@ from hpcdistill.reduction import Reduction
 def codistillation_loss(
     logits: Tensor,
     target: Tensor,
-    teacher_logits: Tensor | Sequence[Tensor] | None = None,
+    teacher_logits: Tensor | Iterable[Tensor] | None = None,
     *,
     weight: float = 1.0,
     temperature: float = 1.0,
@@ -39,7 +40,7 @@ def codistillation_loss(
     class_weight: Tensor | None = None,
     z_loss: float = 0.0,
     ignore_index: int = -100,
-    teacher_weights: Sequence[float] | None = None,
+    teacher_weights: Iterable[float] | None = None,
     teacher_lse: Tensor | None = None,
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
@@ -56,7 +57,8 @@ def codistillation_loss(
     or with ``weight=0``, it is plain cross-entropy. Teachers get no gradient.
 
     The gradient is made in the forward and handed on by the backward, so there can be one backward only for a call,
-    and no second derivative. Memory: one tensor like `logits`; none with `inplace_grad`.
+    and no second derivative; transforms of torch.func (grad, jvp, vmap …) and forward-mode differentiation are refused.
+    Memory: one tensor like `logits`; none with `inplace_grad`.
 
     Args:
         logits: the student's, ``[..., V]``; float64, float32, bfloat16 or float16. Arithmetic is in float64 for
@@ -64,8 +66,8 @@ def codistillation_loss(
             ``[rows, V]`` with adjacent columns (a slice of a padded vocabulary can), and copied otherwise.
         target: labels ``[...]``, int64, each in ``[0, V)`` or equal to `ignore_index`. On a CPU others raise; on a
             GPU, which is not waited for, they make their row's loss and gradient NaN (see `check_target`).
-        teacher_logits: ``[N, ..., V]``, or a sequence of N tensors ``[..., V]``; N may be 0. Same dtype and device
-            as `logits`.
+        teacher_logits: ``[N, ..., V]``, or N tensors ``[..., V]`` from a list or a generator; N may be 0. Same dtype
+            and device as `logits`. Tensors of inference mode will do, as for labels and options.
         weight: of the divergence; a plain number, so that it may change with the step.
         temperature: T, of the divergence only.
         label_smoothing: as in `torch.nn.functional.cross_entropy`, of the cross-entropy only.
@@ -93,16 +95,19 @@ def codistillation_loss(
         `return_parts` a tuple of it and `LossParts`.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
+        TypeError: an argument of the wrong type or dtype, or a DTensor.
         ValueError: shapes or devices that differ, V = 0, a number out of its range, a target out of range, a tensor
-            that requires grad and would get none, or arguments that exclude each other; the message names them.
+            (of an option, too) that requires grad or has a tangent and would get no derivative, or arguments that
+            exclude each other; the message names them.
         ImportError: the implementation that was asked for is not installed.
+        NotImplementedError: inside a transform of torch.func, or for `logits` with a tangent.
         RuntimeError: in the backward, for a second derivative (``create_graph=True``) or a second backward.
     """
+    check_derivatives(logits=logits)
     teachers = as_sequence(teacher_logits)
     check_tensors(logits, target, teachers, class_weight)
     check_numbers(weight, temperature, label_smoothing, z_loss)
-    check_teacher_weights(len(teachers), teacher_weights)
+    shares = as_shares(len(teachers), teacher_weights)
     check_teacher_lse(logits, len(teachers), teacher_lse)
     check_reduction(logits, reduction, normalizer)
     check_implementation("logits", logits, implementation)
@@ -115,7 +120,7 @@ def codistillation_loss(
         class_weight = class_weight.to(real).contiguous()
     reduced = Reduction.of(reduction, labels, ignore_index, class_weight, normalizer, logits.dtype)
     # A weight of zero means burn-in: the teachers may then hold anything, and 0 * inf would be NaN.
-    believed = mixture(len(teachers), teacher_weights) if weight else {}
+    believed = mixture(shares) if weight else {}
 
     losses, parts = _row_losses(
         _as_rows(logits),
@@ -157,7 +162,7 @@ class CodistillationLoss(nn.Module):
         self,
         logits: Tensor,
         target: Tensor,
-        teacher_logits: Tensor | Sequence[Tensor] | None = None,
+        teacher_logits: Tensor | Iterable[Tensor] | None = None,
         *,
         teacher_lse: Tensor | None = None,
         normalizer: float | Tensor | None = None,

@@ -1,11 +1,13 @@
 """What the losses take: teachers in several forms, and what is refused, with the remedy."""
 
 import math
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence, Set
+from numbers import Real
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from hpcdistill.fused import IMPLEMENTATIONS
 from hpcdistill.kernels.rows import compute_dtype
@@ -15,21 +17,38 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "mean", "sum")
 
 
-def as_sequence(tensors: Tensor | Sequence[T] | None, name: str = "teacher_logits") -> Sequence[T | Tensor]:
-    """One thing for each teacher, however they were given."""
-    if tensors is None:
+def as_sequence(things: Tensor | Iterable[T] | None, name: str = "teacher_logits") -> Sequence[T | Tensor]:
+    """Return one thing for each teacher, however they were given."""
+    if things is None:
         return ()
-    if not isinstance(tensors, Tensor):
-        return tensors
-    if tensors.dim() == 0:
+    if not isinstance(things, Tensor):
+        if isinstance(things, str | Mapping | Set) or not isinstance(things, Iterable):
+            raise TypeError(f"{name} is a {type(things).__name__}; pass a list with one entry for each teacher")
+        return tuple(things)
+    check_tensor(name, things)
+    if things.dim() == 0:
         raise ValueError(f"{name} has no dimensions; pass one whose first is that of the N teachers, or a list of N")
-    return tensors.unbind(0)
+    return things.unbind(0)
 
 
-def mixture(teachers: int, weights: Sequence[float] | None) -> dict[int, float]:
+def as_shares(teachers: int, weights: Iterable[float] | None, name: str = "teacher_weights") -> list[float]:
+    """Return one share for each teacher, or refuse what is not that."""
+    if weights is None:
+        return [1.0] * teachers
+    numbers = as_sequence(weights, name)
+    if len(numbers) != teachers:
+        raise ValueError(f"{name} has {len(numbers)} numbers for {teachers} teachers; pass one share for each")
+    for j, number in enumerate(numbers):
+        check_number(f"{name}[{j}]", number)
+    shares = [float(number) for number in numbers]
+    if not all(0 <= share < math.inf for share in shares) or (teachers and sum(shares) == 0):
+        raise ValueError(f"{name} is {shares}; pass finite shares >= 0, not all of them 0")
+    return shares
+
+
+def mixture(shares: Sequence[float]) -> dict[int, float]:
     """By teacher, its share in the mean, if it has one; they sum to 1."""
-    weights = [1.0] * teachers if weights is None else weights
-    return {j: weight / sum(weights) for j, weight in enumerate(weights) if weight}
+    return {j: share / sum(shares) for j, share in enumerate(shares) if share}
 
 
 def assert_in_range(labels: Tensor, ignore_index: int, classes: int) -> None:
@@ -50,12 +69,14 @@ def check_tensors(logits: Tensor, target: Tensor, teachers: Sequence[Tensor], cl
 
 def check_dtype(name: str, tensor: Tensor) -> None:
     """Refuse dtypes in which nothing is computed."""
+    check_tensor(name, tensor)
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} has dtype {tensor.dtype}; convert it to one of {', '.join(map(str, DTYPES))}")
 
 
 def check_labels(target: Tensor, name: str, rows: Tensor) -> None:
     """Refuse labels that are not one for each of the `rows` ``[..., any]`` of this name."""
+    check_companion("target", target, rows.device)
     if target.dtype != torch.int64:
         raise TypeError(f"target has dtype {target.dtype}; convert it by target.long()")
     if target.shape != rows.shape[:-1]:
@@ -63,14 +84,13 @@ def check_labels(target: Tensor, name: str, rows: Tensor) -> None:
             f"target has shape {list(target.shape)}; {name} of shape {list(rows.shape)}"
             f" needs one label for each row, {list(rows.shape[:-1])}"
         )
-    check_companion("target", target, rows.device)
 
 
 def check_class_weight(class_weight: Tensor | None, classes: int, device: torch.device) -> None:
     """Refuse weights that are not one for each class."""
     if class_weight is not None:
-        check_vector("class_weight", class_weight, classes)
         check_companion("class_weight", class_weight, device)
+        check_vector("class_weight", class_weight, classes)
 
 
 def check_vector(name: str, vector: Tensor, classes: int) -> None:
@@ -86,8 +106,7 @@ def check_teachers(teachers: Sequence[Tensor], logits: Tensor) -> None:
     """Refuse teachers that do not look like the student."""
     for j, teacher in enumerate(teachers):
         name = f"teacher_logits[{j}]"
-        if not isinstance(teacher, Tensor):
-            raise TypeError(f"{name} is a {type(teacher).__name__}; pass a tensor of logits")
+        check_companion(name, teacher, logits.device)
         if teacher.shape != logits.shape:
             raise ValueError(
                 f"{name} has shape {list(teacher.shape)}; it must be logits' {list(logits.shape)}"
@@ -95,17 +114,18 @@ def check_teachers(teachers: Sequence[Tensor], logits: Tensor) -> None:
             )
         if teacher.dtype != logits.dtype:
             raise TypeError(f"{name} has dtype {teacher.dtype}; convert it to logits' by .to({logits.dtype})")
-        check_companion(name, teacher, logits.device)
 
 
 def check_binary_target(target: Tensor, logits: Tensor) -> None:
     """Refuse labels that are not one probability for each logit."""
+    check_tensor("logits", logits)
+    check_companion("target", target, logits.device)
     if not logits.is_floating_point():
         raise TypeError(f"logits has dtype {logits.dtype}; convert it to a floating dtype")
     if target.shape != logits.shape:
         raise ValueError(f"target has shape {list(target.shape)}; pass one label for each logit, {list(logits.shape)}")
-    check_companion("target", target, logits.device)
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+    # A compiler and vmap know no values.
+    if target.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed():
         wrong = target[~((target >= 0) & (target <= 1))]
         if wrong.numel():
             raise ValueError(f"target holds {wrong[0].item()}; labels are probabilities in [0, 1]")
@@ -115,6 +135,9 @@ def check_numbers(
     weight: float, temperature: float, label_smoothing: float = 0.0, z_loss: float = 0.0, *, weight_name: str = "weight"
 ) -> None:
     """Refuse numbers out of their range."""
+    numbers = {weight_name: weight, "temperature": temperature, "label_smoothing": label_smoothing, "z_loss": z_loss}
+    for name, number in numbers.items():
+        check_number(name, number)
     if not 0 <= weight < math.inf:
         raise ValueError(f"{weight_name} is {weight}; pass a finite number >= 0 (0 turns distillation off)")
     if not 0 < temperature < math.inf:
@@ -125,22 +148,22 @@ def check_numbers(
         raise ValueError(f"z_loss is {z_loss}; pass a finite number >= 0 (0 turns it off)")
 
 
-def check_teacher_weights(
-    teachers: int, teacher_weights: Sequence[float] | None, name: str = "teacher_weights"
-) -> None:
-    """Refuse shares that are not one for each teacher."""
-    if teacher_weights is None:
-        return
-    if len(teacher_weights) != teachers:
-        raise ValueError(f"{name} has {len(teacher_weights)} numbers for {teachers} teachers; pass one share for each")
-    if not all(0 <= share < math.inf for share in teacher_weights) or (teachers and sum(teacher_weights) == 0):
-        raise ValueError(f"{name} is {list(teacher_weights)}; pass finite shares >= 0, not all of them 0")
+def check_number(name: str, number: Any) -> None:
+    """Refuse what is no number; a tensor of one is, unless it expects a derivative."""
+    if isinstance(number, Tensor):
+        check_tensor(name, number)
+        check_constant(name, number)
+        if number.numel() != 1:
+            raise ValueError(f"{name} has shape {list(number.shape)}; pass a number")
+    elif not isinstance(number, Real):
+        raise TypeError(f"{name} is {number!r}; pass a number")
 
 
 def check_teacher_lse(logits: Tensor, teachers: int, teacher_lse: Tensor | None) -> None:
     """Refuse a logsumexp that is not one for each row of each teacher."""
     if teacher_lse is None:
         return
+    check_companion("teacher_lse", teacher_lse, logits.device)
     wanted = [teachers, *logits.shape[:-1]]
     if list(teacher_lse.shape) != wanted:
         raise ValueError(
@@ -151,7 +174,6 @@ def check_teacher_lse(logits: Tensor, teachers: int, teacher_lse: Tensor | None)
         raise TypeError(
             f"teacher_lse has dtype {teacher_lse.dtype}; for {logits.dtype} logits pass {compute_dtype(logits.dtype)}"
         )
-    check_companion("teacher_lse", teacher_lse, logits.device)
 
 
 def check_reduction(student: Tensor, reduction: str, normalizer: float | Tensor | None) -> None:
@@ -166,7 +188,9 @@ def check_reduction(student: Tensor, reduction: str, normalizer: float | Tensor 
         if normalizer.dim():
             raise ValueError(f"normalizer has shape {list(normalizer.shape)}; pass a number or a tensor of shape []")
         check_companion("normalizer", normalizer, student.device)
-    elif not 0 < normalizer < math.inf:
+        return
+    check_number("normalizer", normalizer)
+    if not 0 < normalizer < math.inf:
         raise ValueError(f"normalizer is {normalizer}; pass a finite number > 0, such as the count of all labels")
 
 
@@ -209,14 +233,60 @@ def check_inplace(logits: Tensor, inplace_grad: bool) -> None:
         )
 
 
-def check_companion(name: str, tensor: Tensor, device: torch.device) -> None:
-    """Refuse what is elsewhere than the student, or expects a gradient."""
+def check_companion(name: str, tensor: Any, device: torch.device) -> None:
+    """Refuse what is no tensor, is elsewhere than the student, or expects a gradient."""
+    check_tensor(name, tensor)
     check_device(name, tensor, device)
-    if tensor.requires_grad:
-        raise ValueError(f"{name} requires grad, and gets none; pass {name}.detach()")
+    check_constant(name, tensor)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Refuse what is no tensor, or one that is spread over several devices."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass a tensor")
+    if hasattr(value, "full_tensor"):  # to import its class takes a second
+        raise TypeError(
+            f"{name} is a DTensor; pass {name}.full_tensor(), or {name}.to_local() where each rank has rows of its own"
+            " (for heads split by classes there is the shard of linear_codistillation_loss)"
+        )
 
 
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
     """Refuse what is elsewhere than the student."""
     if tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device}; move it to the student's device, {device}")
+
+
+def check_constant(name: str, tensor: Tensor) -> None:
+    """Refuse what expects a derivative, as there is none but by the student."""
+    if tensor.requires_grad:
+        raise ValueError(f"{name} requires grad, and gets none; pass {name}.detach()")
+    if has_tangent(tensor):
+        raise ValueError(f"{name} has a tangent, and no derivative; pass {name}.detach()")
+
+
+def check_derivatives(**student: Tensor | None) -> None:
+    """Refuse every differentiation but a backward: the derivative would be taken for zero."""
+    if is_transformed():
+        raise NotImplementedError(
+            "this loss works inside no transform of torch.func (grad, jvp, vmap …): call it on the whole batch, and"
+            " differentiate by loss.backward() or torch.autograd.grad"
+        )
+    for name, tensor in student.items():
+        if isinstance(tensor, Tensor) and has_tangent(tensor):
+            raise NotImplementedError(
+                f"{name} has a tangent, but this loss has no forward-mode derivative; differentiate by loss.backward()"
+                " or torch.autograd.grad"
+            )
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of torch.func is active."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Return whether forward-mode differentiation passes through `tensor`, or may do so once it is compiled."""
+    if forward_ad._current_level < 0:
+        return False
+    return torch.compiler.is_compiling() or forward_ad.unpack_dual(tensor).tangent is not None

@@ -96,7 +96,7 @@ class VocabularyShard:
         return min(room)
 
     @contextmanager
-    def refusing_for_all(self, device: torch.device) -> Iterator[None]:
+    def refusing_for_all(self, device: torch.device | None) -> Iterator[None]:
         """What comes before `agree`: an error in it is one of every rank, for the others would wait for this one."""
         try:
             yield
@@ -104,10 +104,10 @@ class VocabularyShard:
             self._gather_numbers(device, [_REFUSAL] * (4 + len(SAME)))
             raise
 
-    def _gather_numbers(self, device: torch.device, mine: list[int]) -> list[list[int]]:
+    def _gather_numbers(self, device: torch.device | None, mine: list[int]) -> list[list[int]]:
         everyone: list[list[int]] = self.gather(torch.tensor(mine, device=device)).tolist()
         return everyone
 
 
-SHARDS: dict[int, VocabularyShard] = {}
-"""By number; a program makes few, and they are small."""
+SHARDS: WeakValueDictionary[int, VocabularyShard] = WeakValueDictionary()
+"""By number, for as long as a caller has them: they hold communicators."""
