@@ -282,6 +282,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         ctx.save_for_backward(*gradients)
         ctx.is_spent = False
     else:
+        ctx.shard = _shard(call)  # which nothing else may keep until the backward
         _save_inputs(ctx, inputs)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor

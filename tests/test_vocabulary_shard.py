@@ -1,5 +1,6 @@
 """The loss of hidden states whose heads are split over the ranks of a group: real Horovod and MPI, on any number."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,25 @@ def test_an_error_of_one_rank_is_one_of_all(group: Groups) -> None:
     with pytest.raises(ValueError, match=own):
         part.loss(shard=shard, chunk_tokens=0 if group.rank == last else "auto")
     assert_true(part, shard=shard)
+
+
+def test_shards_are_kept_by_their_callers_alone(world: MPI.Intracomm) -> None:
+    """And by what still has a backward to make, which needs them."""
+
+    def alone() -> VocabularyShard:
+        return VocabularyShard(0, 110, lambda tensor: tensor.unsqueeze(0), lambda tensor: tensor)
+
+    case = random_linear_case()
+    hidden = case.student.hidden.clone().requires_grad_()
+    shard = alone()
+    kept = weakref.ref(shard)
+    losses = case.loss(replace(case.student, hidden=hidden), reduction="none", shard=shard)
+    del shard
+    (gradient,) = torch.autograd.grad(losses.sum(), hidden)
+    _, (expected, *_) = case.differentiated(reduction="none")
+    torch.testing.assert_close(gradient, expected)
+    del losses
+    assert kept() is None
 
 
 def test_torch_distributed_in_the_place_of_horovod(world: MPI.Intracomm, tmp_path: Path) -> None:
