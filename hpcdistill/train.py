@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -55,7 +56,7 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
     torch.manual_seed(config.seed * groups.count + groups.group)  # groups begin apart, ranks of a group together
     model = build_model(config.model, task.store).to(groups.device)
     objective = _objective(config.codistill, task, model)
-    torch.manual_seed(torch.initial_seed() * groups.size + groups.rank)  # dropout: each rank its own
+    torch.manual_seed(dropout_seed(config.seed, groups.group, groups.rank))
     optimizer = groups.distribute(build_optimizer(config.optimizer, model), model)
     average = _average_of(model, config.train.average)
     restart = Restart(config, groups, model, average, optimizer, batches)
@@ -117,6 +118,16 @@ def training_share(config: Config, groups: Groups) -> Share:
     """What this rank takes of the training data."""
     part, parts = (groups.group, groups.count) if config.data.partition == "disjoint" else (0, 1)
     return Share(part, parts, groups.rank, groups.size, seed=(config.seed, groups.group))
+
+
+def dropout_seed(seed: int, group: int, rank: int) -> int:
+    """Return a seed, below 2**64, that no other rank of the run has, however many there are in each group.
+
+    On a CPU torch heeds the last 32 bits alone, of which hashes would collide among some ten thousand ranks: so these
+    count the ranks, from a beginning that depends on the run's seed.
+    """
+    beginning = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    return beginning ^ (group << 20 | rank)
 
 
 def _objective(config: CodistillConfig, task: Task, model: nn.Module) -> Objective:

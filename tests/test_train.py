@@ -14,6 +14,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hpcdistill.config import DataConfig
 from hpcdistill.data.clicks import prepare_clicks
@@ -25,6 +27,7 @@ from hpcdistill.metrics import metrics_path, read_metrics
 from hpcdistill.saved_model import SavedModel
 from hpcdistill.state_file import State, load_state
 from hpcdistill.tasks import open_task
+from hpcdistill.train import dropout_seed
 
 pytestmark = pytest.mark.launch
 
@@ -51,6 +54,15 @@ interval = 10
 """
 
 ALONE = ("--groups=1", "--codistill.weight=0")
+
+
+@given(st.integers(0, 2**70), st.lists(st.integers(1, 30), min_size=1, max_size=30))
+def test_no_two_ranks_draw_the_same_dropout(seed: int, sizes: list[int]) -> None:
+    ranks = [(group, rank) for group, size in enumerate(sizes) for rank in range(size)]
+    seeds = {dropout_seed(seed, *rank) % 2**32 for rank in ranks}  # a CPU's generator looks at no more
+    assert len(seeds) == len(ranks)
+    torch.manual_seed(dropout_seed(seed, *ranks[-1]))
+    assert dropout_seed(seed + 1, *ranks[-1]) % 2**32 not in seeds
 
 
 @pytest.fixture(scope="session")
