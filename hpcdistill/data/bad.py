@@ -34,11 +34,25 @@ def collect(paths: Iterable[Path], max_bad: int, things: str) -> list[Path]:
         more, quoted = read_piece(path, "bad", "quotes")
         count += int(more)
         quotes = [*quotes, *map(os.fsdecode, quoted)][:QUOTES]
-        if count > max_bad:
-            raise UserError(
-                "\n  ".join([f"bad {things}: {count} so far, the first of them", *quotes])
-                + f"\nmend them, or pass over up to N such {things} with --max-bad=N"
-            )
-    if count:
-        warn("\n  ".join([f"passed over bad {things}: {count}, the first of them", *quotes]))
+        require_few(count, quotes, max_bad, things)
+    tell_bad(count, quotes, things)
     return collected
+
+
+def require_few(count: int, quotes: Sequence[str], max_bad: int, things: str) -> None:
+    """See that there are no more bad `things` than `max_bad`.
+
+    Raises:
+        UserError: there are more; it quotes the first `quotes`.
+    """
+    if count > max_bad:
+        raise UserError(
+            "\n  ".join([f"bad {things}: {count} so far, the first of them", *quotes[:QUOTES]])
+            + f"\nmend them, or pass over up to N such {things} with --max-bad=N"
+        )
+
+
+def tell_bad(count: int, quotes: Sequence[str], things: str) -> None:
+    """Warn of the bad `things` that were passed over, if there were any."""
+    if count:
+        warn("\n  ".join([f"passed over bad {things}: {count}, the first of them", *quotes[:QUOTES]]))
