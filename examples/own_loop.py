@@ -11,7 +11,8 @@ from hpcdistill.config import CodistillConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window import WindowExchange
-from hpcdistill.groups import Groups, end_job
+from hpcdistill.groups import Groups
+from hpcdistill.job import end_job
 from hpcdistill.objective import Softmax
 from hpcdistill.teachers import Teachers
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from hpcdistill import __version__
 from hpcdistill.cli_prepare import add_prepare
 from hpcdistill.errors import UserError, suggestion, warn
-from hpcdistill.groups import end_job
+from hpcdistill.job import end_job
 from hpcdistill.output import forgive_output, say
 from hpcdistill.paths import input_path, model_name, model_names, output_path
 

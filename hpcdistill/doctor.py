@@ -20,7 +20,8 @@ from importlib import metadata
 from pathlib import Path
 
 from hpcdistill.errors import UserError
-from hpcdistill.groups import end_job, require_one_world, require_thread_multiple
+from hpcdistill.groups import require_one_world, require_thread_multiple
+from hpcdistill.job import end_job
 
 SETUP = "run `make setup`"
 # Four ranks of the demo took 19 MiB; with 8 MiB they died.

@@ -12,7 +12,8 @@ from torch import nn
 from hpcdistill.checkpoint import Checkpoints
 from hpcdistill.config import Config
 from hpcdistill.errors import UserError, warn
-from hpcdistill.groups import Groups, end_job
+from hpcdistill.groups import Groups
+from hpcdistill.job import end_job
 from hpcdistill.run_dir import require_no_checkpoints
 from hpcdistill.snapshot import Layout
 from hpcdistill.state_file import State, on_host

@@ -11,7 +11,8 @@ Run = Callable[..., CompletedProcess[str]]
 
 CANNOT_PRINT = """
 import os, sys
-from hpcdistill.groups import Groups, end_job
+from hpcdistill.groups import Groups
+from hpcdistill.job import end_job
 os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
 groups = Groups.create(2)
 if groups.group == 0:
@@ -28,11 +29,11 @@ def test_an_error_that_cannot_be_printed_ends_all_ranks(mpirun: Run) -> None:
 
 HANGS_IN_ABORT = """
 import signal, time
-from hpcdistill import groups
-groups.ENDING_SECONDS = 1
-groups._abort = lambda *_: time.sleep(1000)
-groups.start_mpi()
-groups.end_job(RuntimeError("told"))
+from hpcdistill import job
+job.ENDING_SECONDS = 1
+job._abort = lambda *_: time.sleep(1000)
+job.start_mpi()
+job.end_job(RuntimeError("told"))
 """
 
 

@@ -394,11 +394,11 @@ def test_mpi_without_threads_is_refused(train: Run) -> None:
 
 ONE_NEVER_STARTS_MPI = """
 import os, time
-from hpcdistill import groups
-groups.START_SECONDS = 2
+from hpcdistill import job
+job.START_SECONDS = 2
 if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1":
     time.sleep(1000)
-groups.start_mpi()
+job.start_mpi()
 """
 
 

@@ -22,7 +22,8 @@ from torch import nn
 from hpcdistill.errors import UserError, warn
 from hpcdistill.exchange import Exchange, Snapshot
 from hpcdistill.exchange.codec import Packing, require_codec
-from hpcdistill.groups import Groups, end_job
+from hpcdistill.groups import Groups
+from hpcdistill.job import end_job
 from hpcdistill.snapshot import Layout
 from hpcdistill.state_file import State, difference, load_state, save_state
 

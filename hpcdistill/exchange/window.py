@@ -29,7 +29,8 @@ from hpcdistill.exchange.codec import Packing, require_codec
 from hpcdistill.exchange.reader import Reader
 from hpcdistill.exchange.slots import STAMP_NBYTES, Bytes, Shard, stamp_of, total_nbytes, window_nbytes
 from hpcdistill.exchange.writer import Writer
-from hpcdistill.groups import Groups, end_job, require_thread_multiple
+from hpcdistill.groups import Groups, require_thread_multiple
+from hpcdistill.job import end_job
 from hpcdistill.snapshot import Layout
 
 # Between two looks of the communication thread:
