@@ -182,6 +182,9 @@ class TrainConfig(Section):
     """Optimizer steps."""
     validate_every: PositiveInt = 200
     """Steps between two validations."""
+    validation_items: PositiveInt | None = None
+    """Validate on at most so many sequences, rows or images, evenly spread over the validation part; without it, 1024
+    sequences, 65,536 rows or 10,000 images."""
     average: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Decay of an exponential moving average of the weights, such as 0.99, which is then what is validated and what
     peers are taught by; 0 for none."""

@@ -1,12 +1,14 @@
 """Restart files: the newest is taken, damage falls back, and a predecessor is always there."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from hpcdistill.checkpoint import KIND, Checkpoints
 from hpcdistill.errors import UserError
-from hpcdistill.state_file import load_state
+from hpcdistill.state_file import State, load_state, save_state
 
 STATE = {"step": 7}
 
@@ -52,6 +54,86 @@ def test_damage_falls_back_with_a_word_and_strict_refuses(tmp_path: Path, capsys
     oldest.write_bytes(b"not HDF5")
     with pytest.raises(UserError, match="none of the 2 checkpoints of group 0"):
         checkpoints(tmp_path).newest(strict=False)
+
+
+def steps(folder: Path) -> list[int]:
+    return [int(path.stem[-10:]) for path in checkpoints(folder).paths()]
+
+
+def damage(folder: Path, step: int) -> None:
+    path = folder / f"g0-step{step:010d}.h5"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_damaged_checkpoints_do_not_count(tmp_path: Path) -> None:
+    for step in (500, 1000):
+        checkpoints(tmp_path).save(step, {"step": step}, is_best=False)
+    damage(tmp_path, 1000)
+    run = checkpoints(tmp_path)
+    run.save(1500, {"step": 1500}, is_best=False)
+    assert steps(tmp_path) == [1500, 1000, 500]
+    damage(tmp_path, 1500)
+    assert checkpoints(tmp_path).newest(strict=False) == {"step": 500}
+    run = checkpoints(tmp_path)
+    for step in (1600, 1700):
+        run.save(step, {"step": step}, is_best=False)
+    assert steps(tmp_path) == [1700, 1600]
+
+
+def test_what_lies_ahead_of_a_run_that_went_on_from_an_earlier_step_is_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (500, 1000):
+        checkpoints(tmp_path).save(step, {"step": step}, is_best=False)
+    damage(tmp_path, 1000)
+    content = (tmp_path / "g0-step0000001000.h5").read_bytes()
+    run = checkpoints(tmp_path)
+    assert run.newest(strict=False) == {"step": 500}
+    assert steps(tmp_path) == [1000, 500]  # nothing is moved before there is something newer
+    run.save(600, {"step": 600}, is_best=False)
+    assert steps(tmp_path) == [600, 500]
+    assert (tmp_path / "g0-step0000001000.h5.aside").read_bytes() == content
+    assert "g0-step0000001000.h5 is of a later step than the run" in capsys.readouterr().err
+    run.save(700, {"step": 700}, is_best=False)
+    damage(tmp_path, 700)
+    assert checkpoints(tmp_path).newest(strict=False) == {"step": 600}
+
+
+def no_links(self: Path, target: Path) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(self))
+
+
+def test_without_hard_links_the_best_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    for step, is_best in ((1, True), (2, False), (3, True), (4, False), (5, False)):
+        checkpoints(tmp_path).save(step, {"step": step}, is_best)
+    assert load_state(tmp_path / "g0-best.h5", KIND)["state"] == {"step": 3}
+    assert steps(tmp_path) == [5, 4]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state": STATE}, "holds no state of a run"),
+        ({"owner": {}, "state": [7]}, "holds no state of a run"),
+        ({"owner": {}, "state": {"weight": 1}}, "is of step None, which is none"),
+        ({"owner": {}, "state": {"step": -5}}, "is of step -5, which is none"),
+        ({"owner": {}, "state": {"step": "7"}}, "is of step '7', which is none"),
+    ],
+)
+def test_a_checksum_is_not_validity(content: State, message: str, tmp_path: Path) -> None:
+    checkpoints(tmp_path).save(7, STATE, is_best=False)
+    save_state(tmp_path / "g0-step0000000009.h5", KIND, content)
+    with pytest.raises(UserError, match=f"g0-step0000000009.h5 {message}"):
+        checkpoints(tmp_path).newest(strict=True)
+    assert checkpoints(tmp_path).newest(strict=False) == STATE
+
+
+def test_what_an_older_version_did_not_tell_is_taken_to_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints(tmp_path, seed=0).save(7, STATE, is_best=False)
+    assert checkpoints(tmp_path, seed=0, identity="ab").newest(strict=True) == STATE
+    assert "does not tell identity; taken to be ab" in capsys.readouterr().err
 
 
 def test_a_foreign_checkpoint_is_refused_and_the_difference_named(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ POOL_ROWS = 64 * CHUNK_ROWS
 LEAST_UNITS = 16
 """Into so many units at least is each part cut, so that a short table, sorted by whatever, is dealt out evenly."""
 VALIDATION_BLOCKS = 64
-"""At most this many blocks, evenly spread over the validation part: the same ones for every group and every run."""
+"""At most this many blocks by default, evenly spread over the validation part: the same for every group and every
+run."""
 
 
 class RowBatches:
@@ -116,17 +117,21 @@ def deal(rows: int, part: int, parts: int) -> tuple[Numbers, Numbers]:
     return np.concatenate(begins), np.concatenate(lengths)
 
 
-def row_validation_batches(store: RowStore, batch_size: int, rank: int, size: int) -> list[Batch]:
-    """One rank's share of the validation rows, in batches of at most `batch_size`.
+def row_validation_batches(
+    store: RowStore, batch_size: int, rank: int, size: int, most: int | None = None
+) -> list[Batch]:
+    """One rank's share of `most` validation rows, from blocks evenly spread, in batches of at most `batch_size`.
 
     Raises:
         UserError: the validation part has fewer rows than the group has ranks.
     """
     rows = store.size("validation")
     require_one_each(rows, size, f"{store.path} holds {rows} validation rows")
-    chosen = evenly_spread(-(-rows // CHUNK_ROWS), VALIDATION_BLOCKS)
+    needed = 0 if most is None else -(-most // CHUNK_ROWS) + 1  # the last block may be short
+    chosen = evenly_spread(-(-rows // CHUNK_ROWS), max(needed, VALIDATION_BLOCKS))
     read = _concatenate([store.read("validation", int(block) * CHUNK_ROWS, CHUNK_ROWS) for block in chosen])
-    share = read.at(slice(rank, None, size))
+    kept = evenly_spread(len(read.label), len(read.label) if most is None else most)
+    share = read.at(kept[rank::size])
     return [_batch(share.at(slice(begin, begin + batch_size))) for begin in range(0, len(share.label), batch_size)]
 
 

@@ -10,7 +10,7 @@ from hpcdistill.data.batches import Batch, Batches, Numbers, Share, evenly_sprea
 from hpcdistill.data.store import TokenStore
 
 VALIDATION_SEQUENCES = 1024
-"""At most this many, evenly spread over the validation part: the same ones for every group and every run."""
+"""At most this many by default, evenly spread over the validation part: the same for every group and every run."""
 
 
 def sequence_batches(store: TokenStore, config: DataConfig, share: Share) -> Batches:
@@ -25,8 +25,10 @@ def sequence_batches(store: TokenStore, config: DataConfig, share: Share) -> Bat
     )
 
 
-def sequence_validation_batches(store: TokenStore, config: DataConfig, rank: int, size: int) -> list[Batch]:
-    """One rank's share of the validation sequences, in batches of at most `batch_size`.
+def sequence_validation_batches(
+    store: TokenStore, config: DataConfig, rank: int, size: int, most: int | None = None
+) -> list[Batch]:
+    """One rank's share of `most` validation sequences, evenly spread, in batches of at most `batch_size`.
 
     Raises:
         UserError: the validation part is shorter than one sequence.
@@ -34,7 +36,7 @@ def sequence_validation_batches(store: TokenStore, config: DataConfig, rank: int
     available = (store.size("validation") - 1) // config.sequence_length
     holding = f"{store.path} holds {max(available, 0)} validation sequences of {config.sequence_length} tokens"
     require_one_each(available, size, holding, "prepare more data or lower --data.sequence_length")
-    chosen = evenly_spread(available, VALIDATION_SEQUENCES)[rank::size]
+    chosen = evenly_spread(available, most or VALIDATION_SEQUENCES)[rank::size]
     return [
         _sequences(store, "validation", chosen[begin : begin + config.batch_size], config.sequence_length)
         for begin in range(0, len(chosen), config.batch_size)

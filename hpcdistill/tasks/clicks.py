@@ -28,9 +28,9 @@ class ClickTask(Task):
         """See `Task`."""
         return RowBatches(self.store, config.batch_size, share)
 
-    def validation(self, config: DataConfig, rank: int = 0, size: int = 1) -> list[Batch]:
+    def validation(self, config: DataConfig, rank: int = 0, size: int = 1, items: int | None = None) -> list[Batch]:
         """See `Task`."""
-        return row_validation_batches(self.store, config.batch_size, rank, size)
+        return row_validation_batches(self.store, config.batch_size, rank, size, items)
 
     def unigram(self) -> Tensor:
         """See `Task`; float32 []. Where all labels are equal, as if there were one of the other."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,10 @@ from hpcdistill.data.batches import Batch, Batches, Numbers, Share, evenly_sprea
 from hpcdistill.data.image_batches import Images
 from hpcdistill.data.image_store import ImageStore
 from hpcdistill.objective import Softmax
-from hpcdistill.tasks.task import Task, TrainingBatches
+from hpcdistill.tasks.task import Task, TrainingBatches, ValidationBatches
 
 VALIDATION_IMAGES = 10_000
-"""At most this many, evenly spread over the validation part: the same ones for every group and every run."""
+"""At most this many by default, evenly spread over the validation part: the same for every group and every run."""
 
 
 class ImageTask(Task):
@@ -39,11 +39,13 @@ class ImageTask(Task):
 
         return Batches(self.store.size("train"), read, config.batch_size, share, "images")
 
-    def validation(self, config: DataConfig, rank: int = 0, size: int = 1) -> Iterable[Batch]:
+    def validation(
+        self, config: DataConfig, rank: int = 0, size: int = 1, items: int | None = None
+    ) -> ValidationBatches:
         """See `Task`; they are read each time anew, for they are too many to keep."""
         available = self.store.size("validation")
         require_one_each(available, size, f"{self.store.path} holds {available} validation images")
-        chosen = evenly_spread(available, VALIDATION_IMAGES)[rank::size]
+        chosen = evenly_spread(available, items or VALIDATION_IMAGES)[rank::size]
         return _Validation(Images(self.store, config.image_size), chosen, config.batch_size)
 
     def unigram(self) -> Tensor:
@@ -59,6 +61,9 @@ class _Validation:
     images: Images
     numbers: Numbers
     batch_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.numbers) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         for begin in range(0, len(self.numbers), self.batch_size):

@@ -28,9 +28,9 @@ class LanguageTask(Task):
         """See `Task`."""
         return sequence_batches(self.store, config, share)
 
-    def validation(self, config: DataConfig, rank: int = 0, size: int = 1) -> list[Batch]:
+    def validation(self, config: DataConfig, rank: int = 0, size: int = 1, items: int | None = None) -> list[Batch]:
         """See `Task`."""
-        return sequence_validation_batches(self.store, config, rank, size)
+        return sequence_validation_batches(self.store, config, rank, size, items)
 
     def unigram(self) -> Tensor:
         """See `Task`; float32 [V]. A token that does not occur counts as one that occurs once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar, Protocol
 
 from torch import Tensor
@@ -21,6 +21,14 @@ class TrainingBatches(Protocol):
     """Batches drawn so far; set it to go on from there."""
 
     def __next__(self) -> Batch: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class ValidationBatches(Protocol):
+    """Validation batches, to be gone through again and again."""
+
+    def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -47,8 +55,16 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def validation(self, config: DataConfig, rank: int = 0, size: int = 1) -> Iterable[Batch]:
-        """One rank's share of the validation batches, to be gone through again and again.
+    def validation(
+        self, config: DataConfig, rank: int = 0, size: int = 1, items: int | None = None
+    ) -> ValidationBatches:
+        """One rank's share of the validation batches; they are the same items for every group and every run.
+
+        Args:
+            config: how the data is cut.
+            rank: of this process in its group.
+            size: of the group.
+            items: how many at most, of all ranks together; None for what is usual for this kind of data.
 
         Raises:
             UserError: there are fewer items than ranks.
