@@ -38,7 +38,7 @@ class Training:
         self.optimizer = torch.optim.Adam(self.model.parameters())
         config = Config(run_dir=folder, data={"path": "none"}, groups=1, codistill={"weight": 0})
         groups = Groups.alone(MPI.COMM_WORLD, 0, 1, CPU)
-        self.restart = Restart(config, groups, self.model, None, self.optimizer, SimpleNamespace(drawn=0))
+        self.restart = Restart(config, groups, self.model, None, self.optimizer, SimpleNamespace(drawn=0), "")
         self._tokens = torch.randint(256, (16, 64))
         self._numbers = count(1)
         self.step()  # makes the optimizer's state

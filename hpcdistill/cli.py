@@ -219,15 +219,18 @@ def _add_doctor(commands: Any) -> None:
 def _train(args: argparse.Namespace) -> int:
     from hpcdistill.stop import StopRequest
 
-    with StopRequest() as stop:
+    with StopRequest() as stop:  # to the end: a signal after the last step is no failure
         from hpcdistill.config_reader import load_config
-        from hpcdistill.train import train
+        from hpcdistill.train import Outcome, train
 
         config = load_config(args.config, args.overrides, args)
-        finished = train(config, args.resume, stop)
+        outcome = train(config, args.resume, stop)
+        if outcome is Outcome.NOTHING_TO_DO:
+            return 0
         from mpi4py import MPI
 
-        unfinished = MPI.COMM_WORLD.allreduce(not finished)  # after which all groups' files are complete
+        # After this all groups' files are complete.
+        unfinished = MPI.COMM_WORLD.allreduce(outcome is Outcome.STOPPED)
         if MPI.COMM_WORLD.rank == 0:
             _report_on(config.run_dir)
             if unfinished:
@@ -237,12 +240,13 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _report_on(run_dir: Path) -> None:
-    from hpcdistill.report import write_report
-
     try:
+        from hpcdistill.report import write_report
+
         write_report([run_dir], run_dir / "report.html")
-    except Exception as error:  # what was trained is safe, and the exit status is about that
-        warn(f"no report: {error}; hpcdistill report {run_dir} --output FILE.html makes it elsewhere")
+    except Exception as error:  # whatever it is, what was trained is safe
+        kind = "" if isinstance(error, OSError | UserError) else f"{type(error).__name__}: "
+        warn(f"no report: {kind}{error}; hpcdistill report {run_dir} --output FILE.html makes it elsewhere")
 
 
 def _submit(args: argparse.Namespace) -> int:

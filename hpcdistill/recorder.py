@@ -43,7 +43,8 @@ class Recorder:
         self._events: Events | None = None
         if groups.is_leader and config.train.tensorboard:
             self._events = Events(config.run_dir / "tensorboard" / f"g{groups.group}", step)
-        self._bar = _progress_bar(config.train.steps, step, shown=groups.world.rank == 0)
+        self._shows = groups.world.rank == 0
+        self._bar = _bar(config.train.steps, "step", self._shows, initial=step, leave=True, delay=0)
         self._losses = torch.zeros((), device=groups.device)
         self._steps = 0
         self._shown = {"loss": "-", "validation": "-", "staleness": "-"}
@@ -100,12 +101,14 @@ class Recorder:
         """Record a validation loss, in nats."""
         self._record(step, {"validation_loss": loss})
 
-    @contextmanager
-    def checkpoint(self, step: int) -> Iterator[None]:
-        """Record the seconds for which making a checkpoint, in the `with` block, has kept training from going on."""
-        begin = time.perf_counter()
-        yield
-        self._record(step, {"checkpoint_seconds": time.perf_counter() - begin})
+    def validating(self, batches: int) -> Iterator[int]:
+        """Count the batches of a validation, and show how far it is in place of the training's bar."""
+        with _bar(batches, "batch", self._shows, desc="validation") as bar:
+            yield from bar
+
+    def saved(self, step: int, seconds: float) -> None:
+        """Record for how long making a checkpoint has kept training from going on."""
+        self._record(step, {"checkpoint_seconds": seconds})
 
     def __enter__(self) -> Recorder:
         return self
@@ -130,15 +133,18 @@ class Recorder:
         self._bar.set_postfix(self._shown, refresh=False)
 
 
-def _progress_bar(total: int, done: int, shown: bool) -> Any:
+def _bar(total: int, unit: str, shown: bool, **options: Any) -> Any:
+    """Show a bar of `total` units once it has been worth it, until its end; `options` of tqdm may say otherwise."""
     # mpirun hands ranks a pipe and not the terminal, so a pipe alone does not mean a log; a batch job or CI does.
     logged = not sys.stderr.isatty() and any(name in os.environ for name in ("SLURM_JOB_ID", "CI"))
-    return tqdm(
-        total=total,
-        initial=done,
-        unit="step",
-        disable=not shown,
-        mininterval=30 if logged else 0.5,
-        dynamic_ncols=True,
-        bar_format="{l_bar}{bar}{r_bar}\n" if logged else None,  # srun passes on whole lines only
-    )
+    interval = 30 if logged else 0.5
+    usual = {
+        "disable": not shown,
+        "mininterval": interval,
+        "delay": interval,
+        "leave": logged,
+        "position": 0,  # where there is a bar already, this one takes its place for a while
+        "dynamic_ncols": True,
+        "bar_format": "{l_bar}{bar}{r_bar}\n" if logged else None,  # srun passes on whole lines only
+    }
+    return tqdm(range(total), unit=unit, **(usual | options))

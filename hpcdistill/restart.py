@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
 import torch
@@ -19,6 +19,9 @@ from hpcdistill.snapshot import Layout
 from hpcdistill.state_file import State, on_host
 from hpcdistill.tasks.task import TrainingBatches
 
+PATIENCE = 60.0
+"""Seconds for which training waits for a slow disk, so that the best weights so far are not lost."""
+
 
 class Restart:
     """Saves and restores one group's training; all methods are collective over the group.
@@ -33,6 +36,10 @@ class Restart:
         average: that of its weights, if there is one.
         optimizer: its optimizer.
         batches: its data.
+        identity: that of the store they are from.
+
+    Attributes:
+        owes_validation: whether a signal has kept the last step's validation from being made; saved and restored.
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class Restart:
         average: nn.Module | None,
         optimizer: torch.optim.Optimizer,
         batches: TrainingBatches,
+        identity: str,
     ) -> None:
         self._config = config
         self._groups = groups
@@ -55,22 +63,30 @@ class Restart:
             "optimizer": config.optimizer.name,
             "groups": groups.count,
             "ranks per group": groups.size,
+            "seed": config.seed,
+            "identity of data.path": identity,
+            "data.batch_size": config.data.batch_size,
+            "data.sequence_length": config.data.sequence_length,
+            "data.image_size": config.data.image_size,
+            "data.partition": config.data.partition,
         }
         self._checkpoints = Checkpoints(config.run_dir / "checkpoints", groups.group, config.checkpoint.keep, owner)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        self._validation = self._lowest = math.inf
+        self._lowest = math.inf  # validation loss of the best checkpoint; only the leader's counts
+        self.owes_validation = False
 
-    def validated(self, loss: float) -> None:
-        """Tell the model's validation loss; of the checkpoints, the next one with the lowest so far is the best."""
-        self._validation = loss
-
-    def save(self, step: int, last: bool = False) -> None:
+    def save(self, step: int, validation: float = math.nan, scheduled: bool = True, last: bool = False) -> bool:
         """Make a checkpoint of `step`; a disk that cannot take it, or not yet, costs the checkpoint, not the run.
 
         Args:
             step: which one.
+            validation: loss of these weights, in nats; NaN if there is none. The lowest so far makes them the best.
+            scheduled: make the checkpoint even if these weights are not the best.
             last: of this start of the run, and so worth waiting until the one before has been written.
+
+        Returns:
+            Whether this rank has begun to write one.
 
         Raises:
             UserError: a weight is not finite, and nothing worth keeping is left to save.
@@ -78,14 +94,23 @@ class Restart:
         _require_finite(self._model, self._groups.group, step)
         ranks = self._groups.comm.gather(_rng_state(self._groups.device))
         if ranks is None:
-            return
+            return False
+        if not math.isfinite(validation):
+            validation = math.inf  # lower than nothing
+        if self._writing and (last or validation < self._lowest):
+            wait([self._writing], PATIENCE)
+        is_best = validation < self._lowest
+        if not (scheduled or is_best):
+            return False
         if self._writing and not last and not self._writing.done():
             warn(f"no checkpoint at step {step}: the disk is still busy with the one before")
-            return
-        state = on_host(self._state(step, ranks))
-        self._writing = self._writer.submit(self._write, step, state, is_best=self._validation < self._lowest)
+            return False
+        lowest = validation if is_best else self._lowest
+        state = on_host(self._state(step, ranks, lowest))
+        self._writing = self._writer.submit(self._write, state, scheduled, is_best)
+        return True
 
-    def _state(self, step: int, ranks: list[dict[str, torch.Tensor]]) -> State:
+    def _state(self, step: int, ranks: list[dict[str, torch.Tensor]], lowest: float) -> State:
         optimizer = self._optimizer.state_dict()
         return {
             "step": step,
@@ -98,15 +123,19 @@ class Restart:
                 "param_groups": optimizer["param_groups"],
             },
             "rng": {str(rank): generators for rank, generators in enumerate(ranks)},
-            "lowest_validation_loss": min(self._validation, self._lowest),
+            "lowest_validation_loss": lowest,
+            "owes_validation": self.owes_validation,
         }
 
-    def _write(self, step: int, state: State, is_best: bool) -> None:
+    def _write(self, state: State, scheduled: bool, is_best: bool) -> None:
         try:
-            self._checkpoints.save(step, state, is_best)
+            if scheduled:
+                self._checkpoints.save(state["step"], state, is_best)
+            else:
+                self._checkpoints.save_best(state)
             self._lowest = state["lowest_validation_loss"]
         except OSError as error:
-            warn(f"no checkpoint at step {step}: {error}")
+            warn(f"no checkpoint at step {state['step']}: {error}")
         except BaseException as error:
             end_job(error)
 
@@ -122,16 +151,28 @@ class Restart:
         state = self._groups.from_leader(lambda: self._newest(mode))
         if state is None:
             return 0
+        try:
+            self._restore(state)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # whole, but not ours
+            raise UserError(
+                f"the checkpoint of step {state['step']} of group {self._groups.group} does not fit this version of "
+                f"hpcdistill ({type(error).__name__}: {error}); restore another one, or choose another --run_dir"
+            ) from None
+        return int(state["step"])
+
+    def _restore(self, state: State) -> None:
         self._model.load_state_dict(state["model"])
         if self._average and "average" in state:
             self._average.load_state_dict(state["average"])
         saved = state["optimizer"]
         moments = {int(index): values for index, values in saved.get("state", {}).items()}
         self._optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
-        self._batches.drawn = state["batches_drawn"]
+        self._batches.drawn = int(state["batches_drawn"])
         _set_rng_state(state["rng"][str(self._groups.rank)])
-        self._lowest = state["lowest_validation_loss"]
-        return int(state["step"])
+        self.owes_validation = bool(state.get("owes_validation"))
+        lowest = float(state["lowest_validation_loss"])
+        if self._checkpoints.has_best and math.isfinite(lowest):
+            self._lowest = lowest
 
     def __enter__(self) -> Restart:
         return self

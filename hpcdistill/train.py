@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import time
+from enum import Enum
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpcdistill.config import CodistillConfig, Config
-from hpcdistill.data.batches import Batch, Share
+from hpcdistill.data.batches import Share
 from hpcdistill.errors import UserError
 from hpcdistill.events import require_tensorboard
 from hpcdistill.exchange import Exchange, open_exchange
@@ -28,9 +30,21 @@ from hpcdistill.stop import StopRequest
 from hpcdistill.tasks import open_task
 from hpcdistill.tasks.task import Task
 from hpcdistill.teachers import Teachers
+from hpcdistill.validation import Validation
 
 
-def train(config: Config, resume: str, stop: StopRequest) -> bool:
+class Outcome(Enum):
+    """The way in which a start of a run has ended for one group."""
+
+    FINISHED = "finished"
+    """The last step has been made and validated."""
+    STOPPED = "stopped"
+    """As asked, before that; there is a checkpoint to go on from."""
+    NOTHING_TO_DO = "nothing to do"
+    """All groups had finished before; no file was touched."""
+
+
+def train(config: Config, resume: str, stop: StopRequest) -> Outcome:
     """Train one model in each group, the groups teaching each other. Collective over the world, once per process.
 
     Args:
@@ -38,9 +52,6 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
         resume: "no" begins a new run; "yes" goes on from each group's newest usable checkpoint, or begins where
             there is none; "strict" accepts only the newest.
         stop: what ends the run before its last step, with a checkpoint.
-
-    Returns:
-        Whether this group has made its last step.
 
     Raises:
         UserError: bad input, or a loss that is not finite.
@@ -52,17 +63,24 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
     task = open_task(config.data.path)
     groups.require_same(f"data.path = {config.data.path}", task.store.identity)
     batches = task.batches(config.data, training_share(config, groups))
-    validation_data = task.validation(config.data, groups.rank, groups.size)
+    validation_data = task.validation(config.data, groups.rank, groups.size, config.train.validation_items)
     torch.manual_seed(config.seed * groups.count + groups.group)  # groups begin apart, ranks of a group together
     model = build_model(config.model, task.store).to(groups.device)
     objective = _objective(config.codistill, task, model)
     torch.manual_seed(dropout_seed(config.seed, groups.group, groups.rank))
     optimizer = groups.distribute(build_optimizer(config.optimizer, model), model)
     average = _average_of(model, config.train.average)
-    restart = Restart(config, groups, model, average, optimizer, batches)
+    restart = Restart(config, groups, model, average, optimizer, batches, task.store.identity)
     step = restart.resume(resume)
+    steps = config.train.steps
+    owes_validation = restart.owes_validation and step <= steps
+    if not any(groups.world.allgather(step < steps or owes_validation)):
+        if groups.world.rank == 0:
+            print(f"hpcdistill: {step} steps of train.steps = {steps} are made already: nothing to do", flush=True)
+        return Outcome.NOTHING_TO_DO
     groups.broadcast(model)
     shown = model if average is None else average.module
+    validation = Validation(shown, objective, validation_data, groups)
     topology = Topology(config.exchange.topology, groups.group, groups.count, config.exchange.degree, config.seed)
 
     with (
@@ -71,14 +89,28 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
         restart,
     ):
         teachers = _teachers(config, task, objective, model, exchange, topology, groups)
-        stopping = False
-        while step < config.train.steps and not stopping:
+
+        def look(validates: bool, saves: bool, stopping: bool) -> bool:
+            """Validate and save what is due after a step, the validation unless asked to stop; whether to stop."""
+            loss = validation.loss(stop, recorder) if validates and not stopping else None
+            if loss is not None:
+                recorder.validated(step, loss)
+            restart.owes_validation = validates and loss is None
+            stopping = stopping or restart.owes_validation
+            if validates or saves or stopping:
+                begin, last = time.perf_counter(), stopping or step == steps
+                if restart.save(step, math.nan if loss is None else loss, scheduled=saves or stopping, last=last):
+                    recorder.saved(step, time.perf_counter() - begin)
+            return stopping
+
+        stopping = owes_validation and look(validates=True, saves=True, stopping=False)
+        while step < steps and not stopping:
             batch = next(batches).to(groups.device)
             with recorder.time("teachers"):
                 teachers.predict(batch)
             outputs, weight = objective.outputs(model, batch.inputs), config.codistill.weight_at(step)
             loss = objective.loss(outputs, batch.target, teachers.outputs(), weight, config.codistill.temperature)
-            set_learning_rate(optimizer, config.optimizer, step, config.train.steps)
+            set_learning_rate(optimizer, config.optimizer, step, steps)
             loss.backward()
             optimizer.step()  # averages the gradients inside the group first
             optimizer.zero_grad()
@@ -88,30 +120,11 @@ def train(config: Config, resume: str, stop: StopRequest) -> bool:
             with recorder.time("exchange"):
                 teachers.advance(step)
             stopping = stop.agreed(groups.comm)
-            finished = step == config.train.steps
-            saves = stopping or finished or step % config.checkpoint.interval == 0
-            recorder.stepped(step, loss, teachers, exchange.ledger, up_to_here=saves)
-            if finished or step % config.train.validate_every == 0:
-                validation = validation_loss(shown, objective, validation_data, groups)
-                recorder.validated(step, validation)
-                restart.validated(validation)
-            if saves:
-                with recorder.checkpoint(step):
-                    restart.save(step, last=stopping or finished)
-    return step == config.train.steps
-
-
-@torch.no_grad()
-def validation_loss(model: nn.Module, objective: Objective, batches: Iterable[Batch], groups: Groups) -> float:
-    """Mean cross-entropy in nats over the group's validation batches. Collective over the group."""
-    model.eval()
-    total, count = 0.0, 0
-    for batch in batches:
-        inputs, target = batch.to(groups.device)
-        total += objective.cross_entropy(objective.outputs(model, inputs), target).sum().item()
-        count += target.numel()
-    model.train()
-    return groups.sum(total) / groups.sum(count)
+            validates = step == steps or step % config.train.validate_every == 0
+            saves = step == steps or step % config.checkpoint.interval == 0
+            recorder.stepped(step, loss, teachers, exchange.ledger, up_to_here=validates or saves or stopping)
+            stopping = look(validates, saves, stopping)
+    return Outcome.STOPPED if step < steps or restart.owes_validation else Outcome.FINISHED
 
 
 def training_share(config: Config, groups: Groups) -> Share:

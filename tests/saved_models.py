@@ -25,9 +25,9 @@ def clicks(path: Path, labels: tuple[int, ...] = (0, 1) * 50, bayes_log_loss: fl
     return path
 
 
-def text(path: Path) -> Path:
+def text(path: Path, train: bytes = b"abcd") -> Path:
     """A store whose validation part is 12 sequences of 8 tokens."""
-    write_store(path, [("train", b"abcd" * 50), ("validation", b"abc" * 33)], "text")
+    write_store(path, [("train", train * 50), ("validation", b"abc" * 33)], "text")
     return path
 
 

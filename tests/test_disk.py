@@ -287,7 +287,7 @@ def restart_files(data: Path, tmp_path: Path) -> Checkpoints:
     model = build_model(config.model, store)
     optimizer = build_optimizer(config.optimizer, model)
     batches = sequence_batches(store, config.data, Share())
-    with Restart(config, groups, model, None, optimizer, batches) as restart:
+    with Restart(config, groups, model, None, optimizer, batches, store.identity) as restart:
         for step in (1, 2):
             model(*next(batches).inputs).sum().backward()
             optimizer.step()

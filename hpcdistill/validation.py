@@ -1,0 +1,57 @@
+"""How good a group's model is on validation data, unless the run is asked to stop before that is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hpcdistill.groups import Groups
+from hpcdistill.objective import Objective
+from hpcdistill.recorder import Recorder
+from hpcdistill.stop import StopRequest
+from hpcdistill.tasks.task import ValidationBatches
+
+
+class Validation:
+    """The validation of one group's model; making one is collective over the group.
+
+    Args:
+        model: what is validated, whose weights may change in between.
+        objective: how it is judged.
+        batches: this rank's share of the data.
+        groups: who is who.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, batches: ValidationBatches, groups: Groups) -> None:
+        self._model = model
+        self._objective = objective
+        self._batches = batches
+        self._groups = groups
+        self._turns = max(groups.comm.allgather(len(batches)))  # as many votes on every rank
+
+    @torch.no_grad()
+    def loss(self, stop: StopRequest, recorder: Recorder) -> float | None:
+        """Compute the mean cross-entropy over the group's validation data. Collective over the group.
+
+        Args:
+            stop: a request to stop is heeded before each batch.
+            recorder: shows how far it is.
+
+        Returns:
+            The mean in nats; None where the group has agreed to stop before it was known.
+        """
+        batches, total, count = iter(self._batches), 0.0, 0
+        self._model.eval()
+        try:
+            for _ in recorder.validating(self._turns):
+                if stop.agreed(self._groups.comm):
+                    return None
+                batch = next(batches, None)
+                if batch is not None:
+                    inputs, target = batch.to(self._groups.device)
+                    outputs = self._objective.outputs(self._model, inputs)
+                    total += self._objective.cross_entropy(outputs, target).sum().item()
+                    count += target.numel()
+        finally:
+            self._model.train()
+        return self._groups.sum(total) / self._groups.sum(count)

@@ -1,0 +1,178 @@
+"""What a run must have in common with its former start, and that the best checkpoint is what was validated."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import saved_models
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from hpcdistill.checkpoint import KIND, Checkpoints
+from hpcdistill.config import Config
+from hpcdistill.data.sequences import sequence_batches
+from hpcdistill.errors import UserError
+from hpcdistill.groups import Groups
+from hpcdistill.models import build_model
+from hpcdistill.optimizer import build_optimizer
+from hpcdistill.restart import Restart
+from hpcdistill.state_file import State, load_state
+from hpcdistill.tasks import open_task
+from hpcdistill.train import training_share
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return saved_models.text(tmp_path / "text.h5")
+
+
+@contextmanager
+def restart(run: Path, data: Path, model: nn.Module | None = None, seed: int = 0, **settings: Any) -> Iterator[Restart]:
+    """The restart of a run of one rank; `settings` are of the section [data]."""
+    cut = {"path": data, "sequence_length": 8, "batch_size": 5, **settings}
+    config = Config(
+        run_dir=run, seed=seed, groups=1, data=cut, codistill={"weight": 0}, model=saved_models.MODELS["token"]
+    )
+    groups, task = Groups.split(MPI.COMM_SELF, (1,), torch.device("cpu")), open_task(data)
+    model = model or build_model(config.model, task.store)
+    batches = sequence_batches(task.store, config.data, training_share(config, groups))
+    optimizer = build_optimizer(config.optimizer, model)
+    with task.store, Restart(config, groups, model, None, optimizer, batches, task.store.identity) as made:
+        yield made
+
+
+def best(run: Path) -> State:
+    state: State = load_state(run / "checkpoints" / "g0-best.h5", KIND)["state"]
+    return state
+
+
+def model_of(data: Path) -> nn.Module:
+    with open_task(data).store as store:
+        return build_model(Config(run_dir=data, data={"path": data}, model=saved_models.MODELS["token"]).model, store)
+
+
+@torch.no_grad()
+def become(model: nn.Module, number: float) -> None:
+    for parameter in model.parameters():
+        parameter.fill_(number)
+
+
+def weights_of(state: State) -> set[float]:
+    return {value for name, tensor in state["model"].items() if "weight" in name for value in tensor.unique().tolist()}
+
+
+def test_the_best_checkpoint_is_of_the_weights_that_were_validated(data: Path, tmp_path: Path) -> None:
+    model = model_of(data)
+    with restart(tmp_path, data, model) as run:
+        for step, loss in ((100, 2.5), (130, None), (200, 2.0), (260, None), (300, 2.25), (390, None)):
+            become(model, step)
+            run.save(step, math.nan if loss is None else loss, scheduled=loss is None, last=True)
+    assert (best(tmp_path)["step"], best(tmp_path)["lowest_validation_loss"]) == (200, 2.0)
+    assert weights_of(best(tmp_path)) == {200.0}
+    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert sorted(names) == ["g0-best.h5", "g0-step0000000260.h5", "g0-step0000000390.h5"]
+
+
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_a_loss_that_is_not_finite_never_wins(scheduled: bool, data: Path, tmp_path: Path) -> None:
+    with restart(tmp_path, data) as run:
+        for step, loss in enumerate((math.inf, math.nan, 3.0, math.nan, -math.inf, 3.5), start=1):
+            run.save(step, loss, scheduled, last=True)
+    assert (best(tmp_path)["step"], best(tmp_path)["lowest_validation_loss"]) == (3, 3.0)
+    with restart(tmp_path, data) as run:  # which remembers it
+        if scheduled:
+            assert run.resume("yes") == 6
+            run.save(7, 3.25, scheduled, last=True)
+            run.save(8, math.nan, scheduled, last=True)
+    assert best(tmp_path)["step"] == 3
+
+
+def test_a_best_checkpoint_that_is_gone_is_no_measure(data: Path, tmp_path: Path) -> None:
+    with restart(tmp_path, data) as run:
+        run.save(1, 2.0, last=True)
+    (tmp_path / "checkpoints" / "g0-best.h5").unlink()
+    with restart(tmp_path, data) as run:
+        run.resume("yes")
+        run.save(2, 2.5, scheduled=False, last=True)
+    assert best(tmp_path)["step"] == 2
+
+
+def test_a_busy_disk_costs_a_checkpoint_but_not_the_best(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with restart(tmp_path, data) as run:
+        run._writing = run._writer.submit(time.sleep, 0.5)
+        assert not run.save(1)
+        assert "no checkpoint at step 1: the disk is still busy" in capsys.readouterr().err
+        assert run.save(2, 2.0, scheduled=False)
+    assert best(tmp_path)["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 7}, "seed = 0 there, 7 here"),
+        ({"batch_size": 4}, r"data\.batch_size = 5 there, 4 here"),
+        ({"sequence_length": 4}, r"data\.sequence_length = 8 there, 4 here"),
+        ({"image_size": 32}, r"data\.image_size = None there, 32 here"),
+        ({"partition": "same"}, r"data\.partition = disjoint there, same here"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["yes", "strict"])
+def test_what_decides_on_the_batches_must_stay(
+    mode: str, changed: dict[str, Any], message: str, data: Path, tmp_path: Path
+) -> None:
+    with restart(tmp_path, data) as run:
+        run.save(1, last=True)
+    with (
+        restart(tmp_path, data, **changed) as other,
+        pytest.raises(UserError, match=f"of another run: {message}; give the options of that run again, or choose"),
+    ):
+        other.resume(mode)
+
+
+def test_other_data_of_the_same_kind_is_refused(data: Path, tmp_path: Path) -> None:
+    with restart(tmp_path, data) as run:
+        run.save(1, last=True)
+    before = open_task(data).store.identity
+    moved = data.replace(tmp_path / "moved.h5")
+    with restart(tmp_path, moved) as run:
+        assert run.resume("strict") == 1
+    other = saved_models.text(tmp_path / "other.h5", b"abce")
+    with (
+        restart(tmp_path, other) as run,
+        pytest.raises(
+            UserError, match=rf"identity of data\.path = {before} there, {open_task(other).store.identity} here"
+        ),
+    ):
+        run.resume("yes")
+
+
+@pytest.mark.parametrize("lost", ["rng", "batches_drawn", "model", "optimizer", "lowest_validation_loss"])
+def test_a_checkpoint_without_a_part_is_refused(lost: str, data: Path, tmp_path: Path) -> None:
+    with restart(tmp_path, data) as run:
+        run.save(1, last=True)
+    (path,) = (tmp_path / "checkpoints").glob("*step*")
+    content = load_state(path, KIND)
+    del content["state"][lost]
+    Checkpoints(path.parent, 0, 2, content["owner"]).save(1, content["state"], is_best=False)
+    with (
+        restart(tmp_path, data) as run,
+        pytest.raises(UserError, match=rf"checkpoint of step 1 of group 0 does not fit .*{lost}.*; restore another"),
+    ):
+        run.resume("yes")
+
+
+def test_a_validation_that_was_not_made_is_remembered(data: Path, tmp_path: Path) -> None:
+    for owes in (True, False):
+        with restart(tmp_path / str(owes), data) as run:
+            run.owes_validation = owes
+            run.save(1, last=True)
+        with restart(tmp_path / str(owes), data) as run:
+            run.resume("yes")
+            assert run.owes_validation == owes

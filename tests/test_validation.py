@@ -1,0 +1,118 @@
+"""Validation: the mean over all ranks' batches, few items where few are wanted, and an end where one is asked for."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import saved_models
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from hpcdistill.config import Config, DataConfig
+from hpcdistill.data.batches import Batch
+from hpcdistill.data.image_store import Kind, write_images
+from hpcdistill.groups import Groups
+from hpcdistill.objective import Binary
+from hpcdistill.recorder import Recorder
+from hpcdistill.stop import StopRequest
+from hpcdistill.tasks import open_task
+from hpcdistill.validation import Validation
+
+CPU = torch.device("cpu")
+
+
+class Batches(list[Batch]):
+    """Validation batches that count how many of them are taken, one of which brings a signal along."""
+
+    taken = 0
+
+    def __init__(self, batches: list[Batch], signal_at: int | None = None) -> None:
+        super().__init__(batches)
+        self._signal_at = signal_at
+
+    def __iter__(self) -> Iterator[Batch]:
+        for self.taken, batch in enumerate(super().__iter__(), start=1):
+            if self.taken == self._signal_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+def batch(rank: int, number: int) -> Batch:
+    return Batch((torch.full((2,), float(rank + number)),), torch.tensor([0.0, 1.0]))
+
+
+@pytest.fixture
+def alone(world: MPI.Intracomm) -> Groups:
+    """All ranks in one group."""
+    return Groups.split(world, (world.size,), CPU)
+
+
+@pytest.fixture
+def recorder(alone: Groups, tmp_path: Path) -> Iterator[Recorder]:
+    config = Config(run_dir=tmp_path, groups=1, data={"path": tmp_path}, codistill={"weight": 0})
+    with Recorder(config, alone, {}, step=0) as recorder:
+        yield recorder
+
+
+def test_the_loss_is_the_mean_over_all_ranks_however_many_batches_each_has(alone: Groups, recorder: Recorder) -> None:
+    by_rank = [[batch(rank, number) for number in range(rank % 3)] for rank in range(1, alone.size + 1)]
+    validation = Validation(nn.Identity(), Binary(), Batches(by_rank[alone.rank]), alone)
+    with StopRequest() as stop:
+        loss = validation.loss(stop, recorder)
+    everything = [one for batches in by_rank for one in batches]
+    losses = [Binary().cross_entropy(*one.inputs, one.target) for one in everything]
+    assert loss == pytest.approx(torch.cat(losses).mean().item())
+
+
+def test_a_signal_to_one_rank_ends_a_validation_of_all(alone: Groups, recorder: Recorder) -> None:
+    last = alone.rank == alone.size - 1
+    batches = Batches([batch(0, number) for number in range(50)], signal_at=10 if last else None)
+    model = nn.Identity()
+    with StopRequest() as stop:
+        assert Validation(model, Binary(), batches, alone).loss(stop, recorder) is None
+    assert batches.taken <= 11
+    assert model.training
+
+
+def test_a_signal_that_came_before_leaves_nothing_to_look_at(alone: Groups, recorder: Recorder) -> None:
+    batches = Batches([batch(0, number) for number in range(50)])
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert Validation(nn.Identity(), Binary(), batches, alone).loss(stop, recorder) is None
+    assert batches.taken <= 1
+
+
+def images(path: Path) -> Path:
+    pixels, labels = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), np.zeros(100, np.int64)
+    kind = Kind.of(["a", "b"], (1, 1, 1), np.bincount(pixels.ravel(), minlength=256)[None])
+    write_images(path, [("train", pixels, labels), ("validation", pixels, labels)], kind, "")
+    return path
+
+
+STORES = {"token": saved_models.text, "row": saved_models.clicks, "image": images}
+AVAILABLE = {"token": 12, "row": 100, "image": 100}
+"""Items of the validation part."""
+
+
+@pytest.mark.parametrize("unit", STORES)
+@pytest.mark.parametrize("items", [None, 1, 7, 11, 10_000])
+def test_at_most_so_many_items_are_looked_at_evenly_spread(unit: str, items: int | None, tmp_path: Path) -> None:
+    task = open_task(STORES[unit](tmp_path / "store.h5"))
+    config = DataConfig(path=tmp_path, sequence_length=8, batch_size=3)
+    with task.store:
+        shares = [task.validation(config, rank, 2, items) for rank in range(2)]
+        everything = torch.cat([batch.inputs[0] for batch in task.validation(config)])
+        sizes = [sum(len(batch.target) for batch in share) for share in shares]
+        available = AVAILABLE[unit]
+        count = available if items is None else min(items, available)
+        assert sum(sizes) == count
+        assert abs(sizes[0] - sizes[1]) <= 1
+        assert [len(share) for share in shares] == [-(-size // 3) for size in sizes]
+        expected = everything[np.linspace(0, available - 1, count).astype(np.int64)]
+        for rank, share in enumerate(shares):
+            found = [batch.inputs[0] for batch in share]
+            assert torch.equal(torch.cat(found) if found else expected[:0], expected[rank::2])
