@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from hpcdistill.output import forgive_output, say
 from hpcdistill.paths import input_path, model_name, model_names, output_path
 
 MODELS = "A checkpoint file; a run folder, for its groups' models; or RUN_DIR:GROUP, for the model of one."
+SET_BY_SUBMIT = ("--exchange.transport=files", "--group=0")
+"""As `slurm/groups.sbatch` adds to the arguments of training, with the number of each group."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,17 +61,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    args, unknown = _parser().parse_known_args(arguments)
+    parser = _parser()
+    args, unknown = parser.parse_known_args(arguments)
     if args.command is _submit:  # the rest is for training, and had better be wrong here than hours later in a queue
-        args.training = [str(args.config), *unknown]
-        args.job = _parse(["train", *args.training, "--exchange.transport=files", "--group=0"])
-    elif unknown:
-        option = unknown[0].split("=")[0]
-        known = [
-            name for each in args.parser._actions if each.help != argparse.SUPPRESS for name in each.option_strings
-        ]
-        raise UserError(f"unknown argument {unknown[0]!r}{suggestion(option, known)}; see {args.parser.prog} --help")
+        args.training = unknown
+        args.job, unknown = parser.parse_known_args(["train", *unknown, *SET_BY_SUBMIT])
+        _require_known(unknown, args.job.parser, args.parser)
+    else:
+        _require_known(unknown, args.parser)
     return args
+
+
+def _require_known(unknown: Sequence[str], *parsers: Parser) -> None:
+    if unknown:
+        actions = [action for parser in parsers for action in parser._actions if action.help != argparse.SUPPRESS]
+        known = [option for action in actions for option in action.option_strings]
+        hint = suggestion(unknown[0].split("=")[0], known)
+        raise UserError(f"unknown argument {unknown[0]!r}{hint}; see {parsers[-1].prog} --help")
 
 
 def _parser() -> Parser:
@@ -98,6 +105,7 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train; start it with mpirun or srun",
+        usage="%(prog)s [-h] [--resume [{no,yes,strict}]] CONFIG.toml [--section.key VALUE ...]",
         description="Train the configured model in groups that teach each other. Start one process per rank: "
         "mpirun -np 4 python -m hpcdistill train configs/demo.toml --optimizer.lr=0.005",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -122,16 +130,23 @@ def _add_submit(commands: Any) -> None:
     submit = commands.add_parser(
         "submit",
         help="submit each group to Slurm as a job of its own",
-        description="Submit slurm/groups.sbatch as a job array with one element for each group. What is not an option "
+        usage="%(prog)s [-h] [--nodes-per-group N] [--ranks-per-node N] [--sbatch OPTIONS] CONFIG.toml [OPTION ...]",
+        description="Submit a job array with one element for each group, to run in this folder. What is not an option "
         "here is one of train: hpcdistill submit run.toml --groups=4 --nodes-per-group=2 --optimizer.lr=0.005 "
-        "--sbatch='--time=2:00:00 --partition=gpu'",
+        "--sbatch='--time=2:00:00 --partition=gpu'. The script is groups.sbatch in $HPCDISTILL_SLURM, else in ./slurm, "
+        "else in this package.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    submit.add_argument("config", type=input_path, metavar="CONFIG.toml", help="the run")
-    submit.add_argument("--nodes-per-group", type=int, default=1, metavar="N", help="nodes of each job")
-    submit.add_argument("--ranks-per-node", type=int, default=1, metavar="N", help="ranks on each node, one a GPU")
+    submit.add_argument("--nodes-per-group", type=_count, default=1, metavar="N", help="nodes of each job")
+    submit.add_argument("--ranks-per-node", type=_count, default=1, metavar="N", help="ranks on each node, one a GPU")
     submit.add_argument("--sbatch", default="", metavar="OPTIONS", help="more options of sbatch, in one argument")
     submit.set_defaults(command=_submit)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number > 0")
+    return int(text)
 
 
 def _add_status(commands: Any) -> None:
@@ -254,10 +269,13 @@ def _submit(args: argparse.Namespace) -> int:
     from hpcdistill.run_dir import require_no_checkpoints
     from hpcdistill.submit import submit
 
-    config = load_config(args.config, args.job.overrides, args.job)
+    for word in args.training:
+        if word.split("=")[0] in ("--group", "--exchange.transport") and word not in SET_BY_SUBMIT[:1]:
+            raise UserError(f"{word}: each job gets its --group, and {SET_BY_SUBMIT[0]}, from submit; leave it out")
+    config = load_config(args.job.config, args.job.overrides, args.job)
     if args.job.resume == "no":
         require_no_checkpoints(config.run_dir, sorted((config.run_dir / "checkpoints").glob("*.h5")))
-    number = submit(config, args.training, args.nodes_per_group, args.ranks_per_node, shlex.split(args.sbatch))
+    number = submit(config, args.training, args.nodes_per_group, args.ranks_per_node, args.sbatch)
     print(
         f"submitted {config.groups} groups as job array {number}; hpcdistill status {config.run_dir} shows how they do"
     )

@@ -37,7 +37,7 @@ SEEN_SECONDS = 75.0  # NFS may believe for 60 s, by default, that a file is not 
 POLL_SECONDS = 0.02
 TASK_SECONDS = 100.0  # longer than all that ends by itself
 
-ALLOCATION_REMEDY = "run it inside one, by srun or in a script for sbatch, as slurm/train.sbatch runs training"
+ALLOCATION_REMEDY = "run it inside one: sbatch slurm/doctor.sbatch, or by srun"
 JOB_REMEDY = (
     "start all ranks with one srun, as slurm/env.sh does, or with an mpirun that takes their number from Slurm; "
     "or change sbatch --ntasks"

@@ -1,20 +1,20 @@
-# Trains in a job; sourced by slurm/*.sbatch, in the repository's root, with the arguments of `hpcdistill train`.
-# A job that Slurm starts again goes on from its newest checkpoint.
+# Trains in a job; sourced by train.sbatch and groups.sbatch with the arguments of `hpcdistill train`.
+# A job that Slurm starts again goes on from its newest checkpoint, unless the arguments say how it resumes.
 # shellcheck shell=bash
 
 # shellcheck source=slurm/env.sh
-. slurm/env.sh
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 restarts=${SLURM_RESTART_COUNT:-0}
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks, SLURM_RESTART_COUNT=$restarts"
-if [ "$restarts" -gt 0 ]; then set -- "$@" --resume; fi
+if [ "$restarts" -gt 0 ] && [[ ! " $* " =~ \ --resume[\ =] ]]; then set -- "$@" --resume; fi
 
 # In the background, because bash runs traps only while it waits.
 "${LAUNCH[@]}" python -m hpcdistill train "$@" &
 # Ranks take either signal for a request to make a checkpoint and exit with 75. But srun kills them itself after SIGTERM,
 # and MPICH's mpirun dies of SIGUSR2. Hence also --signal=B:, which sends USR2 here and not to the ranks.
 ask=USR2
-if [[ ${LAUNCH[0]} = mpirun && $(<.venv/mpi) = mpich-* ]]; then ask=TERM; fi
+if [[ ${LAUNCH[0]} = mpirun && $MPI = MPICH ]]; then ask=TERM; fi
 time_is_up=
 trap 'time_is_up=1; kill -s $ask $! || true' USR2
 trap 'kill -s $ask $! || true' TERM

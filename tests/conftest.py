@@ -139,6 +139,19 @@ def cluster() -> Iterator[object]:
 
 
 @pytest.fixture(scope="session")
+def mpirun_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository as it is at a site whose slurm/env.sh starts ranks by mpirun."""
+    site, root = tmp_path_factory.mktemp("site"), Path(__file__).parents[1]
+    for path in root.iterdir():
+        if path.name != "slurm":
+            (site / path.name).symlink_to(path)
+    shutil.copytree(root / "slurm", site / "slurm")
+    with (site / "slurm" / "env.sh").open("a") as script:
+        script.write("LAUNCH=(mpirun)\n")
+    return site
+
+
+@pytest.fixture(scope="session")
 def mpirun() -> Callable[..., MpirunResult]:
     """`mpirun(n, *python_args)`: Python on n ranks, its output captured; all of it is killed on a timeout.
 

@@ -6,7 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,19 +42,6 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=ROOT,
     )
     return data
-
-
-@pytest.fixture(scope="session")
-def mpirun_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository as it is at a site whose slurm/env.sh starts ranks by mpirun."""
-    site = tmp_path_factory.mktemp("site")
-    for path in ROOT.iterdir():
-        if path.name != "slurm":
-            (site / path.name).symlink_to(path)
-    shutil.copytree(ROOT / "slurm", site / "slurm")
-    with (site / "slurm" / "env.sh").open("a") as script:
-        script.write("LAUNCH=(mpirun)\n")
-    return site
 
 
 def short_run(tokens: Path, run_dir: Path, *more: str) -> list[str]:
@@ -267,4 +257,57 @@ def test_the_wrong_pmi_is_an_error(cluster: Cluster, tokens: Path, tmp_path: Pat
 
 def test_submitted_from_elsewhere(cluster: Cluster, tmp_path: Path) -> None:
     job = cluster.run(f"--chdir={tmp_path}", "slurm/train.sbatch", "configs/demo.toml", "--train.stepps=1")
-    assert "stepps" in job.output, "--chdir moves the job, yet the repository is where sbatch was called"
+    assert "stepps" in job.output, "--chdir moves the job, yet its folder is the one where sbatch was called"
+
+
+def test_a_job_from_any_folder_without_environment_resumes_as_asked(
+    cluster: Cluster, tokens: Path, tmp_path: Path
+) -> None:
+    """Paths mean what they mean there; and a requeue does not weaken --resume=strict."""
+    shutil.copy(ROOT / "configs/demo.toml", tmp_path / "run.toml")
+    _, *options = short_run(tokens, Path("run"), "--resume=strict")
+    script = ROOT / "slurm" / "train.sbatch"
+    number = cluster.submit("--export=NONE", "--ntasks=2", script, "run.toml", *options, submit_dir=tmp_path)
+    try:
+        job = cluster.wait(number)
+        assert job.state == "COMPLETED", job.output
+        assert last_step(tmp_path / "run", 1) == 30
+        newest = tmp_path / "run" / "checkpoints" / "g0-step0000000030.h5"
+        newest.write_bytes(newest.read_bytes()[:-1])
+        cluster.slurm("scontrol", "requeue", number)
+        job = cluster.wait(number)
+        assert job.state == "FAILED", job.output
+        assert "SLURM_RESTART_COUNT=1" in job.output
+        assert "--resume=strict: checkpoint" in job.output
+    finally:
+        cluster.slurm("scancel", number)
+
+
+def test_submit_from_an_installed_package(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
+    """Its jobs find its scripts and its Python, also where they get no environment."""
+    venv.create(tmp_path / "venv", symlinks=True)
+    (site,) = (tmp_path / "venv" / "lib").glob("*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    for library in Path(sys.prefix, "lib").glob("*mpi*"):  # where mpi4py looks for that of a wheel
+        (tmp_path / "venv" / "lib" / library.name).symlink_to(library)
+    shutil.copytree(ROOT / "hpcdistill", site / "hpcdistill")
+    with (site / "hpcdistill" / "slurm" / "env.sh").open("a") as script:
+        script.write("command -v python\n")
+    (tmp_path / "here").mkdir()
+    shutil.copy(ROOT / "configs/demo.toml", tmp_path / "here" / "run.toml")
+    python = tmp_path / "venv" / "bin" / "python"
+    _, *options = short_run(tokens, Path("run"), f"--sbatch=--output={cluster.folder}/job-%A_%a.out")
+    environment = cluster.environment | {"SBATCH_EXPORT": "NONE"}
+    environment.pop("PYTHONPATH", None)  # this repository
+    said = replace(cluster, environment=environment).slurm(
+        python, "-m", "hpcdistill", "submit", "run.toml", *options, cwd=tmp_path / "here"
+    )
+    array = re.search(r"submitted 2 groups as job array (\d+)", said)[1]  # type: ignore[index]
+    try:
+        for group in (0, 1):
+            job = cluster.wait(f"{array}_{group}")
+            assert job.state == "COMPLETED", job.output
+            assert f"{python}\n" in job.output
+            assert last_step(tmp_path / "here" / "run", group) == 30
+    finally:
+        cluster.slurm("scancel", array)

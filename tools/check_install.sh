@@ -22,6 +22,7 @@ echo "== the loss"
 cd "$FOLDER" # where no source is
 "$FOLDER/venv/bin/python" - <<'EOF'
 import sys
+from pathlib import Path
 
 import torch
 
@@ -40,6 +41,7 @@ logits.grad = None
 (2 * codistillation_loss(logits, target, [teacher])).backward()
 torch.testing.assert_close(logits.grad.norm(), gradients)
 assert "site-packages" in hpcdistill.__file__, hpcdistill.__file__
+assert Path(hpcdistill.__file__).with_name("slurm").joinpath("groups.sbatch").exists(), "no scripts for Slurm"
 assert not {"mpi4py", "horovod", "h5py", "numpy"} & set(sys.modules), "more than torch was imported"
 print(f"installed, with {instruction_set()} instructions")
 EOF
