@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from hpcdistill.whole_file import whole_file
 
@@ -36,6 +37,25 @@ def atomic_file(path: Path, userblock_size: int = 0) -> Iterator[tuple[h5py.File
         finally:
             if disk.error:
                 raise disk.error
+
+
+def growing(group: h5py.Group, name: str, dtype: Any, length: int, *shape: int) -> h5py.Dataset:
+    """Make an empty dataset [0, *shape] that can be resized, in chunks of `length` with a Fletcher-32 checksum each."""
+    return group.create_dataset(
+        name,
+        (0, *shape),
+        dtype,
+        chunks=(length, *(max(extent, 1) for extent in shape)),
+        maxshape=(None, *(extent or None for extent in shape)),
+        fletcher32=True,
+        fill_time="never",
+    )
+
+
+def text(value: str) -> np.ndarray[Any, np.dtype[Any]]:
+    """Make a value of fixed length, UTF-8, that HDF5 keeps beside its checksums; text of any length has none."""
+    encoded = value.encode()
+    return np.array(encoded, h5py.string_dtype("utf-8", len(encoded) or 1))
 
 
 class _Disk(FileIO):

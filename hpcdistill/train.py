@@ -60,7 +60,7 @@ def train(config: Config, resume: str, stop: StopRequest) -> Outcome:
     groups.from_leader(lambda: make_run_dir(config.run_dir))
     if config.train.tensorboard:
         groups.from_leader(require_tensorboard)
-    task = open_task(config.data.path)
+    task = open_task(config.data.path, warns=groups.world.rank == 0)
     groups.require_same(f"data.path = {config.data.path}", task.store.identity)
     batches = task.batches(config.data, training_share(config, groups))
     validation_data = task.validation(config.data, groups.rank, groups.size, config.train.validation_items)

@@ -19,6 +19,7 @@ from hpcdistill.data.sequences import sequence_batches, sequence_validation_batc
 from hpcdistill.data.store import TokenStore, write_store
 from hpcdistill.data.text import prepare_text
 from hpcdistill.errors import UserError
+from hpcdistill.hdf5_check import digest
 
 
 def counting_store(path: Path, tokens: int, validation: int = 500) -> TokenStore:
@@ -133,6 +134,7 @@ def test_bytes_are_tokens_also_in_stores_that_do_not_say_so(tmp_path: Path) -> N
             assert [store.bytes_per_token(part) for part in ("train", "validation")] == [1, 1]
             assert store.read("train", 250, 2).tolist() == [250, 0]
         with h5py.File(tmp_path / "data.h5", "a") as file:
+            file.attrs["version"] = 1
             for part in ("train", "validation"):
                 file[part].attrs.pop("bytes", None)
 
@@ -217,6 +219,7 @@ def test_a_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
     counting_store(tmp_path / "data.h5", 1000).close()
     with h5py.File(tmp_path / "data.h5", "a") as file:
         file.attrs["vocabulary"] = 100
+        file.attrs["digest"] = digest(file)
     with TokenStore(tmp_path / "data.h5") as store, pytest.raises(UserError, match="token 250 in 'train'"):
         store.read("train", 0, 1000)
 

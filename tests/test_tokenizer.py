@@ -40,7 +40,7 @@ def tokens_of(*pieces: bytes) -> list[list[int]]:
 
 def stored_text(path: Path, part: str) -> bytes:
     """As other programs read it: without hpcdistill."""
-    with h5py.File(path) as file:
+    with h5py.File(path, locking=False) as file:
         learned = tokenizers.Tokenizer.from_str(file["tokenizer"].asstr()[()])
         return bytes(learned.decode(file[part][()].tolist(), skip_special_tokens=False).encode("latin-1"))
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hpcdistill.data.store_file import PARTS, StoreFile
+from hpcdistill.data.store_file import PARTS, StoreFile, seal
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5 import atomic_file
+from hpcdistill.hdf5 import atomic_file, growing
 
 CHUNK_BYTES = 1 << 16  # at least one array; also the unit in which checksums are verified
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -84,15 +83,8 @@ def write_images(path: Path, pieces: Iterable[tuple[str, Pictures, Array]], kind
         for part in parts.values():
             for digest in part.digests.values():
                 identity.update(digest.digest())
-        file.attrs.update(
-            format=ImageStore.FORMAT,
-            version=ImageStore.VERSION,
-            source=source,
-            identity=identity.hexdigest(),
-            shape=np.array(kind.shape, np.int64),
-            mean=kind.mean,
-            deviation=kind.deviation,
-        )
+        facts = {"shape": np.array(kind.shape, np.int64), "mean": kind.mean, "deviation": kind.deviation}
+        seal(file, ImageStore, source, identity.hexdigest(), **facts)
         return {name: part.size for name, part in parts.items()}
 
 
@@ -123,9 +115,7 @@ class _Part:
 
 def _column(group: h5py.Group, name: str, dtype: type, *shape: int) -> h5py.Dataset:
     together = max(1, CHUNK_BYTES // int(np.dtype(dtype).itemsize * np.prod(shape)))
-    return group.create_dataset(
-        name, (0, *shape), dtype, chunks=(together, *shape), maxshape=(None, *shape), fletcher32=True
-    )
+    return growing(group, name, dtype, together, *shape)
 
 
 class ImageStore(StoreFile):
@@ -142,12 +132,12 @@ class ImageStore(StoreFile):
     """
 
     KIND, COMMAND = "a store of images", "hpcdistill prepare images --input DIR"
-    FORMAT, VERSION = "hpcdistill-images", 1
+    FORMAT, VERSION = "hpcdistill-images", 2
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        shape, mean, deviation = (self._attributes[name].tolist() for name in ("shape", "mean", "deviation"))
-        with self._intact("the names of its classes"):
+        with self._intact("what it is, or the names of its classes,"):
+            shape, mean, deviation = (self._attributes[name].tolist() for name in ("shape", "mean", "deviation"))
             classes = [os.fsdecode(name) for name in self._file["classes"][()]]
         self.kind = Kind(classes, tuple(shape), mean, deviation)
         self.labels: dict[str, Array] = {}
@@ -155,8 +145,7 @@ class ImageStore(StoreFile):
         for part in PARTS:
             with self._intact(f"the labels of {part!r}"):
                 self.labels[part] = self._file[part]["label"][()].astype(np.int64)
-                if not shape:
-                    self._ends[part] = np.append(0, self._file[part]["end"][()])
+                self._require_shapes(part)
             if ((self.labels[part] < 0) | (self.labels[part] >= len(classes))).any():
                 raise UserError(f"{path}: a label of {part!r} is not one of {len(classes)}; prepare the data again")
 
@@ -179,11 +168,14 @@ class ImageStore(StoreFile):
                 pictures = [image[ends[number] : ends[number + 1]].tobytes() for number in numbers]
         return pictures, self.labels[part][numbers]
 
-    @contextmanager
-    def _intact(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: {what} cannot be read ({error}); the file is damaged: prepare it again or restore it"
-            ) from None
+    def _require_shapes(self, part: str) -> None:
+        found = self._file[part]["image"].shape
+        if self.kind.shape:
+            expected = (self.size(part), *self.kind.shape)
+        else:
+            ends = self._ends[part] = np.append(0, self._file[part]["end"][()])
+            expected = (int(ends[-1]),)
+            if len(ends) != self.size(part) + 1 or (np.diff(ends) < 0).any():
+                raise ValueError(f"pictures of {part!r} do not follow each other")
+        if found != expected:
+            raise ValueError(f"the images of {part!r} have the shape {found} instead of {expected}")

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from hpcdistill.data.store_file import PARTS, StoreFile
+from hpcdistill.data.store_file import PARTS, StoreFile, seal
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5 import atomic_file
+from hpcdistill.hdf5 import atomic_file, growing
 
 CHUNK_ROWS = 1024  # also the unit in which checksums are verified
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -81,13 +81,7 @@ def write_rows(
             part.group.attrs["bayes_log_loss"] = (bayes_log_loss or {}).get(name, np.nan)
             for digest in part.digests:
                 identity.update(digest.digest())
-        file.attrs.update(
-            format=RowStore.FORMAT,
-            version=RowStore.VERSION,
-            source=source,
-            identity=identity.hexdigest(),
-            fields=json.dumps(asdict(fields)),
-        )
+        seal(file, RowStore, source, identity.hexdigest(), fields=json.dumps(asdict(fields)))
         return {name: part.rows for name, part in parts.items()}
 
 
@@ -98,9 +92,9 @@ class _Part:
         self.group = group
         self.rows = 0
         self._columns = [
-            _column(group, "dense", np.float32, len(fields.dense)),
-            _column(group, "categorical", np.int32, len(fields.categorical)),
-            _column(group, "label", np.uint8),
+            growing(group, "dense", np.float32, CHUNK_ROWS, len(fields.dense)),
+            growing(group, "categorical", np.int32, CHUNK_ROWS, len(fields.categorical)),
+            growing(group, "label", np.uint8, CHUNK_ROWS),
         ]
         self.digests = [hashlib.blake2b() for _ in self._columns]  # by column: pieces may be cut anywhere
 
@@ -113,17 +107,6 @@ class _Part:
             digest.update(values.data)
 
 
-def _column(group: h5py.Group, name: str, dtype: type, *width: int) -> h5py.Dataset:
-    return group.create_dataset(
-        name,
-        (0, *width),
-        dtype,
-        chunks=(CHUNK_ROWS, *(max(w, 1) for w in width)),  # there may be no such field
-        maxshape=(None,) * (1 + len(width)),
-        fletcher32=True,
-    )
-
-
 class RowStore(StoreFile):
     """A store of rows, open for reading; see `StoreFile`.
 
@@ -132,12 +115,16 @@ class RowStore(StoreFile):
     """
 
     KIND, COMMAND = "a store of rows", "hpcdistill prepare criteo --input FILE"
-    FORMAT, VERSION = "hpcdistill-rows", 1
+    FORMAT, VERSION = "hpcdistill-rows", 2
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.fields = Fields(**json.loads(self._attributes["fields"]))
-        self._cardinalities = np.array(list(self.fields.categorical.values()))
+        with self._intact("what its columns are"):
+            self.fields = Fields(**json.loads(self._attributes["fields"]))
+            self._cardinalities = np.array(list(self.fields.categorical.values()), np.int64)
+            self._bayes_log_loss = {part: float(self._file[part].attrs["bayes_log_loss"]) for part in PARTS}
+            for part in PARTS:
+                self._require_shapes(part)
 
     def size(self, part: str) -> int:
         """Rows in `part`."""
@@ -145,7 +132,7 @@ class RowStore(StoreFile):
 
     def bayes_log_loss(self, part: str) -> float:
         """The mean loss over `part`, in nats, that no model can better; nan where nobody knows it."""
-        return float(self._file[part].attrs["bayes_log_loss"])
+        return self._bayes_log_loss[part]
 
     def read(self, part: str, begin: int, count: int) -> Rows:
         """`count` rows of `part` from `begin`.
@@ -154,13 +141,16 @@ class RowStore(StoreFile):
             UserError: the bytes on disk do not match their checksum, or an id or a label is out of range.
         """
         group, place = self._file[part], f"{self.path}: rows {begin} to {begin + count} of {part!r}"
-        try:
+        with self._intact(f"rows {begin} to {begin + count} of {part!r}"):
             rows = Rows(*(group[name][begin : begin + count] for name in Rows._fields))
-        except OSError as error:
-            raise UserError(
-                f"{place} cannot be read ({error}); the file is damaged: prepare it again or restore it"
-            ) from None
         ids = rows.categorical
         if ((ids < 0) | (ids >= self._cardinalities)).any() or (rows.label > 1).any():
             raise UserError(f"{place} hold an id or a label outside its stated range; prepare the data again")
         return rows
+
+    def _require_shapes(self, part: str) -> None:
+        rows = self.size(part)
+        expected = [(rows, len(self.fields.dense)), (rows, len(self.fields.categorical)), (rows,)]
+        found = [self._file[part][name].shape for name in Rows._fields]
+        if found != expected:
+            raise ValueError(f"the columns of {part!r} have the shapes {found} instead of {expected}")

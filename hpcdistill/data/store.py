@@ -19,10 +19,10 @@ import h5py
 import numpy as np
 
 from hpcdistill.data.rows import Array
-from hpcdistill.data.store_file import PARTS, StoreFile
+from hpcdistill.data.store_file import PARTS, StoreFile, seal
 from hpcdistill.data.tokenizer import BYTES, encode
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5 import atomic_file
+from hpcdistill.hdf5 import atomic_file, growing, text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,21 +51,15 @@ def write_store(
             identity.update(part.digest.digest())
             part.tokens.attrs["bytes"] = part.bytes
         if tokenizer:
-            file["tokenizer"] = json  # no attribute, as those end at 64 KB
-        file.attrs.update(
-            format=TokenStore.FORMAT,
-            version=TokenStore.VERSION,
-            vocabulary=vocabulary,
-            source=source,
-            identity=identity.hexdigest(),
-        )
+            file["tokenizer"] = text(json)
+        seal(file, TokenStore, source, identity.hexdigest(), vocabulary=vocabulary)
 
 
 class _Part:
     """A part while it grows."""
 
     def __init__(self, file: h5py.File, name: str, dtype: np.dtype[Any]) -> None:
-        self.tokens = file.create_dataset(name, (0,), dtype, chunks=(CHUNK_TOKENS,), maxshape=(None,), fletcher32=True)
+        self.tokens = growing(file, name, dtype, CHUNK_TOKENS)
         self.bytes = 0
         self.digest = hashlib.blake2b()  # by part: the pieces may be cut anywhere
 
@@ -87,11 +81,15 @@ class TokenStore(StoreFile):
     """
 
     KIND, COMMAND = "a token store", "hpcdistill prepare text --input PATH"
-    FORMAT, VERSION = "hpcdistill-tokens", 1
+    FORMAT, VERSION = "hpcdistill-tokens", 2
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.vocabulary = int(self._attributes["vocabulary"])
+        with self._intact("what it is"):
+            self.vocabulary = int(self._attributes["vocabulary"])
+            self._bytes = {part: int(self._file[part].attrs.get("bytes", self._file[part].size)) for part in PARTS}
+            if any(self._file[part].ndim != 1 or self._file[part].dtype.kind != "u" for part in PARTS):
+                raise ValueError("a part is not a sequence of unsigned integers")
 
     def size(self, part: str) -> int:
         """Tokens in `part`."""
@@ -99,8 +97,7 @@ class TokenStore(StoreFile):
 
     def bytes_per_token(self, part: str) -> float:
         """Of text, on average over `part`: nats per token divided by it are nats per byte."""
-        size = self.size(part)
-        return float(self._file[part].attrs.get("bytes", size)) / size
+        return self._bytes[part] / self.size(part)
 
     def read(self, part: str, begin: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """`count` tokens of `part` from `begin`, int64.
@@ -108,13 +105,8 @@ class TokenStore(StoreFile):
         Raises:
             UserError: the bytes on disk do not match their checksum, or a token is outside the vocabulary.
         """
-        try:
+        with self._intact(f"tokens {begin} to {begin + count} of {part!r}"):
             tokens: np.ndarray[Any, np.dtype[np.int64]] = self._file[part][begin : begin + count].astype(np.int64)
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: tokens {begin} to {begin + count} of {part!r} cannot be read ({error}); "
-                "the file is damaged: prepare it again or restore it"
-            ) from None
         if tokens.max(initial=0) >= self.vocabulary:
             raise UserError(
                 f"{self.path}: token {tokens.max()} in {part!r} near {begin} is outside its stated vocabulary of "

@@ -1,8 +1,19 @@
-"""What all stores have in common: an HDF5 file with a training and a validation part, which says what it is."""
+"""What all stores have in common: an HDF5 file with a training and a validation part, which says what it is.
+
+/                   attributes: format, version, source, identity, digest; others by kind
+
+From version 2 on, all of a store has a checksum: HDF5's structures and the chunks of its datasets each their own, and
+`digest` is that of the rest. Text in attributes is UTF-8 of a fixed length.
+"""
 
 from __future__ import annotations
 
+import errno
+import stat
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,20 +21,46 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import h5py
 
 from hpcdistill.errors import UserError
+from hpcdistill.hdf5 import text
+from hpcdistill.hdf5_check import ERRORS, SIGNATURE, digest, look_apart, require_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 PARTS = ("train", "validation")
+ANY_COMMAND = "hpcdistill prepare text|table|criteo|images --input PATH"
+DIGEST_SINCE = 2  # of the versions
+CHECKSUMS_SINCE = 2  # of HDF5's superblock
+
+
+def seal(file: h5py.File, kind: type[StoreFile], source: str, identity: str, **attributes: Any) -> None:
+    r"""Let a store whose data is complete say what it is, and give it a digest of all that has no checksum.
+
+    Args:
+        file: the store.
+        kind: of which kind it is.
+        source: where the data is from. Of file names that are not UTF-8 the bytes are escaped: `caf\xe9.csv`.
+        identity: digest of the data.
+        attributes: more of the root's, text as `str`.
+    """
+    source = source.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    facts = {"format": kind.FORMAT, "version": kind.VERSION, "source": source, "identity": identity, **attributes}
+    file.attrs.update({name: text(fact) if isinstance(fact, str) else fact for name, fact in facts.items()})
+    file.attrs["digest"] = text(digest(file))
 
 
 def stored_format(path: Path) -> str | None:
-    """The `FORMAT` of the store at `path`; None where there is no file that says it."""
-    try:
-        with h5py.File(path, "r") as file:
-            return str(file.attrs.get("format"))
-    except OSError:
-        return None
+    """Return the `FORMAT` of the store at `path`; None where the file does not say it.
+
+    Raises:
+        UserError: there is no HDF5 file, or none that can be read.
+    """
+    remedy = f"make one with: {ANY_COMMAND} --output {path}"
+    with _opened(path, remedy) as file:
+        try:
+            return _attributes(file).get("format")
+        except ERRORS as error:
+            raise _damaged(path, "what it is", error, remedy) from None
 
 
 class StoreFile(ABC):
@@ -34,7 +71,7 @@ class StoreFile(ABC):
         identity: equal for two stores if and only if their data is.
 
     Raises:
-        UserError: missing, not HDF5, truncated, or not a store of this kind that this version reads.
+        UserError: missing, not HDF5, truncated, damaged, or not a store of this kind that this version reads.
     """
 
     KIND: ClassVar[str]
@@ -46,23 +83,32 @@ class StoreFile(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        remedy = f"make one with: {self.COMMAND} --output {path}"
-        try:
-            self._file = h5py.File(path, "r")
-        except FileNotFoundError:
-            raise UserError(f"data.path = {path}: no such file; {remedy}") from None
-        except OSError as error:
-            raise UserError(f"data.path = {path}: not a whole HDF5 file ({error}); {remedy}") from None
-        self._attributes: dict[str, Any] = dict(self._file.attrs)
-        if self._attributes.get("format") != self.FORMAT or not set(PARTS) <= set(self._file):
-            raise UserError(f"data.path = {path}: HDF5, but not {self.KIND}; {remedy}")
-        if self._attributes["version"] > self.VERSION:
-            raise UserError(
-                f"data.path = {path}: store version {self._attributes['version']}, this hpcdistill reads up to "
-                f"{self.VERSION}; upgrade hpcdistill or prepare the data again"
-            )
-        self.source = str(self._attributes["source"])
-        self.identity = str(self._attributes["identity"])
+        self._remedy = f"make one with: {self.COMMAND} --output {path}"
+        self._file = _opened(path, self._remedy)
+        with self._intact("what it is"):
+            self._attributes = _attributes(self._file)
+            if self._attributes.get("format") != self.FORMAT or not set(PARTS) <= set(self._file):
+                raise UserError(f"data.path = {path}: HDF5, but not {self.KIND}; {self._remedy}")
+            self._version = int(self._attributes["version"])
+            if self._version > self.VERSION:
+                raise UserError(
+                    f"data.path = {path}: store version {self._version}, this hpcdistill reads up to {self.VERSION}; "
+                    "upgrade hpcdistill or prepare the data again"
+                )
+            if self._version >= DIGEST_SINCE and self._attributes["digest"] != digest(self._file):
+                raise ValueError("its digest does not fit its content")
+            self.source = str(self._attributes["source"])
+            self.identity = str(self._attributes["identity"])
+
+    @property
+    def doubt(self) -> str | None:
+        """Why damage may go unseen, in words, of stores that were made before all of them had checksums."""
+        if self._version >= DIGEST_SINCE:
+            return None
+        return (
+            f"data.path = {self.path} was made by an older hpcdistill, without checksums beside those of the data: "
+            "damage may go unseen; prepare the data again"
+        )
 
     @abstractmethod
     def size(self, part: str) -> int:
@@ -77,3 +123,61 @@ class StoreFile(ABC):
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
+
+    @contextmanager
+    def _intact(self, what: str) -> Iterator[None]:
+        """Make of what h5py raises over damage an error of the user's: `what` cannot be read."""
+        try:
+            yield
+        except ERRORS as error:
+            raise _damaged(self.path, what, error, self._remedy) from None
+
+
+def _opened(path: Path, remedy: str) -> h5py.File:
+    """Open an HDF5 file that is whole, without locks, which stores do not need and not all file systems have.
+
+    Raises:
+        UserError: there is none; `remedy` makes one.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"data.path = {path} is {'a folder' if path.is_dir() else 'no regular file'}; {remedy}")
+        with path.open("rb") as raw:
+            begin = raw.read(len(SIGNATURE) + 1)
+        if not begin.startswith(SIGNATURE):
+            raise UserError(f"data.path = {path}: not a whole HDF5 file; {remedy}")
+        if begin[-1] < CHECKSUMS_SINCE and (found := _look_apart(path, status.st_mtime_ns, status.st_size)):
+            raise ValueError(found)
+        file = h5py.File(path, "r", locking=False)
+        require_whole(file)
+        return file
+    except ERRORS as error:
+        reason = _REASONS.get(error.errno or 0) if isinstance(error, OSError) else None
+        if reason is None:
+            raise _damaged(path, "its structure", error, remedy) from None
+        raise UserError(f"data.path = {path}: {reason.format(remedy=remedy)}") from None
+
+
+_LOCKED = "it is locked, or its file system has no locks; set HDF5_USE_FILE_LOCKING=FALSE, which asks for none"
+_REASONS = {
+    errno.ENOENT: "no such file; {remedy}",
+    errno.EACCES: "permission denied; have its owner let you read it, and the folders that it is in",
+    errno.ESTALE: "stale file handle, as the file has been replaced meanwhile; start again",
+    **dict.fromkeys((errno.EAGAIN, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), _LOCKED),
+}
+
+
+@lru_cache
+def _look_apart(path: Path, changed: int, size: int) -> str:
+    """Look once at a file as long as it stays the same."""
+    return look_apart(path)
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()}
+
+
+def _damaged(path: Path, what: str, error: object, remedy: str) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{path}: {what} cannot be read ({reason}); the file is damaged: restore it, or {remedy}")
