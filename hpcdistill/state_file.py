@@ -1,19 +1,24 @@
 r"""Nested dictionaries of tensors in HDF5 files: atomic, checksummed, and exact.
 
-    user block (512 bytes)   "hpcdistill <kind> 1 blake2b <hex digest of all that follows>\n"
+    user block (512 bytes)   "hpcdistill <kind> 2 <bytes of the file> blake2b <hex digest of all that follows>\n"
     /<key>/…                 the state's nested dictionaries; leaves as bytes, with dtype and shape as attributes
 
-HDF5 tools skip the user block, so the files open in h5dump and h5py like any other.
+HDF5 tools skip the user block, so the files open in h5dump and h5py like any other. Files of version 1, which do not
+say their size, are read as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import re
+import stat
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -21,11 +26,14 @@ import torch
 
 from hpcdistill.errors import UserError
 from hpcdistill.hdf5 import atomic_file
+from hpcdistill.hdf5_check import ERRORS, require_whole
 
 State = dict[str, Any]
 """Nested dictionaries with string keys; leaves are tensors or what JSON can express."""
 
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 USER_BLOCK_NBYTES = 512
+VERSION = 2
 PART_NBYTES = 4 << 20  # written at a time: HDF5 has one lock, and another thread may want to read its data
 
 
@@ -38,28 +46,68 @@ def save_state(path: Path, kind: str, state: State) -> None:
     with atomic_file(path, USER_BLOCK_NBYTES) as (file, raw):
         _write(file, state)
         file.close()
-        stamp = _stamp(raw, kind)
+        begin = _begin(kind, VERSION, raw)
+        stamp = begin + _digest(raw)
         raw.seek(0)
         raw.write(stamp)
 
 
-def load_state(path: Path, kind: str) -> State:
+def load_state(path: Path, kind: str, most: int | None = None) -> State:
     """All that is in the file of this kind at `path`, tensors on the CPU.
 
+    Neither more is read than its first bytes ask for, nor is more memory taken than it has bytes.
+
+    Args:
+        path: the file.
+        kind: as it was saved.
+        most: bytes that it may have.
+
     Raises:
-        UserError: of another kind, truncated, or damaged.
+        UserError: of another kind or newer, too large, truncated, damaged, or not as `save_state` makes them.
     """
     try:
-        with path.open("rb") as raw:
-            stamp = raw.read(USER_BLOCK_NBYTES).rstrip(b"\0")
-            if not stamp.startswith(_magic(kind)):
-                raise UserError(f"{path} is not a {kind} of hpcdistill")
-            if stamp != _stamp(raw, kind):
-                raise UserError(f"{kind} {path} is damaged: its checksum does not fit its content")
-        with h5py.File(path, "r") as file:
-            return dict(_read(file))
+        # Not waiting for whoever would write to a pipe of that name.
+        with FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as raw:
+            _require_intact(raw, path, kind, most)
+            return _content(raw, path, kind)
     except OSError as error:
         raise UserError(f"{kind} {path} cannot be read: {error}") from None
+
+
+def _require_intact(raw: FileIO, path: Path, kind: str, most: int | None) -> None:
+    status = os.fstat(raw.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{kind} {path} is no regular file")
+    if most is not None and status.st_size > most:
+        raise UserError(f"{kind} {path} has {status.st_size} bytes, where {most} are the most expected")
+    stamp = raw.read(USER_BLOCK_NBYTES).rstrip(b"\0")
+    match = re.match(rb"hpcdistill %s (\d{1,9}) " % kind.encode(), stamp)
+    if not match:
+        raise UserError(f"{path} is not a {kind} of hpcdistill")
+    version = int(match[1])
+    if version > VERSION:
+        raise UserError(
+            f"{path} is not a {kind} that this hpcdistill reads: its format is {version}, the newest known here is "
+            f"{VERSION}; upgrade hpcdistill"
+        )
+    begin = _begin(kind, version, raw)
+    if not stamp.startswith(begin):
+        raise UserError(
+            f"{kind} {path} is damaged: it does not have the {status.st_size} bytes that it was written with"
+        )
+    if stamp != begin + _digest(raw):
+        raise UserError(f"{kind} {path} is damaged: its checksum does not fit its content")
+
+
+def _content(raw: FileIO, path: Path, kind: str) -> State:
+    """What is in a file whose checksum is right, which anyone can compute, so that it need not be one of ours."""
+    try:
+        with h5py.File(raw, "r") as file:
+            require_whole(file)
+            return dict(_read(file))
+    except ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{kind} {path} was not made by hpcdistill, though its checksum is right: {reason}") from None
 
 
 def on_host(state: State) -> State:
@@ -83,16 +131,18 @@ def difference(name: str, theirs: Any, mine: Any) -> str:
     return f"{name} = {theirs} there, {mine} here"
 
 
-def _magic(kind: str) -> bytes:
-    return f"hpcdistill {kind} 1 blake2b ".encode()
+def _begin(kind: str, version: int, raw: FileIO) -> bytes:
+    """What the user block begins with, up to the digest."""
+    size = f"{os.fstat(raw.fileno()).st_size} " if version > 1 else ""
+    return f"hpcdistill {kind} {version} {size}blake2b ".encode()
 
 
-def _stamp(raw: IO[bytes] | FileIO, kind: str) -> bytes:
+def _digest(raw: FileIO) -> bytes:
     digest = hashlib.blake2b(digest_size=32)
     raw.seek(USER_BLOCK_NBYTES)
     while block := raw.read(1 << 20):
         digest.update(block)
-    return _magic(kind) + f"{digest.hexdigest()}\n".encode()
+    return f"{digest.hexdigest()}\n".encode()
 
 
 def _write(group: h5py.Group, state: State) -> None:
@@ -116,10 +166,20 @@ def _read(group: h5py.Group) -> Iterator[tuple[str, Any]]:
     for key, item in group.items():
         if isinstance(item, h5py.Group):
             yield key, dict(_read(item))
+        elif item.dtype != np.uint8 or item.ndim != 1:
+            raise ValueError(f"{item.name} is not a sequence of bytes")
         elif item.attrs["dtype"] == "json":
             yield key, json.loads(item[()].tobytes())
         else:
-            tensor = torch.empty(tuple(item.attrs["shape"]), dtype=getattr(torch, item.attrs["dtype"]))
-            if tensor.numel():
-                item.read_direct(tensor.view(-1).view(torch.uint8).numpy())
-            yield key, tensor
+            yield key, _tensor(item)
+
+
+def _tensor(item: h5py.Dataset) -> torch.Tensor:
+    dtype = DTYPES.get(item.attrs["dtype"])
+    shape = [int(extent) for extent in item.attrs["shape"]]
+    if dtype is None or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != item.size:
+        raise ValueError(f"{item.name} has {item.size} bytes, not those of a {item.attrs['dtype']!r} tensor {shape}")
+    tensor = torch.empty(shape, dtype=dtype)
+    if tensor.numel():
+        item.read_direct(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor
