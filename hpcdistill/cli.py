@@ -292,7 +292,10 @@ def _status(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from hpcdistill.report import write_report
 
-    write_report(args.runs, args.output)
+    try:
+        write_report(args.runs, args.output)
+    except OSError as error:
+        raise UserError(f"--output {args.output} cannot be written: {error.strerror}; choose another file") from None
     return 0
 
 

@@ -132,7 +132,7 @@ def draw_comparison(found: Comparison, output: Path) -> None:
     ]
     drawing = svg(curves, panels, found.target)
     if output.suffix == ".html":
-        title = "Steps to a loss: " + ", ".join(Path(run.run).name for run in found.runs)
+        title = "Steps to a loss: " + ", ".join(Path(run.run).absolute().name for run in found.runs)
         origin = f"<p>Data: {html.escape(sources(curves))}.</p>"
         drawing = page(title, origin, table(found.titles, found.rows, found.note), figure("Validation loss", drawing))
     write_text(output, drawing, "--output")
@@ -151,14 +151,13 @@ def _best(curves: list[Curve]) -> float:
 
 
 def _run(run: Path, curves: list[Curve], target: float, baseline: Reached | None) -> Run:
-    config = curves[0].header["config"]
     by_group = _by_group(curves, target)
     reached = _first(by_group)
     return Run(
         run=str(run),
-        groups=config["groups"],
-        ranks=sum(curve.header["ranks_per_group"] for curve in curves),
-        batch=config["data"]["batch_size"],
+        groups=curves[0].number("config.groups"),
+        ranks=sum(curve.number("ranks_per_group") for curve in curves),
+        batch=curves[0].number("config.data.batch_size"),
         examples_per_step=curves[0].examples_per_step,
         best=_best(curves),
         reached=reached,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpcdistill.metrics import GroupMetrics, Record, read_run
+from hpcdistill.results import printable
 
 
 class Curve(GroupMetrics):
@@ -15,12 +16,12 @@ class Curve(GroupMetrics):
     @property
     def label(self) -> str:
         """How pages call it."""
-        return f"{self.path.parent.name}, group {self.group}"
+        return printable(f"{self.path.absolute().parent.name}, group {self.group}")
 
     @property
     def unit(self) -> str:
         """Of what there is one prediction each; runs that do not say were of text."""
-        return str(self.header.get("unit", "token"))
+        return printable(str(self.header.get("unit", "token")))
 
     @property
     def steps_per_second(self) -> float:
@@ -31,7 +32,7 @@ class Curve(GroupMetrics):
     @property
     def examples_per_step(self) -> int:
         """What all groups of the run learn from in one step, together."""
-        return int(self.header["config"]["groups"] * self.header["config"]["data"]["batch_size"])
+        return self.number("config.groups") * self.number("config.data.batch_size")
 
     @property
     def validations(self) -> list[Record]:
@@ -59,4 +60,4 @@ def nats(curves: Sequence[Curve]) -> str:
 
 def sources(curves: Sequence[Curve]) -> str:
     """Where the data was from."""
-    return "; ".join(sorted({str(curve.header["data_source"]) for curve in curves}))
+    return "; ".join(sorted({printable(str(curve.header.get("data_source", "unknown"))) for curve in curves}))

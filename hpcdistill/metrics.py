@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class Metrics:
         line = _line({"step": step, "seconds": round(seconds, 3), **values})
         size = self._file.tell()
         try:
+            if not os.fstat(self._file.fileno()).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "it was removed while the run goes on")
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
@@ -96,14 +98,81 @@ def _line(record: Record) -> bytes:
 def read_metrics(path: Path) -> tuple[Record, list[Record]]:
     """Header and records of a metrics file, both empty where there is none.
 
-    What follows a damaged line is left out: a line that is being written, or what a node has made of its last ones when
-    it lost power.
+    Damaged lines, as a node leaves them that loses power, are left out with a warning; so is, without a word, an end
+    that is being written.
+
+    Raises:
+        UserError: the file cannot be read.
     """
-    records: list[Record] = []
-    with suppress(FileNotFoundError, ValueError):
-        for line in path.read_bytes().rpartition(b"\n")[0].splitlines():
-            records.append(json.loads(line))
-    return (records[0], records[1:]) if records else ({}, [])
+    try:
+        lines = path.read_bytes().rpartition(b"\n")[0].splitlines() if path.is_file() else []
+    except FileNotFoundError:  # it has gone meanwhile
+        lines = []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; mend its permissions, or move it away") from None
+    header: Record = {}
+    records, damaged = [], []
+    for number, line in enumerate(lines, start=1):
+        value = _parsed(line)
+        if _is_record(value):
+            records.append(value)
+        elif number == 1 and _is_header(value):
+            header = value
+        else:
+            damaged.append(number)
+    if damaged:
+        warn(f"{path}: {len(damaged)} of {len(lines)} lines are damaged and left out, the first is line {damaged[0]}")
+    return header, records
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)
+
+
+def _is_time(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1e12
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 10**10  # as many digits as a checkpoint's name has
+
+
+def _is_by_name(value: Any, kind: Callable[[Any], bool], names: str = ".*") -> bool:
+    return isinstance(value, dict) and all(re.fullmatch(names, name) and kind(item) for name, item in value.items())
+
+
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    "step": _is_step,
+    "seconds": _is_time,
+    "steps": _is_step,
+    "loss": _is_number,
+    "validation_loss": _is_number,
+    "checkpoint_seconds": _is_time,
+    "part_seconds": lambda value: _is_by_name(value, _is_time),
+    "staleness": lambda value: _is_by_name(value, _is_number, r"\d{1,9}"),
+    "quarantine": lambda value: _is_by_name(value, lambda reason: isinstance(reason, str), r"\d{1,9}"),
+}
+"""Validity of what readers rely on in a record; the first two fields are in each."""
+
+
+def _is_record(value: Any) -> bool:
+    if not isinstance(value, dict) or not {"step", "seconds"} <= value.keys():
+        return False
+    return all(is_valid(value[name]) for name, is_valid in FIELDS.items() if name in value)
+
+
+def _is_header(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    starts = value.get("starts", [])
+    return isinstance(starts, list) and all(isinstance(start, dict) for start in starts)
 
 
 @dataclass(frozen=True)
@@ -115,6 +184,22 @@ class GroupMetrics:
     header: Record
     records: list[Record]
 
+    def number(self, key: str) -> int:
+        """A positive number that the header holds, such as "config.train.steps".
+
+        Raises:
+            UserError: it does not.
+        """
+        value: Any = self.header
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if not _is_step(value) or value == 0:
+            raise UserError(
+                f"{self.path} does not tell {key} in its first line, which is damaged; start the run again with "
+                "--resume, which writes that line anew, or move the file away"
+            )
+        return int(value)
+
     def column(self, key: str) -> tuple[list[int], list[Any]]:
         """Steps and values of the records that have `key`."""
         chosen = [record for record in self.records if key in record]
@@ -122,8 +207,8 @@ class GroupMetrics:
 
     @property
     def best(self) -> float:
-        """Lowest validation loss, in nats; NaN before the first one."""
-        return min(self.column("validation_loss")[1], default=math.nan)
+        """Lowest finite validation loss, in nats; NaN before the first one."""
+        return min(filter(math.isfinite, self.column("validation_loss")[1]), default=math.nan)
 
     @property
     def restarts(self) -> int:
@@ -138,7 +223,7 @@ def read_run(run_dir: Path) -> list[GroupMetrics]:
         UserError: there is none.
     """
     files = [(path, group, *read_metrics(path)) for group, path in metrics_paths(run_dir).items()]
-    told = [GroupMetrics(path, group, header, records) for path, group, header, records in files if header]
+    told = [GroupMetrics(path, group, header, records) for path, group, header, records in files if header or records]
     if not told:
         raise UserError(f"{run_dir} holds no metrics of a run; name the run_dir of a training")
     return told

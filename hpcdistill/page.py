@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from string import Template
 from typing import NamedTuple
@@ -13,9 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpcdistill.curves import Curve
+from hpcdistill.results import printable
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small files, searchable
+matplotlib.rcParams["text.parse_math"] = False  # a run may be named a$b$
 
 PAGE = Template(
     """<!doctype html>
@@ -49,7 +52,7 @@ def page(title: str, *content: str) -> str:
         title: as plain text.
         content: HTML.
     """
-    return PAGE.substitute(title=html.escape(title), content="\n".join(content))
+    return PAGE.substitute(title=html.escape(printable(title)), content="\n".join(content))
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
@@ -57,7 +60,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> st
     lines = ["".join(f"<th>{html.escape(title)}</th>" for title in titles)]
     for name, *cells in rows:
         numbers = "".join(f'<td class="number">{html.escape(cell)}</td>' for cell in cells)
-        lines.append(f"<td>{html.escape(name)}</td>{numbers}")
+        lines.append(f"<td>{html.escape(printable(name))}</td>{numbers}")
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f'<table>{body}</table><p class="note">{html.escape(note)}</p>'
 
@@ -72,10 +75,20 @@ def svg(curves: Sequence[Curve], panels: Sequence[Panel], target: float | None =
             axes.axhline(target, color="gray", linestyle=":", label=f"{target:.4f}")
         axes.set(xlabel=panel.x, ylabel=panel.y)
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        _legend(axes)
     file = io.StringIO()
-    figure.savefig(file, format="svg")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # here; text stays text, for the reader's fonts
+        figure.savefig(file, format="svg")
     return file.getvalue()
+
+
+def _legend(axes: Axes) -> None:
+    """Name all lines, also those whose names begin with an underscore, which Matplotlib would leave out."""
+    lines = axes.get_lines()
+    legend = axes.legend(lines, map(str, range(len(lines))), frameon=False)
+    for line, text in zip(lines, legend.get_texts(), strict=True):
+        text.set_text(str(line.get_label()))
 
 
 def figure(title: str, drawing: str) -> str:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from hpcdistill.curves import Curve, nats, read_curves, sources
 from hpcdistill.page import Panel, by_step, figure, loss_by_time, page, svg, table
+from hpcdistill.results import printable
 from hpcdistill.whole_file import write_whole
 
 
@@ -29,21 +30,22 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     """
     curves = [curve for run in runs for curve in read_curves(run)]
     text = page(
-        "Codistillation: " + " and ".join(run.name for run in runs),
+        "Codistillation: " + " and ".join(run.absolute().name for run in runs),
         f"<p>Data: {html.escape(sources(curves))}.</p>",
         _table(curves),
         _quarantines(curves),
         *_figures(curves),
     )
     write_whole(output, text)
-    print(f"report: {output.resolve()}")
+    print(f"report: {printable(str(output.resolve()))}")
 
 
 def _table(curves: list[Curve]) -> str:
-    target = max(curve.best for curve in curves)  # the lowest loss that all have reached
+    losses = [curve.best for curve in curves]
+    target = math.nan if any(map(math.isnan, losses)) else max(losses)  # the lowest loss that all have reached
     titles = [
         *("", "ranks", "batch", "parameters", "steps/s", "restarts", "seconds lost per checkpoint"),
-        *("best validation loss", f"steps to {target:.3f}"),
+        *("best validation loss", f"steps to {_number(target)}"),
     ]
     rows = []
     for curve in curves:
@@ -52,22 +54,27 @@ def _table(curves: list[Curve]) -> str:
         rows.append(
             [
                 curve.label,
-                str(curve.header["ranks_per_group"]),
-                str(curve.header["config"]["data"]["batch_size"]),
-                f"{curve.header['parameters']:,}",
+                str(curve.number("ranks_per_group")),
+                str(curve.number("config.data.batch_size")),
+                f"{curve.number('parameters'):,}",
                 f"{curve.steps_per_second:.1f}",
                 str(curve.restarts),
                 f"{fmean(lost):.3f}" if lost else "-",
-                f"{curve.best:.3f}",
+                _number(curve.best),
                 "not reached" if reached is None else f"{reached['step']:,}",
             ]
         )
     return table(titles, rows, f"Losses in {nats(curves)}; ranks and batch per group.")
 
 
+def _number(loss: float) -> str:
+    return "-" if math.isnan(loss) else f"{loss:.3f}"
+
+
 def _quarantines(curves: list[Curve]) -> str:
     """When and why groups did without a peer's advice; nothing where none ever did."""
-    items = [f"<li>{html.escape(f'{curve.label}: {span}')}</li>" for curve in curves for span in _spans(curve)]
+    told = [printable(f"{curve.label}: {span}") for curve in curves for span in _spans(curve)]
+    items = [f"<li>{html.escape(line)}</li>" for line in told]
     return "\n".join(["<h2>Peers in quarantine</h2>", "<ul>", *items, "</ul>"]) if items else ""
 
 
@@ -101,7 +108,7 @@ def _figures(curves: list[Curve]) -> list[str]:
 def _throughput(axes: Axes, curve: Curve) -> None:
     """Between one validation and the next, so that each point bears its share of validating."""
     pairs = list(pairwise(curve.validations))
-    rates = [(b["step"] - a["step"]) / (b["seconds"] - a["seconds"]) for a, b in pairs]
+    rates = [(b["step"] - a["step"]) / ((b["seconds"] - a["seconds"]) or math.nan) for a, b in pairs]
     axes.plot([b["step"] for _, b in pairs], rates, label=curve.label)
 
 

@@ -13,8 +13,14 @@ from hpcdistill.errors import UserError
 from hpcdistill.whole_file import write_whole
 
 
+def printable(text: str) -> str:
+    """Escape what a line of text cannot show: line ends, control characters, bytes of file names that are not UTF-8."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table, from its rows of cells."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 

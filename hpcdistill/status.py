@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
 from hpcdistill.metrics import GroupMetrics, Record, read_run
-from hpcdistill.results import aligned
+from hpcdistill.results import aligned, printable
 from hpcdistill.run_dir import checkpoint_paths
 
 TITLES = (
@@ -26,10 +27,10 @@ def status(run_dir: Path) -> str:
         UserError: the folder holds no metrics.
     """
     told = {metrics.group: metrics for metrics in read_run(run_dir)}
-    count = max(metrics.header["config"]["groups"] for metrics in told.values())
+    count = max(metrics.number("config.groups") for metrics in told.values())
     rows = [_row(run_dir, told[group]) if group in told else _not_started(group) for group in range(count)]
     reasons = [
-        f"group {metrics.group} keeps group {peer} in quarantine: {reason}"
+        printable(f"group {metrics.group} keeps group {peer} in quarantine: {reason}")
         for metrics in told.values()
         for peer, reason in _quarantine(metrics).items()
     ]
@@ -38,7 +39,7 @@ def status(run_dir: Path) -> str:
 
 def _row(run_dir: Path, metrics: GroupMetrics) -> tuple[str, ...]:
     step = metrics.records[-1]["step"] if metrics.records else 0
-    steps = metrics.header["config"]["train"]["steps"]
+    steps = metrics.number("config.train.steps")
     return (
         str(metrics.group),
         "finished" if step >= steps else f"last heard {_age(metrics.path)}",
@@ -46,7 +47,7 @@ def _row(run_dir: Path, metrics: GroupMetrics) -> tuple[str, ...]:
         _speed(metrics.records[-RECENT:]),
         _newest_loss(metrics, "loss"),
         _newest_loss(metrics, "validation_loss"),
-        f"{metrics.best:.3f}" if metrics.column("validation_loss")[1] else "-",
+        "-" if math.isnan(metrics.best) else f"{metrics.best:.3f}",
         " ".join(f"{peer}:{age}" for peer, age in _newest(metrics).get("staleness", {}).items()) or "-",
         _restarts(metrics),
         _checkpoint(run_dir, metrics.group),
@@ -80,8 +81,8 @@ def _quarantine(metrics: GroupMetrics) -> dict[str, str]:
 
 
 def _restarts(metrics: GroupMetrics) -> str:
-    newest_start = metrics.header.get("starts", [{}])[-1]
-    by_slurm = newest_start.get("slurm_restart_count")
+    starts: list[Record] = metrics.header.get("starts", [])
+    by_slurm = starts[-1].get("slurm_restart_count") if starts else None
     return f"{metrics.restarts}" + ("" if by_slurm is None else f" (Slurm: {by_slurm})")
 
 

@@ -1,14 +1,20 @@
 """The report: what its table and its lists say of runs that went well or not."""
 
+import html
 import json
+import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpcdistill.cli import _report_on, main
+from hpcdistill.compare import compare, draw_comparison
 from hpcdistill.metrics import metrics_path
 from hpcdistill.report import write_report
+from hpcdistill.results import tell
 
 HEADER = {
     "config": {"data": {"batch_size": 16}},
@@ -81,3 +87,54 @@ def test_quarantines_are_listed_from_when_to_when_and_why(tmp_path: Path) -> Non
 def test_without_quarantine_there_is_no_list(quarantine: dict[str, str] | None, tmp_path: Path) -> None:
     write(tmp_path / "run", 0, step(10, quarantine))
     assert "uarantine" not in page(tmp_path / "run")
+
+
+NAMES = ["<script>alert(1)<", r"a$\frac$b", "_x", "cost$1 and $2", "a\nb", "{}", "ü", "&amp;", "a b\t"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, os.fsdecode(b"not\xffutf-8")])
+def test_a_run_may_have_any_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"groups": 1, "data": {"batch_size": 16}}
+    write(tmp_path / name, 0, step(10), config=config)
+    shown = name.replace("\n", r"\n").replace("\t", r"\t").replace("\udcff", r"\udcff")
+    text = page(tmp_path / name)
+    assert f"<h1>Codistillation: {html.escape(shown)}</h1>" in text
+    assert column(text, "") == [f"{html.escape(shown)}, group 0"]
+    in_a_legend = f">{html.escape(shown, quote=False)}, group 0</text>"
+    assert text.count(in_a_legend) == text.count("<svg") == 4
+    assert "<script" not in text
+    capsys.readouterr()
+    draw_comparison(compare([tmp_path / name]), tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert f"<h1>Steps to a loss: {html.escape(shown)}</h1>" in text
+    assert text.count(in_a_legend) == 3
+    tell(compare([tmp_path / name]), tmp_path / "found.json")
+    assert f"{tmp_path}/{shown}  1 " in capsys.readouterr().out
+    assert json.loads((tmp_path / "found.json").read_text())["runs"][0]["run"] == str(tmp_path / name)
+
+
+def test_a_run_without_a_finite_loss_has_a_report(tmp_path: Path) -> None:
+    for name, loss in (("one", math.nan), ("other", 1.25)):
+        write(tmp_path / name, 0, {"step": 400, "seconds": 40.0, "validation_loss": loss})
+    path = metrics_path(tmp_path / "one", 0)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # without the last one, of 1.5
+    text = page(tmp_path / "one", tmp_path / "other")
+    assert column(text, "best validation loss") == ["-", "1.250"]
+    assert column(text, "steps to -") == ["not reached", "not reached"]
+
+
+def test_a_report_that_cannot_be_made_is_no_failure_of_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _report_on(tmp_path / "gone")
+    assert "warning: no report: " in capsys.readouterr().err
+
+
+def test_a_page_that_no_disk_takes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "run", 0)
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path / "run"), "--output", "/proc/self/report.html"])
+    said = capsys.readouterr().err
+    assert "--output" in said
+    assert "/proc/self/report.html" in said
+    assert "Traceback" not in said
