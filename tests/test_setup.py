@@ -1,13 +1,22 @@
 """tools/setup.sh: bad requests end at once, with a remedy, and leave the environment as it was.
 
-That it works is tested by every run of the suite: `make test` begins with it.
+And what it installs is what it should. That it works is tested by every run of the suite: `make test` begins with it.
 """
 
+import hashlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 pytestmark = pytest.mark.launch
 
@@ -44,3 +53,44 @@ def test_no_compiler(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "Missing: a C++20 compiler called c++" in result.stderr
     assert "apt install g++ make" in result.stderr
+
+
+def requirements(lines: list[str]) -> list[Requirement]:
+    """Those for this Python, in lines that may be others."""
+    every = [Requirement(line.rstrip("\\ ")) for line in lines if line[:1].isalnum()]
+    return [one for one in every if one.marker is None or one.marker.evaluate()]
+
+
+def test_the_lock_has_what_is_asked_for() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = [line for extra in extras.values() for line in extra]
+    asked += (ROOT / "requirements.in").read_text().splitlines()
+    pins = requirements((ROOT / "requirements.lock").read_text().splitlines())
+    pinned = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+    wanted = {canonicalize_name(one.name): one.specifier for one in requirements(asked)}
+    wrong = [name for name, versions in wanted.items() if name not in pinned or pinned[name] not in versions]
+    assert not wrong, "run `make lock`"
+
+
+def test_packages_get_on_with_each_other() -> None:
+    """The lock's are installed without their dependencies."""
+    result = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout
+
+
+def test_a_damaged_wheel_in_the_cache_is_not_used(tmp_path: Path) -> None:
+    def is_sound() -> bool:
+        command = ["bash", "-c", '. tools/setup.sh; is_sound "$1"', "-", tmp_path]
+        return subprocess.run(command, cwd=ROOT, timeout=60).returncode == 0
+
+    assert not is_sound()
+    wheel = tmp_path / "horovod-0-py3.whl"
+    wheel.write_bytes(b"as it was built")
+    assert not is_sound()
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    wheel.with_name(f"{wheel.name}.sha256").write_text(f"{digest}  {wheel.name}\n")
+    assert is_sound()
+    wheel.write_bytes(b"as it was bUilt")
+    assert not is_sound()
+    wheel.unlink()
+    assert not is_sound()

