@@ -39,6 +39,9 @@ THREAD_LEVELS = {
 # What an MPI launcher tells its ranks: an mpirun started from a test must not take it for its own.
 LAUNCHER_VARIABLES = ("PMI_", "PMIX", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_APP_", "PRTE_LAUNCHED")
 
+# How the reason of a skip begins that is nothing to be mended; in CI any other fails.
+EXCUSES = ("GPU: ", "ranks: ")
+
 MpirunResult = subprocess.CompletedProcess[str]
 
 # The same examples on every rank, however slow a shared machine is today.
@@ -101,12 +104,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    if _forbidden_skips(session.config) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     yield
     if session.exitstatus != 0 and WORLD.size > 1:
         terminal = session.config.get_terminal_writer()._file
         terminal.show() if isinstance(terminal, QuietTerminal) else terminal.flush()
         time.sleep(1)  # the other ranks may be about to report the same failure
         WORLD.Abort(int(session.exitstatus))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for reason in _forbidden_skips(config):
+        terminalreporter.write_line(f"FAILED, as CI has to run what was skipped: {reason}", red=True)
+
+
+def _forbidden_skips(config: pytest.Config) -> list[str]:
+    """Return the reasons of what was skipped in CI without an excuse."""
+    if not os.environ.get("CI"):
+        return []
+    skipped = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    reasons = {report.longrepr[2].removeprefix("Skipped: ") for report in skipped}
+    return sorted(reason for reason in reasons if not reason.startswith(EXCUSES))
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +138,7 @@ def groups(request: pytest.FixtureRequest) -> Groups:
     """The world in 2 or 4 groups, without Horovod."""
     count = request.param
     if WORLD.size % count:
-        pytest.skip(f"{WORLD.size} ranks do not make {count} groups")
+        pytest.skip(f"ranks: {WORLD.size} do not make {count} groups")
     return Groups.split(WORLD, (WORLD.size // count,) * count, torch.device("cpu"))
 
 

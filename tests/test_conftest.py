@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 import pytest
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-PytestRun = Callable[[str], CompletedProcess[str]]
+PytestRun = Callable[..., CompletedProcess[str]]
 
 pytestmark = pytest.mark.launch
 
@@ -38,11 +38,11 @@ def test_waits_for_rank_1(world):
 
 @pytest.fixture
 def pytest_on_two_ranks(mpirun: Callable[..., CompletedProcess[str]], tmp_path: Path) -> PytestRun:
-    def run(tests: str) -> CompletedProcess[str]:
+    def run(tests: str, **environment: str) -> CompletedProcess[str]:
         shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
         (tmp_path / "test_sample.py").write_text(tests)
         plain = ["--color=no", "-p", "no:cacheprovider"]  # Open MPI gives rank 0 a terminal
-        return mpirun(2, "-m", "pytest", "-c", PYPROJECT, *plain, tmp_path, timeout=60)
+        return mpirun(2, "-m", "pytest", "-c", PYPROJECT, *plain, tmp_path, timeout=60, env=environment)
 
     return run
 
@@ -82,6 +82,17 @@ def test_tests_that_launch_are_left_to_one_rank(
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "1 passed, 1 deselected" in result.stdout
+
+
+@pytest.mark.parametrize("ci", [False, True])
+def test_a_skip_is_told_and_needs_an_excuse_in_ci(ci: bool, pytest_on_two_ranks: PytestRun) -> None:
+    reasons = ["GPU: none here", "ranks: too few", "no such program"]
+    sample = "import pytest\n@pytest.mark.parametrize('reason', {})\ndef test_skips(reason): pytest.skip(reason)"
+    result = pytest_on_two_ranks(sample.format(reasons), CI="true" if ci else "")
+    assert all(f"SKIPPED [1] test_sample.py:3: {reason}" in result.stdout for reason in reasons)
+    assert ("FAILED, as CI has to run what was skipped: no such program\n" in result.stdout) == ci
+    assert result.stdout.count("FAILED, as CI") == ci
+    assert (result.returncode != 0) == ci
 
 
 def test_mpirun_kills_what_does_not_end(mpirun: Callable[..., CompletedProcess[str]]) -> None:

@@ -28,9 +28,9 @@ DEVICE = "cuda"
 
 def what_is_missing() -> str:
     if not torch.cuda.is_available():
-        return "no GPU"
+        return "GPU: none here"
     if torch.cuda.get_device_capability() < (9, 0):
-        return "the GPU has no thread-block clusters"
+        return "GPU: it has no thread-block clusters"
     try:
         cuda_codistillation.library()
     except ImportError as error:
@@ -187,12 +187,12 @@ def test_what_does_not_fit_is_refused_with_the_remedy(case: Case) -> None:
 
 
 @pytest.mark.launch
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="GPU: no nvcc, which compiles for one")
 @pytest.mark.parametrize("architecture", ["sm_90", "sm_100"])
 def test_compiles_without_spilling_registers(architecture: str, tmp_path: Path) -> None:
     known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
     if architecture not in known.split():
-        pytest.skip(f"this nvcc is too old for {architecture}")
+        pytest.skip(f"GPU: this nvcc is too old for {architecture}")
     source = Path(cuda_codistillation.__file__).with_name("codistillation.cu")
     flags = ["-std=c++17", "-O3", f"-arch={architecture}", "-cubin", "-Xptxas=-v", "-o", str(tmp_path / "cubin")]
     result = subprocess.run(["nvcc", *flags, str(source)], capture_output=True, text=True, timeout=100)

@@ -225,7 +225,7 @@ def test_a_rank_that_hangs_is_named(mpirun: Callable[..., CompletedProcess[str]]
     assert "has not ended" in result.stderr
 
 
-@pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="needs two ranks that differ: run under mpirun")
+@pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="ranks: needs two that differ; run under mpirun")
 def test_a_folder_that_is_another_one_on_the_last_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cluster_doctor, "SEEN_SECONDS", 1.0)
     rank, last = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size - 1

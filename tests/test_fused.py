@@ -162,7 +162,7 @@ def test_a_slow_implementation_is_not_chosen_silently(monkeypatch: pytest.Monkey
     torch.testing.assert_close(loss, truth(case, "mean")[0])
 
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU: none here")
 
 
 def on_gpu(case: Case) -> Case:

@@ -504,7 +504,7 @@ def test_bad_input(args: tuple[Any, ...], options: dict[str, Any], error: type[E
         linear_codistillation_loss(*args, **options)
 
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU: none here")
 
 
 def on(device: str, case: LinearCase) -> LinearCase:

@@ -16,7 +16,7 @@ from hpcdistill.groups import Groups
 from hpcdistill.objective import Softmax
 from hpcdistill.teachers import Teachers
 
-pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="needs peers: run under mpirun")
+pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="ranks: needs peers; run under mpirun")
 
 INPUTS = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.zeros(5, dtype=torch.int64)

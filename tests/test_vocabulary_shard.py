@@ -25,7 +25,7 @@ WORLD = MPI.COMM_WORLD
 def group(request: pytest.FixtureRequest) -> Iterator[Groups]:
     """One that is the whole world, or half of it."""
     if WORLD.size % request.param:
-        pytest.skip(f"{WORLD.size} ranks do not make {request.param} groups")
+        pytest.skip(f"ranks: {WORLD.size} do not make {request.param} groups")
     yield Groups.create(request.param)
     hvd.shutdown()
 
@@ -128,7 +128,7 @@ def test_shards_that_are_not_the_vocabulary(
 
 def test_ranks_that_were_given_other_hidden_states(group: Groups) -> None:
     if group.size == 1:
-        pytest.skip("one rank cannot differ from others")
+        pytest.skip("ranks: one cannot differ from others")
     part, shard = cut(random_linear_case(rows=7 + group.rank), group)
     with pytest.raises(ValueError, match=r"number of hidden's rows differs between the ranks .*: 7, 8"):
         part.loss(shard=shard)

@@ -21,7 +21,7 @@ from hpcdistill.exchange.window import WindowExchange
 from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
 
-pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="needs peers: run under mpirun")
+pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="ranks: needs peers; run under mpirun")
 
 
 def number(group: int, step: int) -> int:
@@ -76,7 +76,7 @@ def test_codecs_travel_through_windows(groups: Groups) -> None:
     exchange_until_all_is_known(groups, 1000, codec="bf16", dtype=torch.bfloat16)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU: none here")
 def test_snapshots_leave_a_gpu_whole_while_it_goes_on_training(groups: Groups) -> None:
     """The model changes as soon as `publish` returns, while the copy to the host may still be under way."""
     exchange_until_all_is_known(replace(groups, device=torch.device("cuda")), 1_000_000)
