@@ -13,6 +13,8 @@ import numpy as np
 
 from hpcdistill.whole_file import whole_file
 
+Array = np.ndarray[Any, np.dtype[Any]]
+CHUNK_NBYTES = 1 << 20
 VERSION = "v110"
 """Of the file format: the oldest one in which all that HDF5 writes beside data has a checksum."""
 
@@ -52,7 +54,16 @@ def growing(group: h5py.Group, name: str, dtype: Any, length: int, *shape: int) 
     )
 
 
-def text(value: str) -> np.ndarray[Any, np.dtype[Any]]:
+def write_checked(group: h5py.Group, name: str, values: Array) -> None:
+    """Write an array in chunks of a megabyte with a Fletcher-32 checksum each; scalars and empty ones have none."""
+    if values.ndim == 0 or values.size == 0:
+        group[name] = values
+    else:
+        length = min(len(values), -(-CHUNK_NBYTES // values[0].nbytes))
+        group.create_dataset(name, data=values, chunks=(length, *values.shape[1:]), fletcher32=True)
+
+
+def text(value: str) -> Array:
     """Make a value of fixed length, UTF-8, that HDF5 keeps beside its checksums; text of any length has none."""
     encoded = value.encode()
     return np.array(encoded, h5py.string_dtype("utf-8", len(encoded) or 1))

@@ -43,6 +43,31 @@ def test_pieces_come_in_order_and_are_made_once(tmp_path: Path) -> None:
         assert sorted(map(int, log.read_text().split())) == list(range(count))
 
 
+def assorted(_: int) -> Piece:
+    """Arrays of all kinds; those of several chunks are larger than a megabyte."""
+    return {
+        "number": np.array(3),
+        "empty": np.zeros((0, 2)),
+        "names": np.array([b"a", b"long"]),
+        "mask": np.array([True, False]),
+        "wide": np.arange(600_000).reshape(-1, 3),
+    }
+
+
+def test_pieces_come_back_exactly_or_not_at_all(tmp_path: Path) -> None:
+    (path,) = make_pieces(tmp_path, assorted, [0], processes=1)
+    expected = assorted(0)
+    for name, values in zip(expected, read_piece(path, *expected), strict=True):
+        assert values.dtype == expected[name].dtype
+        assert np.array_equal(values, expected[name])
+    content, random = path.read_bytes(), Random(0)
+    places = [content.index(np.array(3).tobytes()), *(random.randrange(len(content)) for _ in range(50))]
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(UserError, match=r"0\.h5 is damaged .* remove the folder .* the same command again"):
+            read_piece(path, *expected)
+
+
 def test_few_tasks_are_under_way(tmp_path: Path) -> None:
     asked = 0
 

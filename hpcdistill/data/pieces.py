@@ -29,7 +29,8 @@ from hpcdistill.data.hashing import VALIDATION_SHARE
 from hpcdistill.data.rows import Array, Fields, Rows, write_rows
 from hpcdistill.data.store_file import PARTS
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5 import atomic_file
+from hpcdistill.hdf5 import atomic_file, text, write_checked
+from hpcdistill.hdf5_check import ERRORS, digest, require_whole
 
 Task = TypeVar("Task")
 Piece = dict[str, Array]
@@ -116,14 +117,28 @@ def _make(path: Path, make: Callable[[Task], Piece], task: Task) -> Path:
         piece = make(task)
         with atomic_file(path) as (file, _):
             for name, values in piece.items():
-                file[name] = values
+                write_checked(file, name, values)
+            file.attrs["digest"] = text(digest(file))
     return path
 
 
 def read_piece(path: Path, *names: str) -> tuple[Array, ...]:
-    """The named arrays of a piece."""
-    with h5py.File(path, "r") as file:
-        return tuple(file[name][()] for name in names)
+    """Read the named arrays of a piece.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            require_whole(file)
+            if file.attrs["digest"] != digest(file).encode():
+                raise ValueError("its digest does not fit its content")
+            return tuple(file[name][()] for name in names)
+    except ERRORS as error:
+        raise UserError(
+            f"{path} is damaged ({' '.join(str(error).split())}); remove the folder {path.parent}, and give the same "
+            "command again"
+        ) from None
 
 
 def write_whole(output: Path, folder: Path, write: Callable[[Path], dict[str, int]], things: str) -> dict[str, int]:
