@@ -59,7 +59,7 @@ class Churn:
         return "\n".join([*sides, *aligned(rows), "", f"{self.samples} validation samples of {self.data}"])
 
 
-def churn(a: str, b: str, data: Path, which: str = "best") -> Churn:
+def churn(a: str, b: str, data: Path, which: str = "best", trust: bool = False) -> Churn:
     """How much A's and B's predictions for the validation part of `data` differ.
 
     Samples are drawn anew for the intervals, a whole sequence at a time: its tokens are not independent. So these tell
@@ -71,6 +71,7 @@ def churn(a: str, b: str, data: Path, which: str = "best") -> Churn:
         b: likewise.
         data: the store.
         which: of a run's checkpoints, the "best" or the "last" one of the group.
+        trust: let checkpoints of other users name the code of their models.
 
     Raises:
         UserError: no such models or data, or they do not fit each other.
@@ -79,7 +80,7 @@ def churn(a: str, b: str, data: Path, which: str = "best") -> Churn:
     task = open_task(data)
     with task.store:
         judge, samples = task.objective, []
-        for outputs, _ in validation_outputs(task, [*members_a.values(), *members_b.values()]):
+        for outputs, _ in validation_outputs(task, [*members_a.values(), *members_b.values()], trust):
             one, other = judge.ensemble(outputs[: len(members_a)]), judge.ensemble(outputs[len(members_a) :])
             differ = [_by_sample(judge.distance(one, other)), _by_sample(judge.answer(one) != judge.answer(other))]
             samples.append(torch.stack(differ, dim=1).cpu())

@@ -105,7 +105,7 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train; start it with mpirun or srun",
-        usage="%(prog)s [-h] [--resume [{no,yes,strict}]] CONFIG.toml [--section.key VALUE ...]",
+        usage="%(prog)s [-h] [--resume [{no,yes,strict}]] [--trust] CONFIG.toml [--section.key VALUE ...]",
         description="Train the configured model in groups that teach each other. Start one process per rank: "
         "mpirun -np 4 python -m hpcdistill train configs/demo.toml --optimizer.lr=0.005",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -121,6 +121,7 @@ def _add_train(commands: Any) -> None:
         default="no",
         help="go on from the newest usable checkpoint in run_dir; =strict: only from the very newest",
     )
+    _add_trust(train)
     from hpcdistill.config_reader import add_arguments
 
     train.set_defaults(command=_train, overrides=add_arguments(train))
@@ -212,7 +213,14 @@ def _add_models(command: Any) -> None:
     command.add_argument(
         "--checkpoint", choices=("best", "last"), default="best", help="which one of a run's; without it, the best"
     )
+    _add_trust(command)
     _add_json(command)
+
+
+def _add_trust(command: Any) -> None:
+    command.add_argument(
+        "--trust", action="store_true", help="run the code that checkpoints of other users name, as model.factory"
+    )
 
 
 def _add_json(command: Any) -> None:
@@ -239,7 +247,7 @@ def _train(args: argparse.Namespace) -> int:
         from hpcdistill.train import Outcome, train
 
         config = load_config(args.config, args.overrides, args)
-        outcome = train(config, args.resume, stop)
+        outcome = train(config, args.resume, stop, args.trust)
         if outcome is Outcome.NOTHING_TO_DO:
             return 0
         from mpi4py import MPI
@@ -314,7 +322,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from hpcdistill.evaluate import evaluate
     from hpcdistill.results import tell
 
-    tell(evaluate(args.models, args.data, args.checkpoint), args.json)
+    tell(evaluate(args.models, args.data, args.checkpoint, args.trust), args.json)
     return 0
 
 
@@ -322,7 +330,7 @@ def _churn(args: argparse.Namespace) -> int:
     from hpcdistill.churn import churn
     from hpcdistill.results import tell
 
-    tell(churn(args.a, args.b, args.data, args.checkpoint), args.json)
+    tell(churn(args.a, args.b, args.data, args.checkpoint, args.trust), args.json)
     return 0
 
 

@@ -36,7 +36,7 @@ class Evaluation:
         return "\n".join([*aligned([["", *titles], *rows]), "", note])
 
 
-def evaluate(names: Sequence[str], data: Path, which: str = "best") -> Evaluation:
+def evaluate(names: Sequence[str], data: Path, which: str = "best", trust: bool = False) -> Evaluation:
     """Score each model, the ensemble of each run's groups, and that of all models.
 
     On the sample of the validation part that training validates on. For clicks, `above_bayes` compares with the best
@@ -46,6 +46,7 @@ def evaluate(names: Sequence[str], data: Path, which: str = "best") -> Evaluatio
         names: of models; see `named_checkpoints`.
         data: the store.
         which: of a run's checkpoints, the "best" or the "last" one of each group.
+        trust: let checkpoints of other users name the code of their models.
 
     Raises:
         UserError: no such models or data, or they do not fit each other.
@@ -57,7 +58,7 @@ def evaluate(names: Sequence[str], data: Path, which: str = "best") -> Evaluatio
     with task.store:
         new_scores, predictions = _scores(task), 0
         scores = {name: new_scores() for name in judged}
-        for outputs, target in validation_outputs(task, [*checkpoints.values()]):
+        for outputs, target in validation_outputs(task, [*checkpoints.values()], trust):
             by_model = dict(zip(checkpoints, outputs, strict=True))
             predictions += target.numel()
             for name, members in judged.items():

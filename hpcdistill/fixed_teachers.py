@@ -24,6 +24,7 @@ class FixedTeachers:
         task: what they predict.
         objective: what models put out.
         device: where they do.
+        trust: let checkpoints of other users name the code of their models.
 
     Raises:
         UserError: a checkpoint that cannot be read, or is of a model for other data.
@@ -31,10 +32,12 @@ class FixedTeachers:
 
     quarantine: ClassVar[dict[int, str]] = {}
 
-    def __init__(self, config: CodistillConfig, task: Task, objective: Objective, device: torch.device) -> None:
+    def __init__(
+        self, config: CodistillConfig, task: Task, objective: Objective, device: torch.device, trust: bool = False
+    ) -> None:
         self._objective = objective
         self._outputs: list[Any] = []
-        self._models = [SavedModel.load(path).build(task.store).to(device) for path in config.checkpoints]
+        self._models = [SavedModel.load(path, trust).build(task.store).to(device) for path in config.checkpoints]
         priors = {"uniform": lambda: objective.uniform, "unigram": task.unigram}
         self._priors = [make().to(device) for kind, make in priors.items() if kind == config.teachers]
 

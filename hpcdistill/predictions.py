@@ -14,7 +14,9 @@ from hpcdistill.saved_model import SavedModel
 from hpcdistill.tasks.task import Task
 
 
-def validation_outputs(task: Task, checkpoints: Sequence[Path]) -> Iterator[tuple[list[Tensor], Tensor]]:
+def validation_outputs(
+    task: Task, checkpoints: Sequence[Path], trust: bool = False
+) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Each model's outputs for a validation batch, and its target; batch by batch, so that memory is bounded.
 
     The batches are those on which training validates, all ranks' together. Models predict on the GPU where there is
@@ -23,7 +25,7 @@ def validation_outputs(task: Task, checkpoints: Sequence[Path]) -> Iterator[tupl
     Raises:
         UserError: a checkpoint that cannot be read or does not fit the data, or models of sequences of several lengths.
     """
-    saved = [SavedModel.load(path) for path in checkpoints]
+    saved = [SavedModel.load(path, trust) for path in checkpoints]
     data = _common_data(saved, task.store.path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [one.build(task.store).to(device) for one in saved]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from hpcdistill.checkpoint import KIND
-from hpcdistill.config import Config
+from hpcdistill.config import Config, FactoryConfig
 from hpcdistill.data.store_file import StoreFile
 from hpcdistill.errors import UserError
 from hpcdistill.models import OtherKindOfDataError, build_model
@@ -26,20 +28,33 @@ class SavedModel:
     _weights: State
 
     @classmethod
-    def load(cls, path: Path) -> SavedModel:
+    def load(cls, path: Path, trust: bool = False) -> SavedModel:
         """Read it.
 
+        Args:
+            path: the checkpoint.
+            trust: let it name code of a model (`model.factory`) even if another user owns the file.
+
         Raises:
-            UserError: it is no checkpoint, damaged, or of a configuration that this version does not know.
+            UserError: it is no checkpoint, damaged, or of a configuration that this version does not know; or it names
+                code and is not to be trusted.
         """
-        state = load_state(path, KIND)["state"]
+        content = load_state(path, KIND)
         try:
+            state = content["state"]
             config = Config(**state["config"])
+            prefix, average = "module.", state.get("average", {})
+            shown = {name.removeprefix(prefix): weight for name, weight in average.items() if name.startswith(prefix)}
+            model = cls(path, config, shown or state["model"])
+            model._shapes()
         except ValidationError as error:
-            raise UserError(f"checkpoint {path} is of another version of hpcdistill: {error}") from None
-        prefix, average = "module.", state.get("average", {})
-        shown = {name.removeprefix(prefix): weight for name, weight in average.items() if name.startswith(prefix)}
-        return cls(path, config, shown or state["model"])
+            reason = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise UserError(f"checkpoint {path} is of another version of hpcdistill: {reason}") from None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"checkpoint {path} holds no model ({error}); name one that `train` has made") from None
+        if isinstance(config.model, FactoryConfig) and not trust:
+            _require_own(path, config.model.factory)
+        return model
 
     def build(self, store: StoreFile) -> nn.Module:
         """The model as it was saved, to predict with: in eval mode, without gradient, on the CPU.
@@ -51,7 +66,7 @@ class SavedModel:
             model = build_model(self.config.model, store).eval().requires_grad_(False)
         except OtherKindOfDataError:
             raise self._is_for_other_data(store, f"model.name = {self.config.model.name!r} there") from None
-        theirs = {name: tuple(tensor.shape) for name, tensor in self._weights.items()}
+        theirs = self._shapes()
         mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         if mine != theirs:
             name = next(name for name in [*mine, *theirs] if mine.get(name) != theirs.get(name))
@@ -59,8 +74,30 @@ class SavedModel:
         model.load_state_dict(self._weights)
         return model
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self._weights.items()}
+
     def _is_for_other_data(self, store: StoreFile, why: str) -> UserError:
         return UserError(
             f"checkpoint {self.path} is of a model for other data than {store.path}, which is {store.KIND}: {why}; "
             f"name the data it was trained on ({self.config.data.path}), or data prepared alike"
         )
+
+
+def _require_own(path: Path, factory: str) -> None:
+    """See that the file is this user's: who can write it chooses the code that is run.
+
+    Raises:
+        UserError: it is not.
+    """
+    owner = path.stat().st_uid
+    if owner == os.geteuid():
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"user {owner}"
+    raise UserError(
+        f"checkpoint {path} belongs to {name}, and names code to be run as you: model.factory = {factory!r}; add "
+        "--trust if you trust both"
+    )

@@ -44,7 +44,7 @@ class Outcome(Enum):
     """All groups had finished before; no file was touched."""
 
 
-def train(config: Config, resume: str, stop: StopRequest) -> Outcome:
+def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -> Outcome:
     """Train one model in each group, the groups teaching each other. Collective over the world, once per process.
 
     Args:
@@ -52,6 +52,7 @@ def train(config: Config, resume: str, stop: StopRequest) -> Outcome:
         resume: "no" begins a new run; "yes" goes on from each group's newest usable checkpoint, or begins where
             there is none; "strict" accepts only the newest.
         stop: what ends the run before its last step, with a checkpoint.
+        trust: let the checkpoints of other users that are to teach name the code of their models.
 
     Raises:
         UserError: bad input, or a loss that is not finite.
@@ -88,7 +89,7 @@ def train(config: Config, resume: str, stop: StopRequest) -> Outcome:
         Recorder(config, groups, _facts(config, groups, task, model), step) as recorder,
         restart,
     ):
-        teachers = _teachers(config, task, objective, model, exchange, topology, groups)
+        teachers = _teachers(config, task, objective, model, exchange, topology, groups, trust)
 
         def look(validates: bool, saves: bool, stopping: bool) -> bool:
             """Validate and save what is due after a step, the validation unless asked to stop; whether to stop."""
@@ -162,10 +163,11 @@ def _teachers(
     exchange: Exchange,
     topology: Topology,
     groups: Groups,
+    trust: bool,
 ) -> Teachers | FixedTeachers:
     if config.codistill.teachers == "peers":
         return Teachers(config.codistill, model, exchange, topology, groups, objective)
-    return FixedTeachers(config.codistill, task, objective, groups.device)
+    return FixedTeachers(config.codistill, task, objective, groups.device, trust)
 
 
 def _average_of(model: nn.Module, decay: float) -> AveragedModel | None:

@@ -1,0 +1,111 @@
+"""The model in a checkpoint, which need not be what it says, nor from whom one trusts."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import saved_models
+import torch
+
+from hpcdistill.churn import churn
+from hpcdistill.config import CodistillConfig
+from hpcdistill.errors import UserError
+from hpcdistill.evaluate import evaluate
+from hpcdistill.fixed_teachers import FixedTeachers
+from hpcdistill.saved_model import SavedModel
+from hpcdistill.state_file import load_state, save_state
+from hpcdistill.tasks import open_task
+
+FACTORY = """
+import torch
+from torch import nn
+
+class Guess(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(1))
+
+    def forward(self, dense, ids):
+        return self.logit.expand(len(dense))
+
+def make(store):
+    return Guess()
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return saved_models.clicks(tmp_path / "data.h5")
+
+
+def changed(path: Path, **state: Any) -> Path:
+    """The checkpoint with other values in its state."""
+    content = load_state(path, "checkpoint")
+    content["state"] |= state
+    save_state(path, "checkpoint", content)
+    return path
+
+
+@pytest.fixture
+def by_factory(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint of a model that code of the user's makes."""
+    (tmp_path / "their_model.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "their_model", raising=False)
+    path = saved_models.save(tmp_path / "run", data)
+    config = load_state(path, "checkpoint")["state"]["config"]
+    config["model"] = {"name": "factory", "factory": "their_model:make"}
+    return changed(path, config=config, model={"logit": torch.zeros(1)})
+
+
+def test_code_is_run_for_an_own_checkpoint(by_factory: Path, data: Path) -> None:
+    assert evaluate([str(by_factory)], data).predictions == 100
+
+
+def test_code_is_run_for_a_foreign_checkpoint_only_when_told(
+    by_factory: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    teaching = CodistillConfig(teachers="checkpoints", checkpoints=(by_factory,))
+    task, name, cpu = open_task(data), str(by_factory), torch.device("cpu")
+    for use in (
+        lambda **trust: evaluate([name], data, **trust),
+        lambda **trust: churn(name, name, data, **trust),
+        lambda **trust: FixedTeachers(teaching, task, task.objective, cpu, **trust),
+    ):
+        sys.modules.pop("their_model", None)
+        with pytest.raises(UserError, match=r"belongs to .*, and names code .* = 'their_model:make'; add --trust"):
+            use()
+        assert "their_model" not in sys.modules
+        use(trust=True)
+        assert "their_model" in sys.modules
+
+
+def test_a_foreign_checkpoint_without_code_needs_no_trust(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved_models.save(tmp_path / "run", data)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert evaluate([str(path)], data).predictions == 100
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"state": 3},
+        {"state": {"model": {}}},
+        {"state": {"config": {}}},
+        {"state": {"config": [], "model": {}}},
+        {"state": {"config": {}, "model": {"a": 1}}},
+        {"state": {"config": {}, "model": {}, "average": 3}},
+        {"state": {"config": {"model": {"name": "none"}, "steps": 3}, "model": {}}},
+    ],
+)
+def test_what_holds_no_model_is_refused_in_one_line(tmp_path: Path, content: dict[str, Any]) -> None:
+    save_state(tmp_path / "x.h5", "checkpoint", content)
+    with pytest.raises(UserError, match=r"x\.h5 (holds no model|is of another version of hpcdistill)") as caught:
+        SavedModel.load(tmp_path / "x.h5")
+    assert "\n" not in str(caught.value)
