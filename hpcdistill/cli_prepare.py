@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from hpcdistill.errors import UserError
 from hpcdistill.paths import input_path, output_path
 
 INTERRUPTED = "If it is interrupted, the same command goes on from what is done, in FILE.h5.pieces-*."
@@ -61,7 +63,7 @@ def _add_criteo(kinds: Any) -> None:
         "is frequent enough. About 5 % of the rows, evenly spread, become the validation part. " + INTERRUPTED,
     )
     criteo.add_argument(
-        "--input", type=input_path, nargs="+", required=True, metavar="FILE.tsv[.gz]", help="files of lines"
+        "--input", type=input_path, nargs="+", required=True, metavar="FILE.tsv", help="files of lines, or [.gz|.zst]"
     )
     criteo.add_argument("--buckets", type=int, metavar="N", help="ids of each categorical field; without either, 2**18")
     criteo.add_argument("--min-count", type=int, metavar="N", help="how often a category must occur to have its own id")
@@ -72,14 +74,29 @@ def _add_criteo(kinds: Any) -> None:
 def _add_table(kinds: Any) -> None:
     table = kinds.add_parser(
         "table",
-        help="a CSV or Parquet file with a column to be predicted",
-        description="Columns in which all values are numbers are standardised, by mean and deviation of the training "
-        "part; the others are categorical. About 5 % of the rows, evenly spread, become the validation part. "
-        + INTERRUPTED,
+        help="files of CSV or Parquet with a column to be predicted",
+        description="Columns of numbers are standardised, by mean and deviation of the training part; the others are "
+        "categorical. In CSV a column is of numbers where at most 5 % of its values are none; Parquet has types. About "
+        "5 % of the rows, evenly spread, become the validation part. " + INTERRUPTED,
     )
-    table.add_argument("--input", type=input_path, required=True, metavar="FILE.csv|FILE.parquet", help="the table")
+    table.add_argument(
+        "--input",
+        type=input_path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="files of CSV, also .gz or .zst, or of Parquet, or folders of them; with the same columns",
+    )
     table.add_argument("--label", required=True, metavar="COLUMN", help="what is to be predicted; it has two values")
-    table.add_argument("--positive", metavar="VALUE", help="which of them is 1; without it, the last one in order")
+    table.add_argument(
+        "--positive", metavar="VALUE", help="which of them is 1; without it, the larger number or last word in order"
+    )
+    for option, becomes in (
+        ("--categorical", "categories, even if they are numbers, such as codes"),
+        ("--dense", "numbers, and missing where they are none"),
+        ("--drop", "left out, such as ids"),
+    ):
+        table.add_argument(option, nargs="+", default=[], metavar="COLUMN", help=f"columns that are {becomes}")
     _add_max_bad(table, "lines")
     _add_store(table, _prepare_table)
 
@@ -122,6 +139,18 @@ def _add_store(kind: Any, command: Callable[[argparse.Namespace], int]) -> None:
 # Each kind imports what it needs when it runs, so that `--help` is quick.
 
 
+@contextmanager
+def _requires_pyarrow() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("pyarrow"):
+            raise
+        raise UserError(
+            "tables are read with pyarrow; pip install pyarrow, or hpcdistill with its extra: hpcdistill[tables]"
+        ) from None
+
+
 def _prepare_text(args: argparse.Namespace) -> int:
     from hpcdistill.data.text import prepare_text
 
@@ -137,16 +166,19 @@ def _prepare_clicks(args: argparse.Namespace) -> int:
 
 
 def _prepare_criteo(args: argparse.Namespace) -> int:
-    from hpcdistill.data.criteo import prepare_criteo
+    with _requires_pyarrow():
+        from hpcdistill.data.criteo import prepare_criteo
 
     prepare_criteo(args.input, args.output, args.buckets, args.min_count, args.max_bad, args.processes)
     return 0
 
 
 def _prepare_table(args: argparse.Namespace) -> int:
-    from hpcdistill.data.table import prepare_table
+    with _requires_pyarrow():
+        from hpcdistill.data.table import Wishes, prepare_table
 
-    prepare_table(args.input, args.output, args.label, args.positive, args.max_bad, args.processes)
+    wishes = Wishes(tuple(args.categorical), tuple(args.dense), tuple(args.drop))
+    prepare_table(args.input, args.output, args.label, args.positive, args.max_bad, args.processes, wishes)
     return 0
 
 

@@ -61,6 +61,10 @@ def with_cell(column: int, cell: bytes) -> bytes:
     return b"\t".join([*CELLS[:column], cell, *CELLS[column + 1 :]])
 
 
+def block_of(text: bytes, line: int = 1, row: int = 0) -> Block:
+    return Block(Path("some/file"), line, row, text=text)
+
+
 def read_all(path: Path) -> dict[str, Rows]:
     with RowStore(path) as store:
         return {part: store.read(part, 0, store.size(part)) for part in ("train", "validation")}
@@ -73,32 +77,49 @@ def read_all(path: Path) -> dict[str, Rows]:
 )
 def test_every_line_is_read_as_it_was_written(rows: list[tuple[Example, bytes]], ended: bool, first: int) -> None:
     text = b"".join(line_of(example) + end for example, end in rows)
-    piece = parse(Block("file", 1, first, text if ended else text.removesuffix(rows[-1][1])))
-    assert piece["bad"] == 0
-    assert piece["label"].tolist() == [label for (label, _, _), _ in rows]
+    lines = parse(block_of(text if ended else text.removesuffix(rows[-1][1]), row=first))
+    assert not lines.bad
+    assert lines.label.tolist() == [label for (label, _, _), _ in rows]
     expected = [[math.log1p(max(x or 0, 0)) for x in integers] for (_, integers, _), _ in rows]
-    np.testing.assert_allclose(piece["dense"], expected, rtol=1e-6)
-    assert piece["categorical"].tolist() == [[MISSING if x is None else x for x in c] for (_, _, c), _ in rows]
-    assert piece["validation"].tolist() == in_validation(np.arange(first, first + len(rows))).tolist()
+    np.testing.assert_allclose(lines.dense, expected, rtol=1e-6)
+    categories = np.stack(lines.categories, axis=1)
+    assert categories.tolist() == [[MISSING if x is None else x for x in c] for (_, _, c), _ in rows]
+    assert lines.numbers.tolist() == list(range(first, first + len(rows)))
 
 
-@given(good=st.lists(examples, max_size=3), junk=st.binary(max_size=40).filter(lambda junk: b"\n" not in junk))
+@given(
+    good=st.lists(examples, max_size=3),
+    junk=st.binary(max_size=40).filter(lambda junk: b"\n" not in junk and junk.strip(b"\r")),
+)
 def test_any_junk_is_one_bad_line_and_spoils_no_other(good: list[Example], junk: bytes) -> None:
     text = b"".join(line + b"\n" for line in [junk, *map(line_of, good)])
-    piece = parse(Block("some/file", 7, 0, text))
-    assert piece["bad"] == 1
-    assert piece["quotes"].tolist()[0].startswith(b"file line 7: ")
-    assert piece["label"].tolist() == [label for label, _, _ in good]
-    assert piece["validation"].tolist() == in_validation(1 + np.arange(len(good))).tolist()
+    lines = parse(block_of(text, line=7))
+    assert len(lines.bad) == 1
+    assert lines.bad[0].startswith("file line 7: ")
+    assert lines.label.tolist() == [label for label, _, _ in good]
+    assert lines.numbers.tolist() == list(range(1, 1 + len(good)))
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_blank_lines_and_the_mark_of_utf_8_are_passed_over(end: bytes) -> None:
+    line = b"\t".join(CELLS) + end
+    lines = parse(block_of(b"\xef\xbb\xbf" + end + line + end + line + end + end))
+    assert not lines.bad
+    assert lines.numbers.tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"", "1 columns instead of 40: ''"),
+        (b" ", "1 columns instead of 40: ' '"),
         (b"\t".join(CELLS[:-1]), "39 columns instead of 40"),
         (b"\t".join([*CELLS, b""]), "41 columns instead of 40"),
         (b",".join(CELLS), "1 columns instead of 40: '1,5,5,5"),
+        (with_cell(0, b"01"), "column 1 is b'01', not 0 or 1"),
+        (with_cell(2, b"+1"), "column 3 is b'+1', not an integer or nothing"),
+        (with_cell(2, b"0x1f"), "column 3 is b'0x1f', not an integer or nothing"),
+        (with_cell(2, b"1f"), "column 3 is b'1f', not an integer or nothing"),
+        (with_cell(20, b"0a1b-c3d"), "column 21 is b'0a1b-c3d', not 8 hexadecimal digits or nothing"),
         (with_cell(0, b"2"), "column 1 is b'2', not 0 or 1"),
         (with_cell(0, b""), "column 1 is b'', not 0 or 1"),
         (with_cell(3, b"1.5"), "column 4 is b'1.5', not an integer or nothing"),
@@ -110,9 +131,9 @@ def test_any_junk_is_one_bad_line_and_spoils_no_other(good: list[Example], junk:
     ],
 )
 def test_what_is_wrong_with_a_line_is_said(line: bytes, reason: str) -> None:
-    piece = parse(Block("file", 1, 0, b"\t".join(CELLS) + b"\n" + line + b"\n"))
-    assert piece["quotes"].tolist()[0].decode().startswith(f"file line 2: {reason}")
-    assert len(piece["label"]) == 1
+    lines = parse(block_of(b"\t".join(CELLS) + b"\n" + line + b"\n"))
+    assert lines.bad[0].startswith(f"file line 2: {reason}")
+    assert len(lines.label) == 1
 
 
 @pytest.mark.launch
@@ -167,7 +188,7 @@ def test_bad_lines_are_passed_over_up_to_a_number(
     monkeypatch.setattr(lines, "BLOCK_BYTES", 10_000)
     path = write(tmp_path / "a.tsv", random_examples(300))
     good = path.read_bytes().splitlines(keepends=True)
-    bad = [b"bad\n", b"3" + good[0][1:], b"\n", b"\xff\n"]
+    bad = [b"bad\n", b"3" + good[0][1:], b"\t\n", b"\xff\n"]
     for number, line in zip((10, 100, 200, 303), bad, strict=True):
         good.insert(number, line)
     path.write_bytes(b"".join(good))

@@ -27,7 +27,9 @@ def test_ids_are_of_missing_rare_and_frequent_ones() -> None:
     first.add(np.array([7, 7, 3, 3, 5]))
     ids = Vocabulary([first, second], 2)
     assert ids.cardinalities == [4, 2]
-    assert ids(np.array([[-1, -1], [3, 3], [5, 5], [6, 6], [7, 7], [9, 9]])).tolist() == [
+    values = np.array([-1, 3, 5, 6, 7, 9])
+    codes = np.stack([np.arange(6), 6 + np.arange(6)], axis=1)
+    assert ids.ids(codes, np.concatenate([values, values]), np.array([0, 6, 12])).tolist() == [
         [0, 0],
         [2, 1],
         [1, 1],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,15 +29,28 @@ def collect(paths: Iterable[Path], max_bad: int, things: str) -> list[Path]:
     Raises:
         UserError: they have more. Raised at the first piece with which there are too many.
     """
-    collected, count, quotes = [], 0, list[str]()
+    collected, bad = count_bad(paths, max_bad, things)
+    tell_bad(*bad, things)
+    return collected
+
+
+class Bad(NamedTuple):
+    """What was bad in all pieces together."""
+
+    number: int = 0
+    quotes: Sequence[str] = ()
+    """The first few."""
+
+
+def count_bad(paths: Iterable[Path], max_bad: int, things: str) -> tuple[list[Path], Bad]:
+    """Return all pieces, and what was bad in them, without telling of it; otherwise as `collect`."""
+    collected, bad = [], Bad()
     for path in paths:
         collected.append(path)
-        more, quoted = read_piece(path, "bad", "quotes")
-        count += int(more)
-        quotes = [*quotes, *map(os.fsdecode, quoted)][:QUOTES]
-        require_few(count, quotes, max_bad, things)
-    tell_bad(count, quotes, things)
-    return collected
+        number, quotes = read_piece(path, "bad", "quotes")
+        bad = Bad(bad.number + int(number), [*bad.quotes, *map(os.fsdecode, quotes)][:QUOTES])
+        require_few(*bad, max_bad, things)
+    return collected, bad
 
 
 def require_few(count: int, quotes: Sequence[str], max_bad: int, things: str) -> None:

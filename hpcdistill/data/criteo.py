@@ -13,18 +13,23 @@ The categories are 32-bit hashes already, so a remainder spreads them evenly.
 
 from __future__ import annotations
 
+import binascii
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow
+import pyarrow.csv
 
 from hpcdistill.data.bad import bad_ones, collect
 from hpcdistill.data.hashing import in_validation
-from hpcdistill.data.lines import Block, fingerprint, quote, read_blocks
+from hpcdistill.data.lines import Block, fingerprint, last_line_end, quote, read_blocks
 from hpcdistill.data.pieces import Piece, join_pieces, make_pieces, pieces_folder, read_piece
 from hpcdistill.data.rows import Array, Fields, Rows
-from hpcdistill.data.vocabulary import Vocabulary, count_training
+from hpcdistill.data.vocabulary import Vocabulary, coded, count_training
 from hpcdistill.errors import UserError
 
 INTEGERS = 13
@@ -35,10 +40,20 @@ BUCKETS = 1 << 18
 Field_weighted_Factorization_Machines, README): with about three buckets for each, most are alone in theirs."""
 MISSING = -1
 
+LARGEST = 10**18 - 1
+DIGITS = 8
+
 _LABEL, _INTEGER, _CATEGORY = rb"[01]", rb"(?:-?[0-9]{1,18})?", rb"(?:[0-9a-fA-F]{8})?"
 _KINDS = [_LABEL] + [_INTEGER] * INTEGERS + [_CATEGORY] * CATEGORIES
 _EXPECTED = {_LABEL: "0 or 1", _INTEGER: "an integer or nothing", _CATEGORY: "8 hexadecimal digits or nothing"}
 _LINE = re.compile(rb"\t".join(_KINDS))
+_CHARACTERS = b"0123456789abcdefABCDEF-\t\n"
+_NAMES = [str(column) for column in range(COLUMNS)]
+_TYPES = [pyarrow.string()] + [pyarrow.int64()] * INTEGERS + [pyarrow.string()] * CATEGORIES
+_PARSING = pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False)
+_CONVERSION = pyarrow.csv.ConvertOptions(
+    check_utf8=False, column_types=dict(zip(_NAMES, _TYPES, strict=True)), null_values=[""], strings_can_be_null=True
+)
 
 
 def prepare_criteo(
@@ -52,7 +67,7 @@ def prepare_criteo(
     """Turn Criteo's lines into a store of rows; about 5 % of them, evenly spread, become the validation part.
 
     Args:
-        inputs: files, which may end in .gz.
+        inputs: files, whose names may end in .gz or .zst.
         output: the HDF5 file to make.
         buckets: ids of each categorical field, when categories are put into buckets; by default `BUCKETS`.
         min_count: instead, give an id to each category that occurs so often in the training part; 1 is for all others.
@@ -69,58 +84,116 @@ def prepare_criteo(
         raise UserError(f"--buckets {buckets} must be at least 2, as 0 is for missing categories, and below 2**31")
     if min_count is not None and min_count < 1:
         raise UserError(f"--min-count {min_count} must be at least 1")
-    with pieces_folder(output, "criteo", 1, fingerprint(inputs)) as folder:
-        paths = collect(make_pieces(folder, parse, read_blocks(inputs), processes), max_bad, "lines")
-        ids: Buckets | Vocabulary = Buckets(buckets or BUCKETS)
-        if min_count:
-            ids = Vocabulary(count_training(paths, "categorical", range(CATEGORIES)), min_count)
-        names = [f"C{i + 1}" for i in range(CATEGORIES)]
-        fields = Fields([f"I{i + 1}" for i in range(INTEGERS)], dict(zip(names, ids.cardinalities, strict=True)))
+    names = [f"C{i + 1}" for i in range(CATEGORIES)]
+    if min_count is None:
+        buckets = buckets or BUCKETS
+    with pieces_folder(output, "criteo", 2, fingerprint(inputs), buckets) as folder:
+        made = make_pieces(folder, partial(_piece, buckets), read_blocks(inputs, last_line_end), processes)
+        paths = collect(made, max_bad, "lines")
+        if buckets is not None:
+            ids, cardinalities = _ids_of_piece, [buckets] * CATEGORIES
+        else:
+            vocabulary = Vocabulary(count_training(paths, CATEGORIES), min_count or 1)
+            ids, cardinalities = partial(_ids_of_codes, vocabulary), vocabulary.cardinalities
+        fields = Fields([f"I{i + 1}" for i in range(INTEGERS)], dict(zip(names, cardinalities, strict=True)))
 
         def rows(path: Path) -> Rows:
-            dense, values, label = read_piece(path, *Rows._fields)
-            return Rows(dense, ids(values), label)
+            dense, label = read_piece(path, "dense", "label")
+            return Rows(dense, ids(path), label)
 
         join_pieces(output, paths, rows, fields, ", ".join(map(str, inputs)))
 
 
-class Buckets:
-    """Ids by remainder; 0 for a missing one."""
-
-    def __init__(self, buckets: int) -> None:
-        self._buckets = buckets
-        self.cardinalities = [buckets] * CATEGORIES
-
-    def __call__(self, values: Array) -> Array:
-        """[rows, CATEGORIES] values to ids, int32."""
-        return np.where(values == MISSING, 0, 1 + values % (self._buckets - 1)).astype(np.int32)
+def _ids_of_piece(path: Path) -> Array:
+    return read_piece(path, "categorical")[0]
 
 
-def parse(block: Block) -> Piece:
-    """The rows of some lines; categorical: the categories' values, int64, or `MISSING`. Bad lines are counted."""
-    lines = block.lines()
-    good = np.array([_LINE.fullmatch(line) is not None for line in lines])
-    cells = np.array(b"\t".join(line for line, fine in zip(lines, good, strict=True) if fine).split(b"\t"))
-    cells = cells.reshape(-1, COLUMNS) if good.any() else np.empty((0, COLUMNS), "S1")
-    quotes = [quote(block.file, block.line + i, _reason(lines[i]), lines[i]) for i in np.flatnonzero(~good).tolist()]
-    return {
-        "dense": _logarithms(cells[:, 1 : 1 + INTEGERS]),
-        "categorical": _values(cells[:, 1 + INTEGERS :]),
-        "label": cells[:, 0].astype(np.uint8),
-        "validation": in_validation(block.row + np.flatnonzero(good)),
-    } | bad_ones(quotes)
+def _ids_of_codes(vocabulary: Vocabulary, path: Path) -> Array:
+    return vocabulary.ids(*read_piece(path, "codes", "values", "begins"))
 
 
-def _logarithms(cells: Array) -> Array:
-    integers = np.where(cells == b"", b"0", cells).astype(np.int64)
-    return np.log1p(np.maximum(integers, 0)).astype(np.float32)
+class Lines(NamedTuple):
+    """The good ones of a block."""
+
+    dense: Array
+    """float32 [lines, INTEGERS]."""
+    categories: list[Array]
+    """int64 [lines], the value of each, or `MISSING`."""
+    label: Array
+    """uint8 [lines]."""
+    numbers: Array
+    """int64 [lines], each one's number among those of all files, bad ones counted."""
+    bad: list[str]
+    """Quotations of the others."""
 
 
-def _values(cells: Array) -> Array:
-    missing = cells == b""
-    digits = b"".join(np.where(missing, b"00000000", cells).ravel().tolist())
-    values = np.frombuffer(bytes.fromhex(digits.decode()), ">u4").reshape(cells.shape)
-    return np.where(missing, MISSING, values.astype(np.int64))
+def _piece(buckets: int | None, block: Block) -> Piece:
+    lines = parse(block)
+    validation = in_validation(lines.numbers)
+    piece = {"dense": lines.dense, "label": lines.label, "validation": validation, **bad_ones(lines.bad)}
+    if buckets is None:
+        encoded = [pyarrow.array(values).dictionary_encode() for values in lines.categories]
+        columns = [(values.indices.to_numpy(), values.dictionary.to_numpy()) for values in encoded]
+        return piece | coded(columns, ~validation)
+    ids = np.empty((len(validation), CATEGORIES), np.int32)
+    for column, values in enumerate(lines.categories):
+        ids[:, column] = np.where(values == MISSING, 0, 1 + values % (buckets - 1))
+    return piece | {"categorical": ids}
+
+
+def parse(block: Block) -> Lines:
+    """Parse the lines of a block, all at once if they are all as they should be."""
+    text = block.read().replace(b"\r\n", b"\n")
+    count = text.count(b"\n") + (not text.endswith(b"\n"))
+    if parsed := _parse(text, count):
+        return Lines(*parsed, block.row + np.arange(count), [])
+    lines = text.removesuffix(b"\n").split(b"\n")
+    good = [number for number, line in enumerate(lines) if _LINE.fullmatch(line)]
+    bad = sorted({number for number, line in enumerate(lines) if line} - set(good))
+    parsed = _parse(b"\n".join(lines[number] for number in good), len(good))
+    assert parsed
+    quotes = [quote(block.file, block.line + i, _reason(lines[i]), lines[i]) for i in bad]
+    return Lines(*parsed, block.row + np.array(good, np.int64), quotes)
+
+
+def _parse(text: bytes, count: int) -> tuple[Array, list[Array], Array] | None:
+    """Parse so many lines, with plain line ends; None where one of them is bad or blank."""
+    if not count:
+        return np.empty((0, INTEGERS), np.float32), [np.empty(0, np.int64)] * CATEGORIES, np.empty(0, np.uint8)
+    if text.translate(None, _CHARACTERS):
+        return None
+    try:
+        table = pyarrow.csv.read_csv(pyarrow.BufferReader(text), _reading(text), _PARSING, _CONVERSION)
+        label, *columns = (column.combine_chunks() for column in table.columns)
+        categories = [_values(column) for column in columns[INTEGERS:]]
+    except ValueError:  # also of Arrow
+        return None
+    integers = np.stack([column.fill_null(0).to_numpy() for column in columns[:INTEGERS]], axis=1)
+    zeros_and_ones = np.frombuffer(label.buffers()[2] or b"", np.uint8) - ord("0")
+    fine = len(label) == len(zeros_and_ones) == count and zeros_and_ones.max() <= 1
+    if not fine or np.abs(integers).max() > LARGEST:
+        return None
+    return np.log1p(np.maximum(integers, 0)).astype(np.float32), categories, zeros_and_ones
+
+
+def _reading(text: bytes) -> pyarrow.csv.ReadOptions:
+    return pyarrow.csv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=_NAMES)
+
+
+def _values(column: pyarrow.Array) -> Array:
+    """Read 8 hexadecimal digits, or nothing.
+
+    Raises:
+        ValueError: they are others.
+    """
+    _, offsets, digits = column.buffers()
+    lengths = np.diff(np.frombuffer(offsets, np.int32)[: len(column) + 1])
+    there = lengths == DIGITS
+    if not (there | (lengths == 0)).all():
+        raise ValueError("not 8 digits")
+    values = np.full(len(column), MISSING, np.int64)
+    values[there] = np.frombuffer(binascii.unhexlify(digits or b""), ">u4")
+    return values
 
 
 def _reason(line: bytes) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import pyarrow
+
 VALIDATION_SHARE = 0.05
+WORD = 8
+SHORT_BYTES = 64  # of texts that are hashed side by side, eight bytes at a time
 
 
 def mix(numbers: Any) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -25,4 +31,27 @@ def in_validation(numbers: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
     A row's part does not depend on the other rows, so it can be told before the input has ended.
     """
     result: np.ndarray[Any, np.dtype[np.bool_]] = mix(numbers) < np.uint64(int(VALIDATION_SHARE * 2**64))
+    return result
+
+
+def hash_texts(texts: pyarrow.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Hash an array of strings or of bytes by their content, to int64s ≥ 0; what is null has some value as well."""
+    array = texts.cast("large_binary").fill_null(b"")
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    # Eight bytes from each place, zeros behind the end.
+    padded = np.concatenate([np.frombuffer(data or b"", np.uint8), np.zeros(WORD, np.uint8)])
+    words = np.ndarray((len(padded) - WORD + 1,), "<u8", padded, strides=(1,))
+    begins, lengths = ends[:-1], np.diff(ends)
+    hashes = mix(lengths)
+    rest = np.flatnonzero((lengths > 0) & (lengths <= SHORT_BYTES))
+    for place in range(0, SHORT_BYTES, WORD):
+        rest = rest[lengths[rest] > place]
+        unused = np.maximum(WORD - (lengths[rest] - place), 0).astype(np.uint64) * np.uint64(8)
+        word = (words[begins[rest] + place] << unused) >> unused  # without what belongs to the next text
+        hashes[rest] = mix(hashes[rest] ^ word)
+    for place in np.flatnonzero(lengths > SHORT_BYTES).tolist():
+        digest = hashlib.blake2b(padded[ends[place] : ends[place + 1]].data, digest_size=WORD).digest()
+        hashes[place] = int.from_bytes(digest, "little")
+    result: np.ndarray[Any, np.dtype[np.int64]] = (hashes >> np.uint64(1)).astype(np.int64)
     return result

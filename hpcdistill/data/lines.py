@@ -1,35 +1,56 @@
-"""Files of lines, read block by block."""
+"""Files of lines, cut into blocks of whole records that several processes can parse."""
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from hpcdistill.data.packed import is_packed, unpacked
 from hpcdistill.errors import UserError
 
-BLOCK_BYTES = 1 << 23
+BLOCK_BYTES = 1 << 24
+"""A block has about so many; a record that is longer is bad."""
+HEAD_BYTES = 1 << 20
 QUOTED_BYTES = 60
+MARK = b"\xef\xbb\xbf"  # with which some programs begin UTF-8
+
+Cut = Callable[[bytes], int]
+"""Tells how many bytes of a text, from its begin, are whole records."""
 
 
 class Block(NamedTuple):
-    """Some whole lines of a file."""
+    """Some whole records of a file."""
 
-    file: str
-    line: int  # number of the first line in its file, from 1
-    row: int  # number of the first line among those of all files, from 0
-    text: bytes
+    file: Path
+    line: int
+    """Number of its first line in the file, from 1."""
+    row: int
+    """Number of its first line among those of all files, from 0."""
+    begin: int = 0
+    """Offset in the file, bytes."""
+    size: int = 0
+    text: bytes | None = None
+    """The block itself where the file is packed, and cannot be read from anywhere."""
 
-    def lines(self) -> list[bytes]:
-        r"""Without their ends, \\n or \\r\\n."""
-        return [line.removesuffix(b"\r") for line in self.text.removesuffix(b"\n").split(b"\n")]
+    def read(self) -> bytes:
+        """Return the block, without the mark that a file may begin with."""
+        text = self.text
+        if text is None:
+            with self.file.open("rb") as stream:
+                stream.seek(self.begin)
+                text = stream.read(self.size)
+        return text.removeprefix(MARK) if self.line == 1 else text
 
 
-def read_blocks(paths: Sequence[Path]) -> Iterator[Block]:
-    """The lines of files, those whose names end in .gz unpacked; shows how far it is.
+def read_blocks(paths: Sequence[Path], cut: Cut) -> Iterator[Block]:
+    """Cut files into blocks, those whose names end in .gz or .zst unpacked; shows how far it is.
+
+    Args:
+        paths: the files.
+        cut: finds where the last whole record ends.
 
     Raises:
         UserError: a file is missing, empty, or not whole.
@@ -37,28 +58,40 @@ def read_blocks(paths: Sequence[Path]) -> Iterator[Block]:
     row = 0
     with tqdm(desc="reading", total=sum(map(_size, paths)), unit="B", unit_scale=True) as bar:
         for path in paths:
-            line = 1
-            for text in _texts(path, bar):
-                yield Block(str(path), line, row, text)
+            line, begin = 1, 0
+            for text in _texts(path, cut, bar):
+                yield Block(path, line, row, begin, len(text), text if is_packed(path) else None)
                 count = text.count(b"\n") + (not text.endswith(b"\n"))
-                line, row = line + count, row + count
+                line, row, begin = line + count, row + count, begin + len(text)
     if not row:
         raise UserError(f"no lines in {', '.join(map(str, paths))}; check --input")
 
 
-def first_line(path: Path) -> bytes:
-    """Without its end.
+def head(path: Path) -> bytes:
+    """Return the begin of a file, as far as `HEAD_BYTES`, without the mark that it may begin with.
 
     Raises:
         UserError: as `read_blocks`.
     """
-    start = next(_texts(path, tqdm(disable=True)), b"")
-    return start.split(b"\n", 1)[0].removesuffix(b"\r")
+    _size(path)
+    with unpacked(path) as (stream, _):
+        return stream.read(HEAD_BYTES).removeprefix(MARK)
 
 
 def fingerprint(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """What changes when the files do, as far as can be told without reading them."""
+    """Return what changes when the files do, as far as can be told without reading them."""
     return [(str(path.resolve()), _size(path), path.stat().st_mtime_ns) for path in paths]
+
+
+def last_line_end(text: bytes) -> int:
+    """Cut where a record is a line."""
+    return text.rfind(b"\n") + 1
+
+
+def quote(file: Path, line: int, reason: object, text: bytes) -> str:
+    """Return a bad line, with its place and what is wrong with it."""
+    text = text.rstrip(b"\r\n")
+    return f"{file.name} line {line}: {reason}: {repr(text[:QUOTED_BYTES])[1:]}{'…' * (len(text) > QUOTED_BYTES)}"
 
 
 def _size(path: Path) -> int:
@@ -71,20 +104,18 @@ def _size(path: Path) -> int:
     return size
 
 
-def _texts(path: Path, bar: Any) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as raw:
-            stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-            before = 0
-            # What has no line ends is cut somewhere, as it is bad wherever.
-            while text := stream.read(BLOCK_BYTES) + stream.readline(BLOCK_BYTES):
-                yield text
-                bar.update(raw.tell() - before)
-                before = raw.tell()
-    except (OSError, EOFError) as error:
-        raise UserError(f"--input {path} cannot be read to its end: {error}; fetch or pack it again") from None
-
-
-def quote(file: str, line: int, reason: object, text: bytes) -> str:
-    """A bad line, with its place and what is wrong with it."""
-    return f"{Path(file).name} line {line}: {reason}: {repr(text[:QUOTED_BYTES])[1:]}{'…' * (len(text) > QUOTED_BYTES)}"
+def _texts(path: Path, cut: Cut, bar: Any) -> Iterator[bytes]:
+    with unpacked(path) as (stream, raw):
+        rest, before = b"", 0
+        while chunk := stream.read(BLOCK_BYTES):
+            rest += chunk
+            end = cut(rest)
+            if not end and len(rest) > BLOCK_BYTES:  # bad wherever it is cut
+                end = rest.find(b"\n") + 1 or len(rest)
+            if end:
+                yield rest[:end]
+            rest = rest[end:]
+            bar.update(raw.tell() - before)
+            before = raw.tell()
+        if rest:
+            yield rest

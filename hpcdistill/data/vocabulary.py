@@ -1,13 +1,19 @@
-"""Ids for the categories that are frequent enough."""
+"""Ids for the categories that are frequent enough.
+
+A piece has its categories as `codes`, int32 [rows, fields], places in `values`, int64, the different values of all
+fields one after the other: those of field f begin at `begins[f]`, int64 [fields + 1]. How often each occurs in the
+training part is in `counts`, int64. A negative value is a missing one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from hpcdistill.data.pieces import read_piece
+from hpcdistill.data.pieces import Piece, read_piece
 from hpcdistill.data.rows import Array
 
 MERGE_VALUES = 1 << 18
@@ -19,13 +25,15 @@ class Counts:
     def __init__(self) -> None:
         self._values = np.empty(0, np.int64)
         self._counts = np.empty(0, np.int64)
-        self._new: list[Array] = []
+        self._new: list[tuple[Array, Array]] = []
+        self.missing = 0
+        """Rows without a value."""
 
-    def add(self, values: Array) -> None:
-        """Count some more values, int64."""
-        self._new.append(values)
+    def add(self, values: Array, counts: Array | None = None) -> None:
+        """Count some more values, int64, each as often as `counts` says, or once."""
+        self._new.append((values, np.ones(len(values), np.int64) if counts is None else counts))
         # As many as there are: so the work of merging stays in proportion to what is added.
-        if sum(map(len, self._new)) > max(MERGE_VALUES, len(self._values)):
+        if sum(len(values) for values, _ in self._new) > max(MERGE_VALUES, len(self._values)):
             self._merge()
 
     def at_least(self, count: int) -> Array:
@@ -33,23 +41,47 @@ class Counts:
         self._merge()
         return self._values[self._counts >= count]
 
+    def summary(self) -> tuple[int, int]:
+        """Return how many different values there are, and how many in all."""
+        self._merge()
+        return len(self._values), int(self._counts.sum())
+
     def _merge(self) -> None:
-        values, counts = np.unique(np.concatenate([np.empty(0, np.int64), *self._new]), return_counts=True)
+        values, counts = zip((self._values, self._counts), *self._new, strict=True)
         self._new = []
-        self._values, place = np.unique(np.concatenate([self._values, values]), return_inverse=True)
+        self._values, place = np.unique(np.concatenate(values), return_inverse=True)
         # float64 is exact up to 2**53
-        self._counts = np.bincount(place, np.concatenate([self._counts, counts])).astype(np.int64)
+        self._counts = np.bincount(place, np.concatenate(counts), len(self._values)).astype(np.int64)
 
 
-def count_training(paths: Iterable[Path], name: str, columns: Sequence[int]) -> list[Counts]:
-    """Count the values ≥ 0 in the training rows of some columns of a [rows, columns] array that pieces have."""
-    counts = [Counts() for _ in columns]
+def coded(columns: Sequence[tuple[Array, Array]], training: Array) -> Piece:
+    """Return what a piece tells of its categories.
+
+    Args:
+        columns: of each field the codes, int32 [rows], and the values that these are places in, int64.
+        training: bool [rows].
+    """
+    begins = np.cumsum([0, *(len(values) for _, values in columns)])
+    codes = np.empty((len(training), len(columns)), np.int32)
+    counts = np.zeros(begins[-1], np.int64)
+    for field, ((places, values), begin) in enumerate(zip(columns, begins, strict=False)):
+        codes[:, field] = places + np.int32(begin)
+        counts[begin : begin + len(values)] = np.bincount(places[training], minlength=len(values))
+    values = np.concatenate([np.empty(0, np.int64), *(values for _, values in columns)])
+    return {"codes": codes, "values": values, "counts": counts, "begins": begins}
+
+
+def count_training(paths: Iterable[Path], fields: int) -> list[Counts]:
+    """Count the values ≥ 0 of each field in the training rows of all pieces."""
+    counted = [Counts() for _ in range(fields)]
     for path in paths:
-        values, validation = read_piece(path, name, "validation")
-        for column, count in zip(columns, counts, strict=True):
-            training = values[~validation, column]
-            count.add(training[training >= 0])
-    return counts
+        values, counts, begins = read_piece(path, "values", "counts", "begins")
+        known = (values >= 0) & (counts > 0)
+        for count, (begin, end) in zip(counted, pairwise(begins), strict=True):
+            here = slice(begin, end)
+            count.add(values[here][known[here]], counts[here][known[here]])
+            count.missing += int(counts[here][values[here] < 0].sum())
+    return counted
 
 
 class Vocabulary:
@@ -64,12 +96,12 @@ class Vocabulary:
         self._known = [count.at_least(min_count) for count in counts]
         self.cardinalities = [2 + len(known) for known in self._known]
 
-    def __call__(self, values: Array) -> Array:
-        """[rows, fields] values to ids, int32."""
-        ids = np.empty(values.shape, np.int32)
-        for field, known in enumerate(self._known):
-            ids[:, field] = _ids(known, values[:, field])
-        return ids
+    def ids(self, codes: Array, values: Array, begins: Array) -> Array:
+        """Return the ids of a piece's categories, int32 [rows, fields]."""
+        table = np.empty(len(values), np.int32)
+        for known, (begin, end) in zip(self._known, pairwise(begins), strict=True):
+            table[begin:end] = _ids(known, values[begin:end])
+        return table[codes]
 
 
 def _ids(known: Array, values: Array) -> Array:

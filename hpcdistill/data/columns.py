@@ -1,0 +1,240 @@
+"""What is in a column: numbers, which are standardised, or categories, which have ids.
+
+A column of a typed file is what its type says; one of text is of numbers where at most `ODD_SHARE` of its values are
+none. Those are then missing, as infinite ones are; what else is missing is told by `MISSING_WORDS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+from pyarrow import types
+
+from hpcdistill.data.chunk import MISSING_WORDS, Chunk
+from hpcdistill.data.hashing import hash_texts
+from hpcdistill.data.rows import Array
+from hpcdistill.errors import UserError
+
+ODD_SHARE = 0.05
+MISSING = -1
+PROBE = 1000  # values that are looked at before all are
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+NO_NUMBER = [".", "-", "--", *sorted({word.casefold() for word in MISSING_WORDS})]
+"""What is missing among numbers only, in any case: as a category each may mean something."""
+INFINITE = r"^(?i)[+-]?inf(inity)?$"
+# Numbers as people write them, with thousands separators, units of money and percent; dates and times.
+FORMATTED = (
+    r"^[-+(]?\s*\p{Sc}?\s*[-+]?\d[\d.,'\s\x{a0}\x{202f}]*(%|\p{Sc}|[A-Z]{3})?\)?$"
+    r"|^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]+[\d:.]+ ?([AaPp][Mm]|Z|[+-][\d:]+)?)?$|^\d{1,2}:\d{2}(:[\d.]+)?$"
+)
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+Kind = Literal["dense", "categorical"]
+
+
+class Column(NamedTuple):
+    """A column that becomes a feature."""
+
+    name: str
+    kind: Kind
+    believed: bool
+    """The file's type or the user says so; otherwise it depends on the values."""
+
+
+@dataclass
+class Seen:
+    """What has been seen of a column's values."""
+
+    numbers: int = 0
+    """Finite ones."""
+    infinite: int = 0
+    odd: int = 0
+    """Values that are neither numbers nor missing."""
+    formatted: int = 0
+    """Odd ones that look like numbers or dates in another notation."""
+    odd_one: str = ""
+    """The first odd one, with its place."""
+    formatted_one: str = ""
+    repeated: int = 0
+    """Pieces in which numbers are not whole, or one comes twice: they are no ids then."""
+    least: float = np.inf
+    greatest: float = -np.inf
+
+    def add(self, other: Seen) -> None:
+        """Take in what was seen of the values that follow."""
+        for name in ("numbers", "infinite", "odd", "formatted", "repeated"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.odd_one = self.odd_one or other.odd_one
+        self.formatted_one = self.formatted_one or other.formatted_one
+        self.least, self.greatest = min(self.least, other.least), max(self.greatest, other.greatest)
+
+    @property
+    def is_of_numbers(self) -> bool:
+        """Whether nearly all values are numbers, or there are none."""
+        return self.odd <= ODD_SHARE * (self.numbers + self.infinite + self.odd)
+
+
+def kind_of_type(name: str, type_: pyarrow.DataType, file: Any) -> Kind | None:
+    """Return what a column of that type is; None where the type does not say.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if types.is_null(type_):
+        return None
+    if types.is_dictionary(type_) and kind_of_type(name, type_.value_type, file):
+        return "categorical"
+    if types.is_boolean(type_) or _is_text(type_) or _is_binary(type_):
+        return "categorical"
+    if types.is_integer(type_) or types.is_floating(type_) or types.is_decimal(type_):
+        return "dense"
+    if types.is_temporal(type_) and not types.is_interval(type_):
+        return "dense"
+    raise UserError(
+        f"column {name!r} of {file} has the type {type_}, which is neither a number nor a category; leave it out with "
+        f"--drop {name!r}"
+    )
+
+
+class Numbers(NamedTuple):
+    """A column as numbers."""
+
+    values: Array
+    """float64 [rows], nan where missing."""
+    seen: Seen
+
+
+def read_numbers(chunk: Chunk, column: pyarrow.Array) -> Numbers:
+    """Read a column of any type as numbers; times are in seconds."""
+    seen = Seen()
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if types.is_boolean(column.type):
+        column = column.cast(pyarrow.int8())
+    if _is_text(column.type) or _is_binary(column.type):
+        values = _parse_numbers(chunk, column.cast(pyarrow.string()), seen)
+    else:
+        values = _as_float64(column)
+    finite = np.isfinite(values)
+    seen.numbers = int(finite.sum())
+    if seen.numbers < len(values):
+        seen.infinite = int(np.isinf(values).sum())
+        values = np.where(finite, values, np.nan)
+    if seen.numbers:
+        known = values if seen.numbers == len(values) else values[finite]
+        seen.least, seen.greatest = float(known.min()), float(known.max())
+        seen.repeated = int(not (_are_ids(known[:PROBE]) and _are_ids(known)))
+    return Numbers(values, seen)
+
+
+def _are_ids(values: Array) -> bool:
+    return bool((values == np.floor(values)).all() and len(np.unique(values)) == len(values))
+
+
+def _as_float64(column: pyarrow.Array) -> Array:
+    type_, scale = column.type, 1.0
+    if types.is_date32(type_):
+        column, scale = column.cast(pyarrow.int32()), 86400.0
+    elif types.is_temporal(type_):
+        scale = SECONDS[getattr(type_, "unit", "ms")]  # date64 has none
+        column = column.cast(pyarrow.int32() if type_.bit_width == 32 else pyarrow.int64())
+    elif types.is_decimal(type_):
+        column = column.cast(pyarrow.float64())
+    elif types.is_null(type_):
+        return np.full(len(column), np.nan)
+    values: Array = column.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
+    return values if scale == 1 else values * scale
+
+
+def _parse_numbers(chunk: Chunk, column: pyarrow.Array, seen: Seen) -> Array:
+    """Read text as numbers, all at once where nothing else is in it."""
+    try:
+        return _as_float64(column.cast(pyarrow.float64()))
+    except pyarrow.ArrowInvalid:
+        pass
+    text = pyarrow.compute.utf8_trim_whitespace(column)
+    number, infinite, odd = tell_numbers(text)
+    seen.odd = int(odd.sum())
+    if seen.odd:
+        row = int(odd.argmax())
+        seen.odd_one = f"{text[row].as_py()!r} ({chunk.place(row)})"
+    none = pyarrow.scalar(None, text.type)
+    return _as_float64(pyarrow.compute.if_else(pyarrow.array(number | infinite), text, none).cast(pyarrow.float64()))
+
+
+def tell_numbers(text: pyarrow.Array) -> tuple[Array, Array, Array]:
+    """Tell which texts, without spaces around them, are finite numbers, infinite ones, and neither nor missing."""
+    number, infinite, missing = (
+        mask.fill_null(False).to_numpy(zero_copy_only=False)
+        for mask in (
+            pyarrow.compute.match_substring_regex(text, NUMBER),
+            pyarrow.compute.match_substring_regex(text, INFINITE),
+            pyarrow.compute.is_in(pyarrow.compute.utf8_lower(text), pyarrow.array(NO_NUMBER, text.type)),
+        )
+    )
+    known = text.is_valid().to_numpy(zero_copy_only=False)
+    return number, infinite, known & ~number & ~infinite & ~missing
+
+
+class Categories(NamedTuple):
+    """A column as categories."""
+
+    codes: Array
+    """int32 [rows], places in `hashes`."""
+    hashes: Array
+    """int64 [different values], `MISSING` where missing; two may be equal."""
+    seen: Seen
+
+
+def read_categories(chunk: Chunk, column: pyarrow.Array) -> Categories:
+    """Read a column of any type as categories; equal values have the same text, without spaces around it."""
+    if not types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    texts, was_text = column.dictionary, _is_text(column.type.value_type)
+    if _is_binary(texts.type):
+        texts = texts.cast(pyarrow.large_binary())
+    else:
+        texts = pyarrow.compute.utf8_trim_whitespace(texts.cast(pyarrow.string()))
+    missing = pyarrow.compute.is_in(texts, pyarrow.array(MISSING_WORDS, pyarrow.string()).cast(texts.type))
+    hashes = np.where(
+        missing.to_numpy(zero_copy_only=False) | texts.is_null().to_numpy(zero_copy_only=False),
+        MISSING,
+        hash_texts(texts),
+    )
+    codes = column.indices.fill_null(len(hashes)).to_numpy().astype(np.int32, copy=False)
+    seen = _look(chunk, texts, hashes != MISSING, codes) if was_text else Seen()
+    return Categories(codes, np.append(hashes, MISSING), seen)
+
+
+def _look(chunk: Chunk, texts: pyarrow.Array, known: Array, codes: Array) -> Seen:
+    """Count the rows whose text might have been meant as a number."""
+    rows = np.bincount(codes, minlength=len(texts) + 1)[:-1]
+    number, infinite, odd = (mask & known for mask in tell_numbers(texts))
+    formatted = odd & pyarrow.compute.match_substring_regex(texts, FORMATTED).fill_null(False).to_numpy(
+        zero_copy_only=False
+    )
+    seen = Seen()
+    for name, mask in (("numbers", number), ("infinite", infinite), ("odd", odd), ("formatted", formatted)):
+        setattr(seen, name, int(rows[mask].sum()))
+    for name, mask in (("odd_one", odd), ("formatted_one", formatted)):
+        if mask.any():
+            row = int(np.append(mask, False)[codes].argmax())
+            setattr(seen, name, f"{texts[int(codes[row])].as_py()!r} ({chunk.place(row)})")
+    return seen
+
+
+def _is_text(type_: pyarrow.DataType) -> bool:
+    return bool(types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_))
+
+
+def _is_binary(type_: pyarrow.DataType) -> bool:
+    return bool(
+        types.is_binary(type_)
+        or types.is_large_binary(type_)
+        or types.is_binary_view(type_)
+        or types.is_fixed_size_binary(type_)
+    )

@@ -1,0 +1,163 @@
+"""Pieces of a table, and how they become rows once all of them are there.
+
+A piece has, next to what `vocabulary.py` says:
+
+dense        float32 [rows, D], in units of its own as there are not enough digits for times or ids otherwise
+units        float64 [D, 2], the number that is 0 in these units, and the size of one
+moments      float64 [D, 3], count, mean and deviation of the training part
+label        uint8 [rows], place in the labels that were seen
+seen         JSON: the labels, and a `Seen` for each column
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+
+from hpcdistill.data.bad import bad_ones
+from hpcdistill.data.chunk import MISSING_WORDS, Chunk
+from hpcdistill.data.columns import Column, Seen, read_categories, read_numbers
+from hpcdistill.data.hashing import in_validation
+from hpcdistill.data.label import SHOWN, Label
+from hpcdistill.data.pieces import Piece, read_piece
+from hpcdistill.data.rows import Array, Fields, Rows
+from hpcdistill.data.vocabulary import Vocabulary, coded, count_training
+
+
+class Moments(NamedTuple):
+    """How many numbers there are, their mean and their standard deviation."""
+
+    size: float
+    mean: float
+    deviation: float
+
+
+def make_piece(columns: Sequence[Column], chunk: Chunk) -> Piece:
+    """Make the piece of some rows, whose first column is the label and whose others are `columns`."""
+    text = pyarrow.compute.utf8_trim_whitespace(chunk.columns[0].cast(pyarrow.string()))
+    known = ~pyarrow.compute.is_in(text, pyarrow.array(MISSING_WORDS)).to_numpy(zero_copy_only=False)
+    known &= text.is_valid().to_numpy(zero_copy_only=False)
+    if not known.all():
+        missing = np.flatnonzero(~known).tolist()
+        chunk.bad.extend((int(chunk.lines[row]), f"{chunk.place(row)}: no label") for row in missing)
+        chunk, text = chunk.at(known), text.filter(pyarrow.array(known))
+    labels = text.dictionary_encode()
+    validation = in_validation(chunk.numbers)
+    seen = []
+    dense, units, moments = list[Array](), list[tuple[float, float]](), list[Moments]()
+    codes = list[tuple[Array, Array]]()
+    for column, cells in zip(columns, chunk.columns[1:], strict=True):
+        if column.kind == "dense":
+            values, found = read_numbers(chunk, cells)
+            moments.append(measure(values[~validation]))
+            units.append(_unit(values, moments[-1]))
+            dense.append(((values - units[-1][0]) / units[-1][1]).astype(np.float32))
+        else:
+            places, values, found = read_categories(chunk, cells)
+            codes.append((places, values))
+        seen.append(asdict(found))
+    told = json.dumps({"labels": labels.dictionary.to_pylist()[: SHOWN + 1], "columns": seen})
+    return {
+        "dense": np.stack(dense, axis=1) if dense else np.empty((len(validation), 0), np.float32),
+        "units": np.array(units).reshape(-1, 2),
+        "moments": np.array(moments).reshape(-1, 3),
+        "label": np.minimum(labels.indices.to_numpy(), 255).astype(np.uint8),
+        "validation": validation,
+        "seen": np.frombuffer(told.encode(), np.uint8),
+        **coded(codes, ~validation),
+        **bad_ones([quotation for _, quotation in sorted(chunk.bad)]),
+    }
+
+
+def measure(values: Array) -> Moments:
+    """Return the moments of numbers that are not nan."""
+    known = values[~np.isnan(values)]
+    return combine(np.ones(len(known)), known, np.zeros(len(known)))
+
+
+def combine(counts: Array, means: Array, deviations: Array) -> Moments:
+    """Return the moments of all numbers from those of disjoint parts of them, [parts].
+
+    Squares are of numbers in [-1, 1], so that those of the largest and the smallest ones neither overflow nor vanish;
+    the mean and the deviation of equal numbers are exact.
+    """
+    there = counts > 0
+    if not there.any():
+        return Moments(0, 0, 0)
+    shares = counts[there] / counts.sum()
+    centre = means[there][0]
+    offsets, deviations = means[there] - centre, deviations[there]
+    scale = max(np.abs(offsets).max(), deviations.max()) or 1.0
+    offsets, deviations = offsets / scale, deviations / scale
+    mean = (shares * offsets).sum()
+    variance = (shares * (deviations**2 + (offsets - mean) ** 2)).sum()
+    return Moments(float(counts.sum()), float(centre + scale * mean), float(scale * np.sqrt(variance)))
+
+
+def _unit(values: Array, training: Moments) -> tuple[float, float]:
+    """Return a number to subtract and a positive one to divide by, so that float32 has digits enough for the rest."""
+    known = values[~np.isnan(values)]
+    zero = training.mean if training.size else known[0] if len(known) else 0.0
+    return zero, training.deviation or np.abs(known - zero).max(initial=0.0) or 1.0
+
+
+class Found(NamedTuple):
+    """What all pieces together have seen."""
+
+    labels: set[str]
+    columns: list[Seen]
+
+
+def read_found(paths: Sequence[Path]) -> Found:
+    """Return what some pieces have seen, at least one."""
+    found = Found(set(), [])
+    for path in paths:
+        told = json.loads(read_piece(path, "seen")[0].tobytes())
+        found.labels.update(told["labels"])
+        for number, seen in enumerate(told["columns"]):
+            if number == len(found.columns):
+                found.columns.append(Seen())
+            found.columns[number].add(Seen(**seen))
+    return found
+
+
+class Encoding:
+    """Rows of pieces.
+
+    Attributes:
+        fields: of the store to be.
+        moments: of each dense column's training part.
+        counts: of each categorical column, how often each category is in the training part.
+    """
+
+    def __init__(self, paths: Sequence[Path], columns: Sequence[Column], label: Label) -> None:
+        self._label = label
+        dense = [column.name for column in columns if column.kind == "dense"]
+        categorical = [column.name for column in columns if column.kind == "categorical"]
+        by_piece = np.stack([read_piece(path, "moments")[0] for path in paths])
+        self.moments = [combine(*by_piece[:, column].T) for column in range(len(dense))]
+        self.counts = count_training(paths, len(categorical))
+        self._ids = Vocabulary(self.counts, 1)
+        self.fields = Fields(dense, dict(zip(categorical, self._ids.cardinalities, strict=True)))
+
+    def __call__(self, path: Path) -> Rows:
+        """Read the rows of a piece."""
+        dense, units, label, seen = read_piece(path, "dense", "units", "label", "seen")
+        for column, (zero, unit) in enumerate(units):
+            count, mean, deviation = self.moments[column]
+            # No training value is farther from the mean than that; one that never changes tells nothing.
+            factor, most = (unit / deviation, np.sqrt(count)) if deviation else (0.0, 0.0)
+            values = dense[:, column]
+            values *= np.float32(factor)
+            values += np.float32((zero - mean) / (deviation or 1))
+            np.clip(values, -most, most, out=values)
+        ones = np.array([self._label.is_one(value) for value in json.loads(seen.tobytes())["labels"]], np.uint8)
+        ids = self._ids.ids(*read_piece(path, "codes", "values", "begins"))
+        return Rows(np.nan_to_num(dense, copy=False), ids, ones[label])
