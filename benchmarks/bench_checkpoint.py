@@ -59,7 +59,7 @@ class Training:
     def wait(self) -> None:
         """Until the checkpoint is on disk."""
         if self.restart._writing:
-            self.restart._writing.result()
+            self.restart._writing.join()
 
     def state(self) -> list[torch.Tensor]:
         """All that a checkpoint copies."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -191,6 +193,34 @@ class Groups:
         if isinstance(outcome, UserError):
             raise outcome
         return outcome  # type: ignore[return-value]
+
+
+def require_same_settings(settings: dict[str, Any]) -> None:
+    """Refuse ranks that have been told different things: some would wait for ever for what others never do.
+
+    Collective over the world; the first thing that ranks do together.
+
+    Args:
+        settings: what this rank has been told, by name; values that JSON can express.
+
+    Raises:
+        UserError: naming the first setting that differs, and both values; on every rank.
+    """
+    start_mpi()
+    from mpi4py import MPI
+
+    require_one_world()
+    world = MPI.COMM_WORLD
+    if len(set(world.allgather(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()))) == 1:
+        return
+    for rank, theirs in enumerate(everyone := world.allgather(settings)):
+        for name in sorted({*everyone[0], *theirs}):
+            values = [str(each.get(name, "not set")) for each in (everyone[0], theirs)]
+            if values[0] != values[1]:
+                raise UserError(
+                    f"{name} differs between ranks: {values[0]} on world rank 0, {values[1]} on rank {rank}; give all "
+                    "ranks the same options and configuration file, or make each group a job of its own (--group)"
+                )
 
 
 def require_one_world() -> None:

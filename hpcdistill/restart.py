@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import threading
 from types import TracebackType
 
 import torch
@@ -21,6 +21,9 @@ from hpcdistill.tasks.task import TrainingBatches
 
 PATIENCE = 60.0
 """Seconds for which training waits for a slow disk, so that the best weights so far are not lost."""
+
+LAST_SECONDS = 1800.0
+"""For the last checkpoint to be written; a file server that has not taken it by then will not."""
 
 
 class Restart:
@@ -71,8 +74,7 @@ class Restart:
             "data.partition": config.data.partition,
         }
         self._checkpoints = Checkpoints(config.run_dir / "checkpoints", groups.group, config.checkpoint.keep, owner)
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
+        self._writing: threading.Thread | None = None
         self._lowest = math.inf  # validation loss of the best checkpoint; only the leader's counts
         self.owes_validation = False
 
@@ -98,16 +100,19 @@ class Restart:
         if not math.isfinite(validation):
             validation = math.inf  # lower than nothing
         if self._writing and (last or validation < self._lowest):
-            wait([self._writing], PATIENCE)
+            self._writing.join(LAST_SECONDS if last else PATIENCE)
         is_best = validation < self._lowest
         if not (scheduled or is_best):
             return False
-        if self._writing and not last and not self._writing.done():
+        if self._writing and self._writing.is_alive():
             warn(f"no checkpoint at step {step}: the disk is still busy with the one before")
             return False
         lowest = validation if is_best else self._lowest
         state = on_host(self._state(step, ranks, lowest))
-        self._writing = self._writer.submit(self._write, state, scheduled, is_best)
+        # A daemon: Python would not end before any other thread has, and a file server may never answer.
+        arguments = (state, scheduled, is_best)
+        self._writing = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
+        self._writing.start()
         return True
 
     def _state(self, step: int, ranks: list[dict[str, torch.Tensor]], lowest: float) -> State:
@@ -180,14 +185,18 @@ class Restart:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.shutdown(wait=kind is None)
+        if self._writing:
+            seconds = LAST_SECONDS if kind is None else PATIENCE
+            self._writing.join(seconds)
+            if self._writing.is_alive():
+                warn(f"the last checkpoint has not been written in {seconds:.0f} s, and is given up")
 
     def _newest(self, mode: str) -> State | None:
-        self._checkpoints.remove_litter()
-        if mode != "no":
-            return self._checkpoints.newest(strict=mode == "strict")
-        require_no_checkpoints(self._config.run_dir, self._checkpoints.paths())
-        return None
+        if mode == "no":
+            require_no_checkpoints(self._config.run_dir, self._checkpoints.paths())
+        state = None if mode == "no" else self._checkpoints.newest(strict=mode == "strict")
+        self._checkpoints.remove_litter()  # not of a run that this start has no business with
+        return state
 
 
 def _require_finite(model: nn.Module, group: int, step: int) -> None:

@@ -6,17 +6,22 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hpcdistill.errors import UserError
 
 
-def make_run_dir(path: Path) -> None:
+def make_run_dir(path: Path) -> list[Path]:
     """Make the folder, and see that it takes files, before hours of training find out that it does not.
+
+    Returns:
+        The folders that were not there before, the innermost first.
 
     Raises:
         UserError: it does not: read-only, full, over quota, or there is something else of that name.
     """
+    made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:
@@ -24,9 +29,18 @@ def make_run_dir(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        remove_empty(made)
         raise UserError(
             f"run_dir = {path} cannot be written to: {error.strerror}; make room there, or choose another --run_dir"
         ) from None
+    return made
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those folders, in this order, that are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def checkpoint_paths(folder: Path, group: int) -> list[Path]:

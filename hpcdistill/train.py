@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,22 +16,25 @@ from hpcdistill.config import CodistillConfig, Config
 from hpcdistill.data.batches import Share
 from hpcdistill.errors import UserError
 from hpcdistill.events import require_tensorboard
-from hpcdistill.exchange import Exchange, open_exchange
+from hpcdistill.exchange import open_exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.fixed_teachers import FixedTeachers
 from hpcdistill.fused_head import FusedSoftmax
-from hpcdistill.groups import Groups
+from hpcdistill.groups import Groups, require_same_settings
 from hpcdistill.models import build_model
 from hpcdistill.objective import Objective, Softmax
 from hpcdistill.optimizer import build_optimizer, set_learning_rate
+from hpcdistill.owner import owned
 from hpcdistill.recorder import Recorder
 from hpcdistill.restart import Restart
-from hpcdistill.run_dir import make_run_dir
 from hpcdistill.stop import StopRequest
 from hpcdistill.tasks import open_task
 from hpcdistill.tasks.task import Task
 from hpcdistill.teachers import Teachers
 from hpcdistill.validation import Validation
+
+MAY_DIFFER = {"data": {"path"}}
+"""Keys of the configuration that need not be the same on all ranks: of data, what is there is compared."""
 
 
 class Outcome(Enum):
@@ -57,8 +61,13 @@ def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -
     Raises:
         UserError: bad input, or a loss that is not finite.
     """
+    require_same_settings({"--resume": resume, **_settings(config.model_dump(mode="json", exclude=MAY_DIFFER))})
     groups = Groups.create(config.groups, config.group_sizes, config.group)
-    groups.from_leader(lambda: make_run_dir(config.run_dir))
+    with owned(config.run_dir, groups):
+        return _train(config, groups, resume, stop, trust)
+
+
+def _train(config: Config, groups: Groups, resume: str, stop: StopRequest, trust: bool) -> Outcome:
     if config.train.tensorboard:
         groups.from_leader(require_tensorboard)
     task = open_task(config.data.path, warns=groups.world.rank == 0)
@@ -68,6 +77,8 @@ def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -
     torch.manual_seed(config.seed * groups.count + groups.group)  # groups begin apart, ranks of a group together
     model = build_model(config.model, task.store).to(groups.device)
     objective = _objective(config.codistill, task, model)
+    learns = config.codistill.with_peers
+    fixed = None if learns else FixedTeachers(config.codistill, task, objective, groups.device, trust)
     torch.manual_seed(dropout_seed(config.seed, groups.group, groups.rank))
     optimizer = groups.distribute(build_optimizer(config.optimizer, model), model)
     average = _average_of(model, config.train.average)
@@ -89,7 +100,7 @@ def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -
         Recorder(config, groups, _facts(config, groups, task, model), step) as recorder,
         restart,
     ):
-        teachers = _teachers(config, task, objective, model, exchange, topology, groups, trust)
+        teachers = fixed or Teachers(config.codistill, model, exchange, topology, groups, objective)
 
         def look(validates: bool, saves: bool, stopping: bool) -> bool:
             """Validate and save what is due after a step, the validation unless asked to stop; whether to stop."""
@@ -128,6 +139,14 @@ def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -
     return Outcome.STOPPED if step < steps or restart.owes_validation else Outcome.FINISHED
 
 
+def _settings(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration by their whole names, as `train.steps`."""
+    values: dict[str, Any] = {}
+    for name, value in section.items():
+        values |= _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return values
+
+
 def training_share(config: Config, groups: Groups) -> Share:
     """What this rank takes of the training data."""
     part, parts = (groups.group, groups.count) if config.data.partition == "disjoint" else (0, 1)
@@ -153,21 +172,6 @@ def _objective(config: CodistillConfig, task: Task, model: nn.Module) -> Objecti
             "do without it"
         )
     return FusedSoftmax(len(task.objective.uniform), model)
-
-
-def _teachers(
-    config: Config,
-    task: Task,
-    objective: Objective,
-    model: nn.Module,
-    exchange: Exchange,
-    topology: Topology,
-    groups: Groups,
-    trust: bool,
-) -> Teachers | FixedTeachers:
-    if config.codistill.teachers == "peers":
-        return Teachers(config.codistill, model, exchange, topology, groups, objective)
-    return FixedTeachers(config.codistill, task, objective, groups.device, trust)
 
 
 def _average_of(model: nn.Module, decay: float) -> AveragedModel | None:

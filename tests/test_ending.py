@@ -1,6 +1,7 @@
 """Every process ends, whatever it may print, wait for or be given."""
 
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
@@ -40,3 +41,20 @@ job.end_job(RuntimeError("told"))
 def test_an_abort_that_hangs_is_ended(mpirun: Run) -> None:
     result = mpirun(2, "-c", HANGS_IN_ABORT, timeout=60)
     assert result.returncode != 0
+
+
+RANKS_DIFFER = """
+import os, sys
+from hpcdistill.cli import main
+rank = os.environ.get("PMI_RANK") or os.environ["OMPI_COMM_WORLD_RANK"]
+sys.exit(main(["train", *sys.argv[1:], *(["--codistill.weight=0"] if rank == "1" else [])]))
+"""
+
+
+def test_ranks_that_were_told_different_things_end(mpirun: Run, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f'run_dir = "{tmp_path / "run"}"\ndata.path = "none.h5"')
+    result = mpirun(2, "-c", RANKS_DIFFER, config, timeout=60)
+    assert result.returncode != 0
+    assert "codistill.weight differs between ranks: 1.0 on world rank 0, 0.0 on rank 1; give all" in result.stderr
+    assert not (tmp_path / "run").exists()

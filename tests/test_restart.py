@@ -1,6 +1,7 @@
 """What a run must have in common with its former start, and that the best checkpoint is what was validated."""
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,8 @@ def test_a_busy_disk_costs_a_checkpoint_but_not_the_best(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with restart(tmp_path, data) as run:
-        run._writing = run._writer.submit(time.sleep, 0.5)
+        run._writing = threading.Thread(target=time.sleep, args=[0.5])
+        run._writing.start()
         assert not run.save(1)
         assert "no checkpoint at step 1: the disk is still busy" in capsys.readouterr().err
         assert run.save(2, 2.0, scheduled=False)

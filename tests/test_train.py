@@ -278,7 +278,8 @@ def test_a_group_that_stands_still_is_not_waited_for(transport: str, train: Run,
 
 
 def test_groups_begin_apart_and_ranks_of_a_group_stay_together(train: Run, tmp_path: Path) -> None:
-    result = train(4, "--codistill.weight=0", "--train.steps=3")
+    # Whom a group would learn from does not matter to those that learn from nobody.
+    result = train(4, "--codistill.weight=0", "--train.steps=3", "--exchange.topology=k-random", "--exchange.degree=9")
     assert result.returncode == 0, result.stderr
     weights = [
         load(tmp_path / "run" / "checkpoints" / f"g{group}-step0000000003.h5")["state"]["model"]["head.weight"]
@@ -411,6 +412,34 @@ def test_a_signal_in_a_validation_leaves_a_checkpoint_and_the_validation_to_the_
     assert [record["step"] for record in read_metrics(path)[1] if "validation_loss" in record] == [20]
     assert load(tmp_path / "run" / "checkpoints" / "g0-best.h5")["state"]["step"] == 20
     assert "nothing to do" in run("--resume").stdout
+
+
+def test_a_second_start_touches_nothing_of_a_run_that_goes_on(train: Run, tmp_path: Path) -> None:
+    run, path = tmp_path / "run", metrics_path(tmp_path / "run", 0)
+    for_long = ("--train.steps=1000000", "--train.validate_every=1000000", "--checkpoint.interval=1000000")
+    with ThreadPoolExecutor() as pool:
+        job = pool.submit(train, 1, *ALONE, *for_long)
+        wait_until(lambda: len(read_metrics(path)[1]) > 1)
+        pid = read_metrics(path)[0]["starts"][0]["pid"]
+        try:
+            (header, *_), inode = path.read_bytes().splitlines(), path.stat().st_ino
+            for options in (["--groups=2"], [*ALONE, "--resume"]):
+                second = train(2, *options)
+                assert second.returncode != 0
+                assert f"run_dir = {run} belongs to another run: pid {pid} on" in second.stderr
+                assert "Traceback" not in second.stderr
+            assert (path.read_bytes().splitlines()[0], path.stat().st_ino) == (header, inode)
+            assert sorted(each.name for each in run.iterdir()) == ["metrics-g0.jsonl", "owner-g0.json"]
+        finally:
+            os.kill(pid, signal.SIGTERM)
+        assert job.result().returncode == os.EX_TEMPFAIL
+    assert not list(run.glob("owner-*"))
+
+
+def test_a_start_that_fails_leaves_no_folder(train: Run, tmp_path: Path) -> None:
+    result = train(2, "--data.path=/nowhere/data.h5", f"--run_dir={tmp_path / 'new' / 'run'}")
+    assert result.returncode != 0
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
