@@ -17,16 +17,30 @@ def add_prepare(commands: Any) -> None:
     """Add the command and its kinds of data."""
     prepare = commands.add_parser("prepare", help="turn data into an HDF5 store")
     kinds = prepare.add_subparsers(title="kinds of data", metavar="KIND")
+    _add_text(kinds)
+    _add_clicks(kinds)
+    _add_criteo(kinds)
+    _add_table(kinds)
+    _add_images(kinds)
+
+
+def _add_text(kinds: Any) -> None:
     text = kinds.add_parser(
         "text",
-        help="text files or folders, by bytes or a learned vocabulary",
-        description="One byte is one token, unless --vocabulary asks for longer ones. About 5 % of the files become "
-        "the validation part; of one file its end.",
+        help="text files, JSON lines or Parquet, by bytes or a learned vocabulary",
+        description="One byte is one token, unless --vocabulary asks for longer ones. Files are text; names may end "
+        "in .gz or .zst. Of .jsonl, .ndjson and .parquet files each record is a text, and of .json files that hold "
+        "such lines. Without --validation about 5 % of the text become the validation part: texts chosen by a hash, or "
+        "where they are few the end of each file. Links to files are followed; a warning tells what is left out.",
     )
     text.add_argument("--input", type=input_path, nargs="+", required=True, metavar="PATH", help="files or folders")
     text.add_argument("--output", type=output_path, required=True, metavar="FILE.h5", help="the store to make")
+    text.add_argument(
+        "--validation", type=input_path, nargs="+", default=[], metavar="PATH", help="files or folders for that part"
+    )
     text.add_argument("--include", default="*", metavar="GLOB", help="file names to take from folders, as '*.py'")
     text.add_argument("--exclude", nargs="*", default=[], metavar="GLOB", help="files and folders to pass over")
+    text.add_argument("--column", metavar="NAME", help="which field of records has the text; without it, text")
     text.add_argument(
         "--vocabulary",
         type=int,
@@ -34,11 +48,8 @@ def add_prepare(commands: Any) -> None:
         help="learn N tokens from the training part by byte pair encoding: the 256 bytes, and what is frequent; 8000 "
         "make a token of some 4 bytes, so a sequence tells more, but the model's output layer grows",
     )
+    _add_max_bad(text, "records")
     text.set_defaults(command=_prepare_text)
-    _add_clicks(kinds)
-    _add_criteo(kinds)
-    _add_table(kinds)
-    _add_images(kinds)
 
 
 def _add_clicks(kinds: Any) -> None:
@@ -154,7 +165,16 @@ def _requires_pyarrow() -> Iterator[None]:
 def _prepare_text(args: argparse.Namespace) -> int:
     from hpcdistill.data.text import prepare_text
 
-    prepare_text(args.input, args.output, args.include, args.exclude, args.vocabulary)
+    prepare_text(
+        args.input,
+        args.output,
+        args.include,
+        args.exclude,
+        args.vocabulary,
+        args.validation,
+        args.column,
+        args.max_bad,
+    )
     return 0
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from peak_memory import peak_of
 
 from hpcdistill.config import DataConfig
-from hpcdistill.data import text
+from hpcdistill.data import documents, text
 from hpcdistill.data.batches import Share
 from hpcdistill.data.sequences import sequence_batches, sequence_validation_batches
 from hpcdistill.data.store import TokenStore, write_store
@@ -148,6 +148,7 @@ def test_a_store_does_not_depend_on_how_its_text_was_cut(tmp_path: Path, monkeyp
     contents = []
     for size in (1 << 16, 7, 1):
         monkeypatch.setattr(text, "PIECE_BYTES", size)
+        monkeypatch.setattr(documents, "READ_BYTES", size)
         prepare_text([folder], tmp_path / "data.h5")
         with TokenStore(tmp_path / "data.h5") as store:
             parts = [store.read(part, 0, store.size(part)).tolist() for part in ("train", "validation")]

@@ -142,6 +142,18 @@ def test_files_are_found_at_any_depth_and_others_told(tmp_path: Path, capsys: py
     ]
 
 
+def test_names_need_not_be_utf_8(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, name = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), os.fsdecode(b"\xff")
+    write_folder(folder, 40, [name, "ant"])
+    (folder / name / f"{name}.txt").touch()
+    (folder / name / f"{name}.png").write_text("no picture")
+    command = ["prepare", "images", "--input", str(folder), "--max-bad=1", "--output", str(folder / f"{name}.h5")]
+    assert main(command) == 0
+    with ImageStore(folder / f"{name}.h5") as store:
+        assert store.kind.classes == ["ant", name]
+    assert "not named as pictures are: 1 (" in capfd.readouterr().err
+
+
 def test_a_class_may_be_a_link(tmp_path: Path) -> None:
     contents = write_folder(tmp_path / "real", 2)
     (tmp_path / "in").mkdir()
@@ -275,14 +287,14 @@ def layout(*classes: str) -> Callable[[Path], None]:
             layout("x/y/train/ant", "x/y/val/ant"),
             r"only, 'x', .*; give --input \S*/x/y/train --validation \S*/x/y/val$",
         ),
-        (layout("train/ant"), r"'train' is the name of a part of the data; give --input \S*/in/train, or"),
+        (layout("train/ant"), r"not parts of the data as 'train'; give --input \S*/in/train, or"),
         (
             layout("test/ant", "train/ant", "val/ant"),
-            r"'test', 'train', 'val' is the name of a part .*; give --input \S*/in/train --validation \S*/in/val, or",
+            r"as 'test' and 'train' and 'val'; give --input \S*/in/train --validation \S*/in/val, or",
         ),
         (layout("Training/ant", "Test/ant"), r"give --input \S*/in/Training --validation \S*/in/Test, or"),
-        (layout("train", "val"), r"'train', 'val' is the name of a part of the data"),
-        (layout("ant", "bee", "valid"), r"'valid' is the name of a part of the data; take it out of \S*/in, or"),
+        (layout("train", "val"), r"not parts of the data as 'train' and 'val'; give"),
+        (layout("ant", "bee", "valid"), r"not parts of the data as 'valid'; take it out of \S*/in, or"),
         (
             layout("one/ant", "one/bee", "two/ant", "two/bee"),
             r"/in have no pictures in them but only folders, as \S*/one/ant; .*, give --input \S*/in/one; if not, put",

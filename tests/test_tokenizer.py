@@ -16,6 +16,7 @@ from hpcdistill.cli import main
 from hpcdistill.data import text, tokenizer
 from hpcdistill.data.store import TokenStore, write_store
 from hpcdistill.data.text import prepare_text
+from hpcdistill.data.text_parts import is_chosen
 from hpcdistill.data.tokenizer import encode, train_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -90,7 +91,7 @@ def test_a_folder_becomes_tokens_of_its_training_part(tmp_path: Path) -> None:
     folder = tmp_path / "text"
     folder.mkdir()
     for number in range(100):
-        only = b" validation" if text._part(f"{number}.txt") == "validation" else b" training"
+        only = b" validation" if is_chosen(b"%d.txt" % number) else b" training"
         (folder / f"{number}.txt").write_bytes(only * 50 + b"\r\n\xff %d\n" % number)
     prepare_text([folder], tmp_path / "tokens.h5", vocabulary=300)
     prepare_text([folder], tmp_path / "bytes.h5")

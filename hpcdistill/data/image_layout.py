@@ -57,8 +57,8 @@ def _refuse_parts(folder: Path, names: list[str]) -> None:
     if parts and not is_class:
         remedy = f"give {_options_below(folder)}" if has_training else f"take it out of {folder}"
         raise UserError(
-            f"the folders of {folder} must be classes, but {', '.join(map(repr, parts))} is the name of a part of the "
-            f"data; {remedy}, or give it another name if it is a class"
+            f"the folders of {folder} must be classes, and not parts of the data as {' and '.join(map(repr, parts))}; "
+            f"{remedy}, or give it another name if it is a class"
         )
 
 

@@ -38,6 +38,21 @@ Piece = dict[str, Array]
 
 
 @contextmanager
+def explained(output: Path, more: str = "") -> Iterator[None]:
+    """Say what to do, and `more`, when `output` cannot be written.
+
+    Raises:
+        UserError: the disk takes no more, or there can be no such file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--output {output} cannot be written: {error}; make room there, or choose another --output{more}"
+        ) from None
+
+
+@contextmanager
 def pieces_folder(output: Path, *prepared: object) -> Iterator[Path]:
     """The folder for the pieces of `output`; it goes, and others of the same output with it, when the block ends well.
 
@@ -51,15 +66,11 @@ def pieces_folder(output: Path, *prepared: object) -> Iterator[Path]:
     digest = hashlib.blake2b(repr(prepared).encode(), digest_size=8).hexdigest()
     folder = output.with_name(f"{output.name}.pieces-{digest}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        for old in output.parent.glob(f"{glob.escape(output.name)}.pieces-{'[0-9a-f]' * 16}"):
-            shutil.rmtree(old)
-    except OSError as error:
-        raise UserError(
-            f"--output {output} cannot be written: {error}; make room there, or choose another --output. The same "
-            "command goes on from what is done"
-        ) from None
+        with explained(output, ". The same command goes on from what is done"):
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+            for old in output.parent.glob(f"{glob.escape(output.name)}.pieces-{'[0-9a-f]' * 16}"):
+                shutil.rmtree(old)
     except BrokenProcessPool:
         raise UserError(
             "a process was killed, as happens when memory runs out; the same command goes on from what is done, with "

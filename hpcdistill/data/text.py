@@ -1,34 +1,26 @@
-"""`hpcdistill prepare text`: text files and folders into a token store, byte by byte or with a learned vocabulary."""
+"""`hpcdistill prepare text`: text files, folders and records into a token store, by bytes or a learned vocabulary."""
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
-from hpcdistill.data.hashing import VALIDATION_SHARE
+from hpcdistill.data.bad import require_few, tell_bad
+from hpcdistill.data.documents import TEXT
+from hpcdistill.data.folder import PassedOver
+from hpcdistill.data.pieces import explained
 from hpcdistill.data.store import TokenStore, write_store
 from hpcdistill.data.store_file import PARTS
+from hpcdistill.data.text_files import find_files
+from hpcdistill.data.text_parts import END, Deal, deal_by_input, deal_out, measure, read
 from hpcdistill.data.tokenizer import check_vocabulary, train_tokenizer
 from hpcdistill.errors import UserError, warn
 
-END_OF_FILE = b"\0"  # after each file; no text contains it
 PIECE_BYTES = 1 << 16  # a word cut in two so rarely does no harm
 SAMPLE_BYTES = 1 << 25  # learning takes 0.2 GB of memory with prose or code, about 3 GB where no word occurs twice
-
-
-class Text(NamedTuple):
-    """What goes into one part: some bytes of a file, and what to append."""
-
-    part: str
-    file: Path
-    begin: int
-    size: int
-    end: bytes = b""
 
 
 def prepare_text(
@@ -37,11 +29,16 @@ def prepare_text(
     include: str = "*",
     exclude: Sequence[str] = (),
     vocabulary: int | None = None,
+    validation: Sequence[Path] = (),
+    column: str | None = None,
+    max_bad: int = 0,
 ) -> None:
-    """Turn text into a token store; a zero byte ends each file of several.
+    """Turn text into a token store; a zero byte ends each document of several.
 
-    About 5 % of the files, chosen by a hash of their names, become the validation part; of a single file its end.
-    Files that hold a zero byte are binary and left out.
+    A document is a file of text, whose name may end in .gz or .zst, or the text of a record of JSON lines or Parquet.
+    Without `validation` about 5 % of the text become the validation part: documents chosen by a hash, of files by that
+    of their names; or the end of each file, where there are too few documents for that. Links to files are followed.
+    A warning tells which files are left out, as they are binary or UTF-16, were found before, or are no files.
 
     Args:
         inputs: files, and folders that are searched recursively.
@@ -49,23 +46,98 @@ def prepare_text(
         include: which file names of a folder to take, as a glob.
         exclude: names of files and folders to pass over, as globs.
         vocabulary: how many tokens to learn from the training part; by default one byte is one token.
+        validation: files and folders for the validation part.
+        column: which field of records has the text; by default `text`.
+        max_bad: records to pass over that have no text there.
 
     Raises:
-        UserError: an input does not exist, no text is found, or there can be no such vocabulary.
+        UserError: an input does not exist or cannot be read, no text or too little is found, too many records are bad,
+            there can be no such vocabulary, or the store cannot be written.
     """
     if vocabulary is not None:
         check_vocabulary(vocabulary)
-    files = [file for path in inputs for file in _files(path, include, exclude)]
-    if not files:
-        raise UserError(f"no file matches {include!r} in {', '.join(map(str, inputs))}; check --input, --include")
-    texts = _split_one(files[0]) if len(files) == 1 else _split(inputs, files)
-    sizes = {part: sum(text.size for text in texts if text.part == part) for part in PARTS}
-    if not all(sizes.values()):
-        raise UserError(f"too little text for a training and a validation part: {sizes} bytes; add files to --input")
-    tokenizer = train_tokenizer(_sample(texts), vocabulary) if vocabulary is not None else None
-    write_store(output, _pieces(texts, "writing"), ", ".join(map(str, inputs)), tokenizer)
+    deals = _deals(inputs, include, exclude, validation, column, max_bad)
+    tokenizer = train_tokenizer(_sample(deals, column), vocabulary) if vocabulary is not None else None
+    with explained(output):
+        write_store(output, _pieces(deals, column, "writing"), ", ".join(map(str, inputs)), tokenizer)
     with TokenStore(output) as store:
         _tell(store, vocabulary)
+
+
+def _deals(
+    inputs: Sequence[Path],
+    include: str,
+    exclude: Sequence[str],
+    validation: Sequence[Path],
+    column: str | None,
+    max_bad: int,
+) -> list[Deal]:
+    passed_over, quotes = PassedOver(), list[str]()
+
+    def bad(quote: str) -> None:
+        quotes.append(quote)
+        require_few(len(quotes), quotes, max_bad, "records")
+
+    training, others = (find_files(paths, include, exclude, passed_over) for paths in (inputs, validation))
+    if both := training.keys() & others.keys():
+        raise UserError(f"{others[min(both)].path} is in --input and in --validation; leave it out of one of them")
+    sources, validating = (measure(files.values(), column, bad, passed_over) for files in (training, others))
+    where = ", ".join(map(str, inputs))
+    if not sources and passed_over:
+        raise UserError(f"there is no text in {where}; passed over: {passed_over}; check --input, --include")
+    if not sources:
+        raise UserError(f"no file matches {include!r} in {where}; check --input, --include")
+    if column is not None and all(source.kind == TEXT for source in sources + validating):
+        raise UserError(f"--column {column} is for Parquet and JSON lines, and there are none; leave it out")
+    passed_over.tell()
+    tell_bad(len(quotes), quotes, "records")
+    deals = deal_by_input(sources, validating) if validation else deal_out(sources)
+    sizes = {"train": sum(deal.training_size for deal in deals)}
+    sizes["validation"] = sum(deal.source.size for deal in deals) - sizes["train"]
+    if not all(sizes.values()):
+        raise UserError(f"too little text for a training and a validation part: {sizes} bytes; add files to --input")
+    _tell_sources(deals, bool(validation))
+    return deals
+
+
+def _tell_sources(deals: Sequence[Deal], is_given: bool) -> None:
+    documents = sum(deal.source.documents for deal in deals)
+    kinds = Counter(deal.source.kind for deal in deals)
+    by_hash = deals[0].cut is None
+    how = "the files of --validation" if is_given else "whole documents" if by_hash else "the end of each file"
+    print(
+        f"{documents:,} documents, in files of {', '.join(f'{kind} ({count:,})' for kind, count in kinds.items())}; "
+        f"validation: {how}"
+    )
+
+
+def _pieces(deals: Sequence[Deal], column: str | None, purpose: str) -> Iterator[tuple[str, bytes]]:
+    """Return the part and the bytes of each piece, in order; shows how far it is."""
+    end = END if sum(deal.source.documents for deal in deals) > 1 else b""
+    total = sum(deal.source.size + (deal.source.documents + 1) * len(end) for deal in deals)
+    waiting = {part: bytearray() for part in PARTS}  # as records may be of a few bytes, or of millions
+    with tqdm(desc=purpose, total=total, unit="B", unit_scale=True) as bar:
+        for deal in deals:
+            for part, piece in read(deal, column, end):
+                bar.update(len(piece))
+                waiting[part] += piece
+                while len(waiting[part]) >= PIECE_BYTES:
+                    yield part, bytes(waiting[part][:PIECE_BYTES])
+                    del waiting[part][:PIECE_BYTES]
+    yield from ((part, bytes(rest)) for part, rest in waiting.items() if rest)
+
+
+def _sample(deals: Sequence[Deal], column: str | None) -> Iterator[bytes]:
+    """Return at most `SAMPLE_BYTES` of the training part and a piece more, evenly spread over it."""
+    total = sum(deal.training_size for deal in deals)
+    seen = taken = 0
+    for part, piece in _pieces(deals, column, "learning the vocabulary"):
+        if part != "train":
+            continue
+        if taken * total <= seen * SAMPLE_BYTES:
+            taken += len(piece)
+            yield piece
+        seen += len(piece)
 
 
 def _tell(store: TokenStore, wanted: int | None) -> None:
@@ -78,77 +150,3 @@ def _tell(store: TokenStore, wanted: int | None) -> None:
         f"{store.path}: {store.size('train'):,} training and {store.size('validation'):,} validation tokens, "
         f"{store.vocabulary:,} different ones, {store.bytes_per_token('train'):.2f} bytes each"
     )
-
-
-def _files(path: Path, include: str, exclude: Sequence[str]) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-    elif path.is_dir():
-        for child in sorted(path.iterdir()):
-            excluded = child.is_symlink() or any(fnmatch(child.name, pattern) for pattern in exclude)
-            if not excluded and (child.is_dir() or fnmatch(child.name, include)):
-                yield from _files(child, include, exclude)
-    else:
-        raise UserError(f"--input {path}: no such file or folder")
-
-
-def _split(inputs: Sequence[Path], files: Sequence[Path]) -> list[Text]:
-    return [
-        Text(_part(_relative(file, inputs)), file, 0, file.stat().st_size, END_OF_FILE)
-        for file in tqdm(files, desc="looking for text", unit="file")
-        if _is_text(file)
-    ]
-
-
-def _split_one(file: Path) -> list[Text]:
-    if not _is_text(file):
-        raise UserError(f"{file} is not text: it holds a zero byte")
-    size = file.stat().st_size
-    cut = int(size * (1 - VALIDATION_SHARE))
-    return [Text("train", file, 0, cut), Text("validation", file, cut, size - cut)]
-
-
-def _is_text(file: Path) -> bool:
-    return all(END_OF_FILE not in piece for piece in _read(file, 0, file.stat().st_size))
-
-
-def _read(file: Path, begin: int, size: int) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        stream.seek(begin)
-        while piece := stream.read(min(size, PIECE_BYTES)):
-            size -= len(piece)
-            yield piece
-
-
-def _pieces(texts: Sequence[Text], purpose: str) -> Iterator[tuple[str, bytes]]:
-    """The part and the bytes of each piece; shows how far it is."""
-    with tqdm(desc=purpose, total=sum(text.size for text in texts), unit="B", unit_scale=True) as bar:
-        for text in texts:
-            rest = text.size
-            for piece in _read(text.file, text.begin, text.size):
-                rest -= len(piece)
-                yield text.part, piece if rest else piece + text.end
-                bar.update(len(piece))
-
-
-def _sample(texts: Sequence[Text]) -> Iterator[bytes]:
-    """At most `SAMPLE_BYTES` of the training part and a piece more, evenly spread over it."""
-    training = [text for text in texts if text.part == "train"]
-    total = sum(text.size for text in training)
-    seen = taken = 0
-    for _, piece in _pieces(training, "learning the vocabulary"):
-        if taken * total <= seen * SAMPLE_BYTES:
-            taken += len(piece)
-            yield piece
-        seen += len(piece)
-
-
-def _relative(file: Path, inputs: Sequence[Path]) -> str:
-    root = next((path for path in inputs if path.is_dir() and file.is_relative_to(path)), file.parent)
-    return str(file.relative_to(root))
-
-
-def _part(name: str) -> str:
-    """The same for a file wherever its folder lies, and independent of the other files."""
-    fraction = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
-    return "validation" if fraction < VALIDATION_SHARE else "train"
