@@ -142,6 +142,88 @@ def test_a_damaged_file_is_passed_over(
     assert news(reader) == {0: 2}
 
 
+WIRE = torch.zeros(8, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"codec": None}, "codec = None there, fp32 here"),
+        ({"tensors": WIRE}, "tensors = "),
+        ({"group": 2}, "group = 2 there, 0 here"),
+        ({"groups": 4}, "groups = 4 there, 3 here"),
+        ({"wire": WIRE}, r"weights as [8] torch.uint8, where ["),
+        ({"wire": torch.zeros(8)}, "weights as [8] torch.float32"),
+        ({"wire": [1, 2]}, "weights as list"),
+        ({"step": "ten"}, "step = 'ten', where a count of steps was expected"),
+        ({"step": 1.5}, "step = 1.5"),
+        ({"step": True}, "step = True"),
+        ({"step": None}, "step = None"),
+        ({"step": -5}, "step = -5"),
+        ({"step": 2**70}, f"step = {2**70}"),
+        ({"step": {"a": 1}}, "step = {'a': 1}"),
+    ],
+)
+def test_a_whole_file_that_is_no_snapshot_is_passed_over(
+    changed: dict[str, object],
+    reason: str,
+    join: Join,
+    folder: Path,
+    world: MPI.Intracomm,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its checksum is right: anyone can make one."""
+    model = Constant()
+    publish(join(0, model), model, 1)
+    if world.rank == 0:
+        state = load_state(folder / "g0-0000000001.h5", KIND) | changed
+        for number in (2, 10**17):
+            save_state(folder / f"g0-{number:010d}.h5", KIND, {k: v for k, v in state.items() if v is not None})
+    world.Barrier()
+    assert news(join(1, Constant(), learn_from=(0,))) == {0: 1}
+    if world.rank == 0:
+        said = capsys.readouterr().err
+        assert said.count("group 1 takes nothing from group 0 for now") == 1
+        assert reason in said
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_loop, Path.mkdir])
+def test_what_is_no_file_is_neither_taken_nor_waited_for(
+    make: Callable[[Path], None], join: Join, folder: Path, world: MPI.Intracomm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Constant()
+    publish(join(0, model), model, 1)
+    if world.rank == 0:
+        make(folder / "g0-0000000009.h5")
+    world.Barrier()
+    reader = join(1, Constant(), learn_from=(0,))
+    assert news(reader) == {0: 1}
+    reader.free()
+
+
+def test_a_folder_that_was_emptied_is_read_again(join: Join, folder: Path, world: MPI.Intracomm) -> None:
+    model = Constant()
+    reader, first = join(1, Constant(), learn_from=(0,)), join(0, model)
+    for step in (1, 2, 3):
+        publish(first, model, step)
+    assert news(reader, lambda steps: steps.get(0) == 3) == {0: 3}
+    first.free()
+    if world.rank == 0:
+        for path in folder.iterdir():
+            path.unlink()
+    world.Barrier()
+    publish(join(0, model), model, 4)
+    assert news(reader) == {0: 4}
+
+
 def test_a_peer_with_another_model_or_codec_is_named_and_not_heard(
     join: Join, world: MPI.Intracomm, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ from mpi4py import MPI
 from hpcdistill.errors import UserError
 from hpcdistill.groups import require_same_settings
 
-pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="needs others to differ from: run under mpirun")
+pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="ranks: needs others to differ from")
 
 
 def test_equal_settings_are_accepted() -> None:

@@ -39,6 +39,8 @@ BUSY_SECONDS = 1e-4  # while bytes travel; no pause at all would fight the train
 AWAKE_SECONDS = 1e-3  # when peers are about to read: between nodes their reads go on only as this rank looks
 AWAKE_FOR_SECONDS = 0.25  # after an announcement; peers that begin later are served all the same, at half the rate
 
+ABANDON_SECONDS = 5.0
+
 NO_SHARE = np.iinfo(np.int64).max  # what a rank without a share contributes to the minimum of what is staged
 
 
@@ -130,7 +132,7 @@ class WindowExchange(Exchange):
         finished = self._comm.Ibarrier()
         while not finished.Test():
             time.sleep(IDLE_SECONDS)
-        self.abandon()
+        self._close()
         for reader in self._readers:
             reader.finish()
         self._writer.free()
@@ -142,8 +144,11 @@ class WindowExchange(Exchange):
 
     def abandon(self) -> None:
         """See `Exchange.abandon`."""
+        self._close(ABANDON_SECONDS)  # the thread may be in a call of MPI to a rank that is gone
+
+    def _close(self, seconds: float | None = None) -> None:
         self._closing.set()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _open(self) -> None:
         self._comm.Barrier()
