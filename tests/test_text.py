@@ -112,6 +112,14 @@ def test_published_validation_files_are_that_part(tmp_path: Path) -> None:
     assert prepared([inputs], validation=[tmp_path / "other.txt"]) == [b"some words\0more words\0", b"validation\0"]
 
 
+def test_validation_files_without_text_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"a.txt": b"some words", "b.txt": b""})
+    with pytest.raises(
+        UserError, match=r"too little text .*'validation': 0} bytes; add files to --input and --validat"
+    ):
+        prepared([tmp_path / "a.txt"], validation=[tmp_path / "b.txt"])
+
+
 def test_one_file_in_both_parts_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "in", {"a.txt": b"words" * 9, "b.txt": b"words"})
     (tmp_path / "link.txt").symlink_to(tmp_path / "in" / "b.txt")

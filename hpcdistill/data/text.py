@@ -95,7 +95,8 @@ def _deals(
     sizes = {"train": sum(deal.training_size for deal in deals)}
     sizes["validation"] = sum(deal.source.size for deal in deals) - sizes["train"]
     if not all(sizes.values()):
-        raise UserError(f"too little text for a training and a validation part: {sizes} bytes; add files to --input")
+        where = "--input and --validation" if validation else "--input"
+        raise UserError(f"too little text for a training and a validation part: {sizes} bytes; add files to {where}")
     _tell_sources(deals, bool(validation))
     return deals
 

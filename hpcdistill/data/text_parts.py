@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ class Deal(NamedTuple):
 
 
 def measure(
-    files: Iterable[TextFile], column: str | None, bad: Callable[[str], None], passed_over: PassedOver
+    files: Collection[TextFile], column: str | None, bad: Callable[[str], None], passed_over: PassedOver
 ) -> list[Source]:
     """Read files to see how much text there is; shows how far it is.
 
@@ -60,7 +60,7 @@ def measure(
         UserError: a file cannot be read.
     """
     sources = []
-    with tqdm(desc="looking for text", unit="B", unit_scale=True) as bar:
+    with tqdm(desc="looking for text", unit="B", unit_scale=True, disable=not files) as bar:
         for file in files:
             try:
                 sources.append(_measured(file, column, bad, bar.update))
