@@ -110,14 +110,18 @@ class Checkpoints:
         return None
 
     def _require_own(self, path: Path, owner: State) -> None:
-        for name, mine in self._owner.items():
-            if name not in owner:
-                warn(f"checkpoint {path} is of an older version and does not tell {name}; taken to be {mine}, as here")
-            elif owner[name] != mine:
-                raise UserError(
-                    f"checkpoint {path} is of another run: {difference(name, owner[name], mine)}; give the options of "
-                    "that run again, or choose another --run_dir"
-                )
+        known = {name: mine for name, mine in self._owner.items() if name in owner}
+        differences = [difference(name, owner[name], mine) for name, mine in known.items() if owner[name] != mine]
+        if differences:
+            raise UserError(
+                f"checkpoint {path} is of another run: {', '.join(differences)}; give the options of that run again, "
+                "or choose another --run_dir"
+            )
+        if unknown := self._owner.keys() - known.keys():
+            warn(
+                f"checkpoint {path} is of an older version and does not tell {', '.join(sorted(unknown))}; see that "
+                "this is as it was"
+            )
 
     def _is_usable(self, path: Path) -> bool:
         if path not in self._usable:

@@ -132,8 +132,16 @@ def test_a_checksum_is_not_validity(content: State, message: str, tmp_path: Path
 
 def test_what_an_older_version_did_not_tell_is_taken_to_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoints(tmp_path, seed=0).save(7, STATE, is_best=False)
-    assert checkpoints(tmp_path, seed=0, identity="ab").newest(strict=True) == STATE
-    assert "does not tell identity; taken to be ab" in capsys.readouterr().err
+    assert checkpoints(tmp_path, seed=0, identity="ab", batch=8).newest(strict=True) == STATE
+    assert "of an older version and does not tell batch, identity; see that" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is of another run: seed = 0 there, 1 here; give"):
+        checkpoints(tmp_path, seed=1, identity="ab", batch=8).newest(strict=False)
+
+
+def test_all_differences_are_named(tmp_path: Path) -> None:
+    checkpoints(tmp_path, seed=0, batch=8).save(7, STATE, is_best=False)
+    with pytest.raises(UserError, match="is of another run: seed = 0 there, 1 here, batch = 8 there, 4 here; give"):
+        checkpoints(tmp_path, seed=1, batch=4).newest(strict=False)
 
 
 def test_a_foreign_checkpoint_is_refused_and_the_difference_named(tmp_path: Path) -> None:

@@ -89,9 +89,10 @@ def test_without_quarantine_there_is_no_list(quarantine: dict[str, str] | None, 
     assert "uarantine" not in page(tmp_path / "run")
 
 
-NAMES = ["<script>alert(1)<", r"a$\frac$b", "_x", "cost$1 and $2", "a\nb", "{}", "ü", "&amp;", "a b\t"]
+NAMES = ["<script>alert(1)<", r"a$\frac$b", "_x", "cost$1 and $2", "a\nb", "{}", "ü", "&amp;", "a b\t", "日本"]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", [*NAMES, os.fsdecode(b"not\xffutf-8")])
 def test_a_run_may_have_any_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {"groups": 1, "data": {"batch_size": 16}}
