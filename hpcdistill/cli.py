@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -240,9 +241,9 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from hpcdistill.stop import StopRequest
+    from hpcdistill.stop import SIGNALS, StopRequest
 
-    with StopRequest() as stop:  # to the end: a signal after the last step is no failure
+    with StopRequest() as stop:
         from hpcdistill.config_reader import load_config
         from hpcdistill.train import Outcome, train
 
@@ -259,6 +260,8 @@ def _train(args: argparse.Namespace) -> int:
             if unfinished:
                 print("hpcdistill: stopped as asked, with checkpoints; --resume goes on from there", flush=True)
         MPI.COMM_WORLD.Barrier()  # the first rank that exits without success has srun kill all
+    for number in SIGNALS:  # all is written: from here to the end of Python none may change the exit status
+        signal.signal(number, signal.SIG_IGN)
     return os.EX_TEMPFAIL if unfinished else 0
 
 

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -321,6 +322,21 @@ def test_a_signal_to_one_rank_ends_its_group_with_a_checkpoint(
     losses = [record for record in read_metrics(path)[1] if "loss" in record]
     covered = [range(record["step"] - record["steps"], record["step"]) for record in losses]
     assert [number for steps in covered for number in steps] == list(range(step + 15))
+
+
+def test_signals_after_the_last_step_change_nothing(train: Run, tmp_path: Path) -> None:
+    path = metrics_path(tmp_path / "run", 0)
+    with ThreadPoolExecutor() as pool:
+        job = pool.submit(train, 1, *ALONE)
+        wait_until(lambda: job.done() or any("validation_loss" in r for r in read_metrics(path)[1] if r["step"] == 40))
+        pid = read_metrics(path)[0]["starts"][0]["pid"]
+        while not job.done():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            time.sleep(0.01)
+    assert job.result().returncode == 0, job.result().stderr
+    assert load(tmp_path / "run" / "checkpoints" / "g0-step0000000040.h5")["state"]["step"] == 40
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def assert_equal(left: object, right: object) -> None:
