@@ -38,8 +38,8 @@ def test_what_csv_writes_is_found_record_by_record(rows: list[list[str]]) -> Non
     assert records.lines.tolist() == begins(rows)
     read = list(csv.reader(io.StringIO(records.text.decode(), newline=""), strict=True))
     assert [[cell.strip() for cell in row] for row in read] == [[cell.strip() for cell in row] for row in rows]
-    located = COMMA.locate(text)
-    assert located is None or located.tolist() == begins(rows)
+    if COMMA.is_plain(text):
+        assert COMMA.locate(text).tolist() == begins(rows)
 
 
 @given(

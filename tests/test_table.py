@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from peak_memory import peak_of
 from pyarrow import parquet
 
+import hpcdistill
 from hpcdistill.cli import main
 from hpcdistill.cli_prepare import add_prepare
 from hpcdistill.data import lines, parquet_table, vocabulary
@@ -532,3 +534,17 @@ def test_an_outlier_of_the_validation_part_stays_finite(tmp_path: Path) -> None:
     parts = prepare(tmp_path, column(cells))
     assert np.isfinite(parts["validation"].dense).all()
     assert parts["train"].dense.std() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.launch
+def test_preparing_starts_without_torch() -> None:
+    """Which takes a second, when a table of a million rows takes one or two."""
+    script = "import sys, hpcdistill.cli, hpcdistill.data.table, hpcdistill.data.criteo; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout == "False\n"
+
+
+def test_the_package_has_what_it_says_it_has() -> None:
+    assert all(getattr(hpcdistill, name) is not None for name in hpcdistill.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'codistilation_loss'"):
+        _ = hpcdistill.codistilation_loss

@@ -26,7 +26,7 @@ import pyarrow.csv
 
 from hpcdistill.data.bad import bad_ones, collect
 from hpcdistill.data.hashing import in_validation
-from hpcdistill.data.lines import Block, fingerprint, last_line_end, quote, read_blocks
+from hpcdistill.data.lines import Block, count_lines, fingerprint, last_line_end, quote, read_blocks
 from hpcdistill.data.pieces import Piece, join_pieces, make_pieces, pieces_folder, read_piece
 from hpcdistill.data.rows import Array, Fields, Rows
 from hpcdistill.data.vocabulary import Vocabulary, coded, count_training
@@ -137,14 +137,17 @@ def _piece(buckets: int | None, block: Block) -> Piece:
         return piece | coded(columns, ~validation)
     ids = np.empty((len(validation), CATEGORIES), np.int32)
     for column, values in enumerate(lines.categories):
-        ids[:, column] = np.where(values == MISSING, 0, 1 + values % (buckets - 1))
+        remainder = values - values // (buckets - 1) * (buckets - 1)  # three times as fast as %
+        ids[:, column] = (1 + remainder) * (values != MISSING)
     return piece | {"categorical": ids}
 
 
 def parse(block: Block) -> Lines:
     """Parse the lines of a block, all at once if they are all as they should be."""
-    text = block.read().replace(b"\r\n", b"\n")
-    count = text.count(b"\n") + (not text.endswith(b"\n"))
+    text = block.read()
+    if b"\r" in text:
+        text = text.replace(b"\r\n", b"\n")
+    count = count_lines(text)
     if parsed := _parse(text, count):
         return Lines(*parsed, block.row + np.arange(count), [])
     lines = text.removesuffix(b"\n").split(b"\n")
@@ -168,12 +171,16 @@ def _parse(text: bytes, count: int) -> tuple[Array, list[Array], Array] | None:
         categories = [_values(column) for column in columns[INTEGERS:]]
     except ValueError:  # also of Arrow
         return None
-    integers = np.stack([column.fill_null(0).to_numpy() for column in columns[:INTEGERS]], axis=1)
+    integers = [column.fill_null(0).to_numpy() for column in columns[:INTEGERS]]
     zeros_and_ones = np.frombuffer(label.buffers()[2] or b"", np.uint8) - ord("0")
-    fine = len(label) == len(zeros_and_ones) == count and zeros_and_ones.max() <= 1
-    if not fine or np.abs(integers).max() > LARGEST:
+    if len(label) != count or len(zeros_and_ones) != count or zeros_and_ones.max() > 1:
         return None
-    return np.log1p(np.maximum(integers, 0)).astype(np.float32), categories, zeros_and_ones
+    if max(column.max() for column in integers) > LARGEST or min(column.min() for column in integers) < -LARGEST:
+        return None
+    dense = np.empty((count, INTEGERS), np.float32)
+    for place, column in enumerate(integers):
+        dense[:, place] = np.log((1 + np.maximum(column, 0)).astype(np.float32))
+    return dense, categories, zeros_and_ones
 
 
 def _reading(text: bytes) -> pyarrow.csv.ReadOptions:

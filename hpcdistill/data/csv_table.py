@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.csv
 
 from hpcdistill.data.chunk import MISSING_WORDS, Chunk
-from hpcdistill.data.lines import Block, head, quote, read_blocks
+from hpcdistill.data.lines import Block, count_lines, head, quote, read_blocks
 from hpcdistill.data.records import Grammar
 from hpcdistill.errors import UserError
 
@@ -62,17 +62,22 @@ class CsvTable:
 
     def read(self, names: Sequence[str], block: Block) -> Chunk:
         """Read some columns of a block, as text, null where a word for what is missing stands."""
-        text = block.read().replace(b"\r\n", b"\n")
+        text = block.read()
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n")
         skip = self._grammar.first(text) if block.line == 1 else 0  # the names
         before, text = text.count(b"\n", 0, skip), text[skip:]
-        lines, table, bad = self._grammar.locate(text), None, list[tuple[int, str, bytes]]()
-        if lines is not None and _is_utf8(text):
+        table, bad = None, list[tuple[int, str, bytes]]()
+        if self._grammar.is_plain(text) and _is_utf8(text):
             table = self._parse(names, text)
         if table is None:
             text, lines, bad = self._grammar.read(text, len(self.names))
             table = self._parse(names, text)
-        assert table is not None
-        assert lines is not None
+            assert table is not None
+        elif table.num_rows == count_lines(text):
+            lines = np.arange(table.num_rows)
+        else:
+            lines = self._grammar.locate(text)
         return Chunk(
             columns=[column.combine_chunks() for column in table.columns],
             numbers=block.row + before + lines,
@@ -88,7 +93,7 @@ class CsvTable:
         """Return columns of text; None where a record has too few or too many."""
         numbers = {name: str(number) for number, name in enumerate(self.names)}  # as some may have no name
         types = {numbers[name]: pyarrow.string() for name in names}
-        if not text.strip(b"\n"):
+        if not text or text.isspace():
             return pyarrow.table({name: pyarrow.array([], pyarrow.string()) for name in names})
         try:
             return pyarrow.csv.read_csv(

@@ -79,15 +79,19 @@ def make_piece(columns: Sequence[Column], chunk: Chunk) -> Piece:
 def measure(values: Array) -> Moments:
     """Return the moments of numbers that are not nan."""
     known = values[~np.isnan(values)]
-    return combine(np.ones(len(known)), known, np.zeros(len(known)))
+    if not len(known):
+        return Moments(0, 0, 0)
+    centre, offsets = known[0], known - known[0]
+    scale = max(offsets.max(), -offsets.min()) or 1.0  # of squares of numbers in [-1, 1] none overflows or vanishes
+    offsets /= scale
+    mean = offsets.mean()
+    offsets -= mean  # exactly 0 where all numbers are equal
+    deviation = scale * np.sqrt(np.dot(offsets, offsets) / len(offsets))
+    return Moments(len(known), float(centre + scale * mean), float(deviation))
 
 
 def combine(counts: Array, means: Array, deviations: Array) -> Moments:
-    """Return the moments of all numbers from those of disjoint parts of them, [parts].
-
-    Squares are of numbers in [-1, 1], so that those of the largest and the smallest ones neither overflow nor vanish;
-    the mean and the deviation of equal numbers are exact.
-    """
+    """Return the moments of all numbers from those of disjoint parts of them, [parts]; as exact as `measure`."""
     there = counts > 0
     if not there.any():
         return Moments(0, 0, 0)

@@ -16,7 +16,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +33,7 @@ from hpcdistill.hdf5 import atomic_file, text, write_checked
 from hpcdistill.hdf5_check import ERRORS, digest, require_whole
 
 Task = TypeVar("Task")
+Result = TypeVar("Result")
 Piece = dict[str, Array]
 """`validation`, bool, tells which rows or images belong to that part; the other arrays are its maker's affair."""
 
@@ -98,16 +99,22 @@ def make_pieces(
         processes = len(os.sched_getaffinity(0))
     if processes < 1:
         raise UserError(f"--processes {processes} must be at least 1")
-    # Forked: a new Python would have to import torch, which takes seconds and a third of a gigabyte in each.
+    # Forked: a new Python would have to import everything anew in each.
     context = multiprocessing.get_context("fork")
-    waiting: deque[Future[Path]] = deque()
     with ProcessPoolExecutor(processes, context, initializer=_follow_parent) as pool:
-        for number, task in enumerate(tasks):
-            waiting.append(pool.submit(_make, folder / f"{number}.h5", make, task))
-            if len(waiting) > processes + 1:
-                yield waiting.popleft().result()
-        while waiting:
+        under_way = (pool.submit(_make, folder / f"{number}.h5", make, task) for number, task in enumerate(tasks))
+        yield from _in_order(under_way, processes + 1)
+
+
+def _in_order(started: Iterator[Future[Result]], ahead: int) -> Iterator[Result]:
+    """Yield the results of futures, of which so many are started before they are asked for."""
+    waiting: deque[Future[Result]] = deque()
+    for future in started:
+        waiting.append(future)
+        if len(waiting) > ahead:
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _follow_parent() -> None:
@@ -208,7 +215,13 @@ def join_pieces(
 
 
 def _by_part(paths: list[Path], rows: Callable[[Path], Rows]) -> Iterator[tuple[str, Rows]]:
-    for path in tqdm(paths, desc="joining", unit="piece"):
+    """Yield the rows of each part of each piece; the next piece is made ready while one is written."""
+
+    def split(path: Path) -> list[tuple[str, Rows]]:
         all_rows, (validation,) = rows(path), read_piece(path, "validation")
-        for part, mask in zip(PARTS, (~validation, validation), strict=True):
-            yield part, all_rows.at(mask)
+        return [(part, all_rows.at(mask)) for part, mask in zip(PARTS, (~validation, validation), strict=True)]
+
+    with ThreadPoolExecutor(1) as thread:
+        started = (thread.submit(split, path) for path in paths)
+        for parts in tqdm(_in_order(started, 1), desc="joining", total=len(paths), unit="piece"):
+            yield from parts

@@ -69,10 +69,12 @@ class Grammar:
         """Return the values of a record, with their quotes."""
         return [cell.strip(b" ") for cell in self._cell.findall(record)]
 
-    def locate(self, text: bytes) -> Array | None:
-        """Return the number of each record's first line, int64 [records]; None for a text that needs `read`."""
-        if b"\r" in text or (QUOTE in text and not self._is_regular(text)):
-            return None
+    def is_plain(self, text: bytes) -> bool:
+        """Tell whether all readers of CSV see the same records in a text; `read` has its own view of others."""
+        return b"\r" not in text and (QUOTE not in text or self._is_regular(text))
+
+    def locate(self, text: bytes) -> Array:
+        """Return the number of the first line of each record that is not blank, int64 [records], of a plain text."""
         lines = _places(text, LINE_END)
         ends = lines if text.endswith(b"\n") else np.append(lines, len(text))
         if QUOTE in text:

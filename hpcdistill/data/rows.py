@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,8 +75,9 @@ def write_rows(
     """
     with atomic_file(path) as (file, _):
         parts = {name: _Part(file.create_group(name), fields) for name in PARTS}
-        for name, rows in pieces:
-            parts[name].append(rows)
+        with ThreadPoolExecutor(1) as hashing:
+            for name, rows in pieces:
+                parts[name].append(rows, hashing)
         identity = hashlib.blake2b(json.dumps(asdict(fields)).encode(), digest_size=16)
         for name, part in parts.items():
             part.group.attrs["bayes_log_loss"] = (bayes_log_loss or {}).get(name, np.nan)
@@ -98,13 +100,15 @@ class _Part:
         ]
         self.digests = [hashlib.blake2b() for _ in self._columns]  # by column: pieces may be cut anywhere
 
-    def append(self, rows: Rows) -> None:
+    def append(self, rows: Rows, hashing: ThreadPoolExecutor) -> None:
+        """Write some more rows, while `hashing` makes their digests."""
         begin, self.rows = self.rows, self.rows + len(rows.label)
         for column, digest, given in zip(self._columns, self.digests, rows, strict=True):
             values = np.ascontiguousarray(given, column.dtype)
+            hashed = hashing.submit(digest.update, values.data)
             column.resize(self.rows, axis=0)
             column[begin:] = values
-            digest.update(values.data)
+            hashed.result()
 
 
 class RowStore(StoreFile):
