@@ -114,9 +114,7 @@ def test_published_validation_files_are_that_part(tmp_path: Path) -> None:
 
 def test_validation_files_without_text_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"a.txt": b"some words", "b.txt": b""})
-    with pytest.raises(
-        UserError, match=r"too little text .*'validation': 0} bytes; .* --input and --validation"
-    ):
+    with pytest.raises(UserError, match=r"too little text .*'validation': 0} bytes; .* --input and --validation"):
         prepared([tmp_path / "a.txt"], validation=[tmp_path / "b.txt"])
 
 
