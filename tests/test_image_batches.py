@@ -202,6 +202,18 @@ def test_sizes_are_what_is_stored_or_the_usual_one(tmp_path: Path) -> None:
             Images(plain, 21)
 
 
+def test_stored_pictures_are_turned_upright_and_scaled_to_eight_bits(tmp_path: Path) -> None:
+    values, exif = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000, Image.Exif()
+    exif[0x112] = 6  # the camera was held upright: turn the picture to the right
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG", exif=exif)
+    kind = Kind(CLASSES, (), [0.0] * 3, [1.0] * 3)
+    write_images(tmp_path / "data.h5", [("validation", [file.getvalue()], np.zeros(1, np.int64))], kind, "")
+    with ImageStore(tmp_path / "data.h5") as store:
+        images, _ = Images(store, 8).validation_images(np.array([0]))
+    np.testing.assert_array_equal(images[0].numpy(), np.broadcast_to(np.rot90(values >> 8, -1), (3, 8, 8)))
+
+
 @pytest.mark.parametrize("size", [32, 100])
 def test_a_stored_picture_that_does_not_decode_is_named(tmp_path: Path, size: int) -> None:
     good = encode(coordinates(50, 50))

@@ -169,16 +169,18 @@ def test_bad_pictures_are_passed_over_up_to_a_number(tmp_path: Path, capsys: pyt
     (folder / "empty.png").touch()
     (folder / "cut.jpg").write_bytes(encoded(0, form="JPEG")[:-200])
     (folder / "gone.png").symlink_to("nowhere.png")
+    with (folder / "huge.png").open("wb") as file:
+        file.truncate(1 << 40)  # which takes no disk
     (folder / "loop.png").symlink_to("loop.png")
     (folder / "zz.png").write_bytes(encoded(0)[:-2000])
-    with pytest.raises(UserError, match=r"(?s)bad images: 6 so far.*aa\.jpg: not a picture.*--max-bad=N") as refused:
-        prepare_images([tmp_path / "in"], tmp_path / "data.h5", max_bad=5)
+    with pytest.raises(UserError, match=r"(?s)bad images: 7 so far.*aa\.jpg: not a picture.*--max-bad=N") as refused:
+        prepare_images([tmp_path / "in"], tmp_path / "data.h5", max_bad=6)
     assert "0x" not in str(refused.value), "addresses mean nothing to the user"
     assert not (tmp_path / "data.h5").exists()
     for size in (None, 8):
-        prepare_images([tmp_path / "in"], tmp_path / "data.h5", size=size, max_bad=6)
+        prepare_images([tmp_path / "in"], tmp_path / "data.h5", size=size, max_bad=7)
         said = capsys.readouterr().err
-        assert "warning: passed over bad images: 6, the first of them" in said
+        assert "warning: passed over bad images: 7, the first of them" in said
         assert [f"{name}: " in said for name in ("aa.jpg", "cut.jpg", "empty.png", "zz.png")] == [True] * 3 + [False]
         assert sum(len(labels) for _, labels in read_all(tmp_path / "data.h5").values()) == len(contents)
 

@@ -152,3 +152,10 @@ def test_a_picture_that_says_it_is_huge_is_refused() -> None:
 def test_no_program_is_started_for_a_picture() -> None:
     with pytest.raises(ValueError, match="not a picture"):
         decode(encode(Image.new("RGB", (8, 8)), "EPS"))
+
+
+@pytest.mark.parametrize("form", ["MPO", "TIFF", "GIF", "PNG"])  # MPO is what cameras call .jpg
+def test_of_several_pictures_in_a_file_the_first_is_taken(form: str) -> None:
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("white", "black"))
+    pixels = np.asarray(decode(encode(first, form, save_all=True, append_images=[second])))
+    assert (pixels == 255).all()

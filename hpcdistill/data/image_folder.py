@@ -23,6 +23,7 @@ from hpcdistill.errors import UserError, suggestion, warn
 
 PIECE_IMAGES = 256
 PIECE_BYTES = 1 << 25  # of files
+FILE_BYTES = 1 << 30  # more than the largest picture that Pillow takes
 EMPTY = np.empty(0, np.uint8)
 
 
@@ -163,6 +164,8 @@ def make_piece(side: int | None, files: list[File]) -> Piece:
     histogram = np.zeros((3, 256), np.int64)
     for file in files:
         try:
+            if file.size > FILE_BYTES:
+                raise ValueError(f"{file.size:,} bytes are too many for a picture")
             encoded = Path(file.path).read_bytes()
             picture = decode(encoded)
         except (OSError, ValueError) as error:
