@@ -229,7 +229,7 @@ def test_delimiters_and_packed_files_are_found(
 
 @pytest.mark.launch
 def test_a_cell_may_be_long_and_a_file_have_no_last_line_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 18)
     long = "x" * 50_000
     parts = prepare(tmp_path, ("t,y\n" + f"{long}1,0\n{long}2,1\n" * 40).strip())
     assert sum(len(rows.label) for rows in parts.values()) == 80
@@ -318,6 +318,8 @@ def test_a_folder_of_folders_is_refused(tmp_path: Path) -> None:
         (b"pay,a\n0,1\n1\n", {}, "a.csv line 3: 1 columns instead of 2"),
         (b"pay,a\n0,1\n1,2\n", {"processes": 0}, "--processes 0 must be at least 1"),
         (b"pay\n0\n1\n", {}, "no column to learn from besides the label"),
+        (b"\xef\xbb\xbf\n \n", {}, "is not a file with lines"),
+        (b"pay,caf\xe9\n", {}, "line 1 should have the names of the columns: 'utf-8' codec.*iconv"),
         (b"PK\3\4\0\0", {}, "zero bytes, as UTF-16, spreadsheets"),
         ("pay,a\n1,2\n".encode("utf-16"), {}, "zero bytes, as UTF-16"),
         (b"pay,a\r1,2\r", {}, "carriage returns only"),
@@ -446,6 +448,30 @@ def test_types_of_parquet_are_believed(tmp_path: Path, capsys: pytest.CaptureFix
     assert "column 'real' is dense; 1 infinite values of 400 count as missing" in said.err
     assert "column 'codes' is categorical, though 400 of its 400 values are numbers" in said.err
     assert said.out.splitlines()[-1] == "y = 'true' is 1, 'false' is 0"
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    ("values", "one"),
+    [
+        ([0.0, 1.0], "'1'"),
+        ([b"\xff", b"a"], "'a'"),
+        ([False, True], "'true'"),
+        (pyarrow.array([5, 6], pyarrow.timestamp("ns")), "'1970-01-01 00:00:00.000000006'"),
+    ],
+)
+def test_a_label_of_any_type_has_two_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: Any, one: str
+) -> None:
+    column = pyarrow.array(values).take(pyarrow.array([0, 1, None] + [0, 1] * 100))
+    write_parquet(tmp_path / "a.parquet", {"x": [1.0, *map(float, REALS[:202])], "y": column})
+    prepare_table([tmp_path / "a.parquet"], tmp_path / "data.h5", "y", max_bad=1)
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith(f"y = {one} is 1")
+    assert "a.parquet row 3: no label" in said.err
+    write_parquet(tmp_path / "a.parquet", {"x": [1.0], "y": [[1]]})
+    with pytest.raises(UserError, match=r"--label 'y' of .* has the type list"):
+        prepare_table([tmp_path / "a.parquet"], tmp_path / "data.h5", "y")
 
 
 @pytest.mark.launch

@@ -6,6 +6,7 @@ none. Those are then missing, as infinite ones are; what else is missing is told
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -116,7 +117,7 @@ def read_numbers(chunk: Chunk, column: pyarrow.Array) -> Numbers:
     if types.is_boolean(column.type):
         column = column.cast(pyarrow.int8())
     if _is_text(column.type) or _is_binary(column.type):
-        values = _parse_numbers(chunk, column.cast(pyarrow.string()), seen)
+        values = _parse_numbers(chunk, column, seen)
     else:
         values = _as_float64(column)
     finite = np.isfinite(values)
@@ -152,11 +153,9 @@ def _as_float64(column: pyarrow.Array) -> Array:
 
 def _parse_numbers(chunk: Chunk, column: pyarrow.Array, seen: Seen) -> Array:
     """Read text as numbers, all at once where nothing else is in it."""
-    try:
+    with suppress(pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):  # odd values; bytes
         return _as_float64(column.cast(pyarrow.float64()))
-    except pyarrow.ArrowInvalid:
-        pass
-    text = pyarrow.compute.utf8_trim_whitespace(column)
+    text = as_texts(column)
     number, infinite, odd = tell_numbers(text)
     seen.odd = int(odd.sum())
     if seen.odd:
@@ -164,6 +163,24 @@ def _parse_numbers(chunk: Chunk, column: pyarrow.Array, seen: Seen) -> Array:
         seen.odd_one = f"{text[row].as_py()!r} ({chunk.place(row)})"
     none = pyarrow.scalar(None, text.type)
     return _as_float64(pyarrow.compute.if_else(pyarrow.array(number | infinite), text, none).cast(pyarrow.float64()))
+
+
+def as_texts(values: pyarrow.Array) -> pyarrow.Array:
+    """Return values of any type as text without spaces around it; null stays null."""
+    if _is_binary(values.type):
+        values = values.cast(pyarrow.binary())
+    try:
+        texts = values.cast(pyarrow.string())
+    except pyarrow.ArrowInvalid:  # bytes that are no UTF-8
+        texts = pyarrow.array([value and value.decode(errors="backslashreplace") for value in values.to_pylist()])
+    return pyarrow.compute.utf8_trim_whitespace(texts)
+
+
+def is_missing(texts: pyarrow.Array) -> Array:
+    """Tell which texts are null or a word for what is missing, bool."""
+    words = pyarrow.compute.is_in(texts, pyarrow.array(MISSING_WORDS))
+    result: Array = pyarrow.compute.or_(words, texts.is_null()).to_numpy(zero_copy_only=False)
+    return result
 
 
 def tell_numbers(text: pyarrow.Array) -> tuple[Array, Array, Array]:
@@ -194,17 +211,8 @@ def read_categories(chunk: Chunk, column: pyarrow.Array) -> Categories:
     """Read a column of any type as categories; equal values have the same text, without spaces around it."""
     if not types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    texts, was_text = column.dictionary, _is_text(column.type.value_type)
-    if _is_binary(texts.type):
-        texts = texts.cast(pyarrow.large_binary())
-    else:
-        texts = pyarrow.compute.utf8_trim_whitespace(texts.cast(pyarrow.string()))
-    missing = pyarrow.compute.is_in(texts, pyarrow.array(MISSING_WORDS, pyarrow.string()).cast(texts.type))
-    hashes = np.where(
-        missing.to_numpy(zero_copy_only=False) | texts.is_null().to_numpy(zero_copy_only=False),
-        MISSING,
-        hash_texts(texts),
-    )
+    texts, was_text = as_texts(column.dictionary), _is_text(column.type.value_type)
+    hashes = np.where(is_missing(texts), MISSING, hash_texts(texts))
     codes = column.indices.fill_null(len(hashes)).to_numpy().astype(np.int32, copy=False)
     seen = _look(chunk, texts, hashes != MISSING, codes) if was_text else Seen()
     return Categories(codes, np.append(hashes, MISSING), seen)

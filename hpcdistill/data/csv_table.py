@@ -13,7 +13,7 @@ import pyarrow.csv
 
 from hpcdistill.data.chunk import MISSING_WORDS, Chunk
 from hpcdistill.data.lines import Block, count_lines, head, quote, read_blocks
-from hpcdistill.data.records import Grammar
+from hpcdistill.data.records import AS_UTF8, Grammar
 from hpcdistill.errors import UserError
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -117,6 +117,8 @@ class CsvTable:
         record = text[: self._grammar.first(text)].strip(b"\r\n")
         try:
             names = next(csv.reader(io.StringIO(record.decode()), delimiter=self.delimiter, strict=True))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} line 1 should have the names of the columns: {error}; {AS_UTF8}") from None
         except (ValueError, csv.Error, StopIteration) as error:
             raise UserError(f"{file} line 1 should have the names of the columns: {error}; check --input") from None
         return [name.strip() for name in names]
@@ -124,6 +126,8 @@ class CsvTable:
 
 def _text(file: Path) -> bytes:
     text = head(file)
+    if not text.strip():
+        raise UserError(f"{file} is not a file with lines in it; check --input")
     if b"\0" in text:
         raise UserError(
             f"{file} is no CSV in UTF-8: it holds zero bytes, as UTF-16, spreadsheets and other binary files do; save "

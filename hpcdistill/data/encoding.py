@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow
-import pyarrow.compute
 
 from hpcdistill.data.bad import bad_ones
-from hpcdistill.data.chunk import MISSING_WORDS, Chunk
-from hpcdistill.data.columns import Column, Seen, read_categories, read_numbers
+from hpcdistill.data.chunk import Chunk
+from hpcdistill.data.columns import Column, Seen, as_texts, is_missing, read_categories, read_numbers
 from hpcdistill.data.hashing import in_validation
 from hpcdistill.data.label import SHOWN, Label
 from hpcdistill.data.pieces import Piece, read_piece
@@ -41,13 +40,12 @@ class Moments(NamedTuple):
 
 def make_piece(columns: Sequence[Column], chunk: Chunk) -> Piece:
     """Make the piece of some rows, whose first column is the label and whose others are `columns`."""
-    text = pyarrow.compute.utf8_trim_whitespace(chunk.columns[0].cast(pyarrow.string()))
-    known = ~pyarrow.compute.is_in(text, pyarrow.array(MISSING_WORDS)).to_numpy(zero_copy_only=False)
-    known &= text.is_valid().to_numpy(zero_copy_only=False)
-    if not known.all():
-        missing = np.flatnonzero(~known).tolist()
-        chunk.bad.extend((int(chunk.lines[row]), f"{chunk.place(row)}: no label") for row in missing)
-        chunk, text = chunk.at(known), text.filter(pyarrow.array(known))
+    text = as_texts(chunk.columns[0])
+    missing = is_missing(text)
+    if missing.any():
+        rows = np.flatnonzero(missing).tolist()
+        chunk.bad.extend((int(chunk.lines[row]), f"{chunk.place(row)}: no label") for row in rows)
+        chunk, text = chunk.at(~missing), text.filter(pyarrow.array(~missing))
     labels = text.dictionary_encode()
     validation = in_validation(chunk.numbers)
     seen = []

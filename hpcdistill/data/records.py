@@ -14,6 +14,7 @@ import numpy as np
 
 from hpcdistill.data.rows import Array
 
+AS_UTF8 = "save the file as UTF-8: iconv -f latin1 -t utf-8"
 QUOTE, LINE_END = ord('"'), ord("\n")
 
 
@@ -137,5 +138,5 @@ def _not_utf8(record: bytes) -> str:
     try:
         record.decode()
     except UnicodeDecodeError as error:
-        return f"{error} (save the file as UTF-8: iconv -f latin1 -t utf-8)"
+        return f"{error} ({AS_UTF8})"
     return ""

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow
+
 from hpcdistill.data.bad import Bad, count_bad, tell_bad
 from hpcdistill.data.columns import Column, Kind, Seen, kind_of_type, read_categories
 from hpcdistill.data.csv_table import CsvTable
@@ -65,12 +67,13 @@ def prepare_table(
             bad or too few there.
     """
     files, is_parquet = find_files(inputs)
+    state = fingerprint(files)
     table: Table = ParquetTable(files) if is_parquet else CsvTable(files)
     names = _features(table, label, wishes)
     columns = [_column(name, table, wishes) for name in names]
     if isinstance(table, CsvTable):
         columns = _guess(table, columns)
-    with pieces_folder(output, "table", 2, fingerprint(files), label, wishes) as folder:
+    with pieces_folder(output, "table", 2, state, label, wishes) as folder:
         paths, bad = _read(table, label, columns, folder, max_bad, processes)
         found = read_found(paths)
         decided = _decide(columns, found.columns)
@@ -97,6 +100,10 @@ def _features(table: Table, label: str, wishes: Wishes) -> list[str]:
     if label not in names:
         known = ", ".join(names[:20])
         raise UserError(f"--label {label!r} is no column of {file}{suggestion(label, names)}; it has {known}")
+    if table.types and pyarrow.types.is_nested(table.types[label]):
+        raise UserError(
+            f"--label {label!r} of {file} has the type {table.types[label]}; it must be of numbers or words"
+        )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{file} has two columns {twice!r}; rename one of them")
@@ -109,10 +116,10 @@ def _features(table: Table, label: str, wishes: Wishes) -> list[str]:
                 raise UserError(f"{option} {name!r}: that column is in {wished[name]} as well; choose one")
     index = [name for name in table.index if name not in wished]
     if index or len(names) < len(table.names):
-        left_out = ", ".join(repr(name) for name in index or [""])
+        left_out = ", ".join(map(repr, [*index, *[""] * ("" in table.names)]))
         warn(
-            f"{file}: left out {left_out}, the number or name of each row that pandas and others write; to learn from "
-            "a column with a name: --dense or --categorical COLUMN"
+            f"{file}: left out {left_out}: columns that number the rows, as pandas writes them, or have no name. To "
+            "learn from one: --dense or --categorical COLUMN"
         )
     features = [name for name in names if name != label and name not in index and name not in wishes.drop]
     if not features:
