@@ -139,6 +139,13 @@ def test_links_to_files_are_followed(tmp_path: Path) -> None:
     assert prepared([real]) == prepared([mixed]) == prepared([tmp_path / "links"])
 
 
+def test_files_under_digests_are_read_by_the_names_of_the_links_to_them(tmp_path: Path) -> None:
+    write(tmp_path / "in", {"blobs/0123456789": json_lines(TEXTS), "refs/main": b"digest"})
+    (tmp_path / "in" / "snapshots").mkdir()
+    (tmp_path / "in" / "snapshots" / "train.jsonl").symlink_to("../blobs/0123456789")
+    assert b"".join(prepared([tmp_path / "in"])).count(b"\0") == len(TEXTS) + 1
+
+
 def test_what_is_left_out_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(
         tmp_path / "in",
@@ -164,7 +171,7 @@ def test_what_is_left_out_is_told_in_one_line(tmp_path: Path, capsys: pytest.Cap
     convert = "UTF-16 files, of which `iconv -f UTF-16 -t UTF-8` makes text"
     assert told(capsys) == [
         f"passed over: links to folders: 1 ({folder}/around); "
-        f"found before under another name: 3 ({folder}/b.txt, {folder}/c.txt, {folder}/a.txt); "
+        f"found again under another name: 3 ({folder}/a.txt, {folder}/b.txt, {folder}/c.txt); "
         f"links that lead nowhere: 2 ({folder}/gone, {folder}/loop); "
         f"pipes, sockets and devices: 2 ({folder}/pipe, {folder}/socket); "
         f"binary files: 2 ({folder}/binary, {folder}/sub/icon.png); "

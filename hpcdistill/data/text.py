@@ -38,7 +38,7 @@ def prepare_text(
     A document is a file of text, whose name may end in .gz or .zst, or the text of a record of JSON lines or Parquet.
     Without `validation` about 5 % of the text become the validation part: documents chosen by a hash, of files by that
     of their names; or the end of each file, where there are too few documents for that. Links to files are followed.
-    A warning tells which files are left out, as they are binary or UTF-16, were found before, or are no files.
+    A warning tells which files are left out, as they are binary or UTF-16, are found again, or are no files.
 
     Args:
         inputs: files, and folders that are searched recursively.

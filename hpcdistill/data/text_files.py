@@ -29,6 +29,9 @@ def find_files(
 ) -> dict[Identity, TextFile]:
     """Find files in the order of the inputs, and in folders in that of their names.
 
+    Of a file with several names the last is taken: caches of data sets keep files under digests, in a folder that comes
+    first (.git/annex of DataLad, blobs of Hugging Face), and links to them that tell by their names what they are.
+
     Args:
         inputs: files, and folders that are searched recursively.
         include: which file names of a folder to take, as a glob.
@@ -44,10 +47,9 @@ def find_files(
             for file in _listed(path, include, exclude, passed_over):
                 status = file.path.stat()
                 identity = status.st_dev, status.st_ino
-                if identity in found:
-                    passed_over.add("found before under another name", file.path)
-                else:
-                    found[identity] = file
+                if earlier := found.pop(identity, None):
+                    passed_over.add("found again under another name", earlier.path)
+                found[identity] = file
         except FileNotFoundError:
             raise UserError(f"{path}: no such file or folder; check --input and --validation") from None
         except OSError as error:
