@@ -1,0 +1,316 @@
+"""Every command and every piece of Python in the documentation is tried.
+
+A command is run, on tiny data; where it is too long, or is another site's affair, its arguments are looked at as that
+program does. A line for which there is no rule fails, so that a new command gets one.
+"""
+
+import contextlib
+import io
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from slurm_cluster import Cluster, on_slurm
+from torch import nn
+
+from hpcdistill import VocabularyShard, linear_codistillation_loss
+from hpcdistill.cli import _parser, main
+from hpcdistill.config_reader import load_config
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHORT = (
+    "--train.steps=6 --train.validate_every=3 --data.batch_size=8 --data.sequence_length=16 --model.hidden=8 "
+    "--codistill.burn_in=2 --codistill.exchange_interval=2"
+)
+INLINE = "python|pytest|make|mpirun|hpcdistill|tools/[a-z_.]+|prepare|train|status|report|compare|evaluate|churn"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Commands, or Python, of one place."""
+
+    place: str
+    language: str
+    text: str
+
+    @property
+    def commands(self) -> list[str]:
+        """Without comments, each on one line."""
+        lines = re.sub(r"\\\n\s*", "", self.text).splitlines()
+        return [line for each in lines if (line := re.sub(r"\s+#.*|^#.*", "", each).strip())]
+
+
+def fenced(document: Path) -> Iterator[Block]:
+    text = document.read_text()
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
+        line = text.count("\n", 0, match.start()) + 1
+        yield Block(f"{document.name}:{line}", match[1] or "sh", match[2])
+
+
+def inline(document: Path) -> Iterator[Block]:
+    """Commands amid the text; a program's name without arguments is none."""
+    prose = re.sub(r"^```.*?^```$", lambda match: "\n" * match[0].count("\n"), document.read_text(), flags=re.M | re.S)
+    for match in re.finditer(rf"`((?:{INLINE})\s[^`…]*)`", prose):
+        yield Block(f"{document.name}:{prose.count(chr(10), 0, match.start()) + 1}", "sh", " ".join(match[1].split()))
+
+
+BLOCKS = [block for document in DOCUMENTS for block in [*fenced(document), *inline(document)]]
+SHELL = [block for block in BLOCKS if block.language == "sh"]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+
+
+@dataclass
+class Workspace:
+    """A folder in which commands find what they name."""
+
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    cluster: Callable[[], Cluster]
+    script: list[str] = field(default_factory=list)
+    """What is to be run by a shell, together."""
+
+    def scratch(self, command: str, name: str = "scratch") -> str:
+        """The command with a folder here for /scratch/me: one with a run, unless named otherwise."""
+        return command.replace("/scratch/me", f"{self.folder}/{name}")
+
+    def run_script(self) -> None:
+        script = "\n".join(["set -euo pipefail", *self.script, "for job in $(jobs -p); do wait $job; done"])
+        done = subprocess.run(["bash", "-c", script], cwd=self.folder, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+
+
+def run(workspace: Workspace, command: str) -> None:
+    workspace.script.append(workspace.scratch(command).replace("tail -f", "tail"))
+
+
+def train(workspace: Workspace, command: str) -> None:
+    """Run it, for a few steps."""
+    workspace.script.append(re.sub(r"(\s&)?$", rf" {SHORT}\1", command, count=1))
+
+
+def program(workspace: Workspace, command: str) -> None:
+    """Run it in this process, which has imported everything already."""
+    assert main(shlex.split(workspace.scratch(command).removeprefix("python -m hpcdistill "))) == 0
+
+
+def mentioned(workspace: Workspace, command: str) -> None:
+    """See that there is such a command, with these options."""
+    words = shlex.split(re.sub(r"^(python -m )?hpcdistill ?", "", command))
+    with pytest.raises(SystemExit, match="0"):
+        _parser().parse_args([*words, "--help"])
+
+
+def make(workspace: Workspace, command: str) -> None:
+    """See that there are such targets."""
+    subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+def benchmark(workspace: Workspace, command: str) -> None:
+    """See that it has these options, and takes their values."""
+    path, *arguments = shlex.split(re.sub(r".*python (?=\w+/)|; done", "", command))
+    workspace.monkeypatch.syspath_prepend(str((ROOT / path).parent))
+    for each in sorted(ROOT.glob("benchmarks/study_*.py")) if "NAME" in path else [ROOT / path]:
+        workspace.monkeypatch.setattr(sys, "argv", [str(each), *arguments, "--help"])
+        with contextlib.redirect_stdout(io.StringIO()) as told, pytest.raises(SystemExit, match="0"):
+            runpy.run_path(str(each), run_name="__main__")
+        for option in arguments:
+            assert not option.startswith("-") or re.search(rf"{option}\b", told.getvalue()), option
+
+
+def tool(workspace: Workspace, command: str) -> None:
+    """See that there is such a program; it has no options."""
+    assert (ROOT / command.removeprefix("python ")).exists()
+
+
+def suite(workspace: Workspace, command: str) -> None:
+    """See that there are such tests."""
+    named = re.findall(r"tests/\w+\.py", command)
+    assert named
+    assert all((ROOT / each).exists() for each in named)
+
+
+def elsewhere(workspace: Workspace, command: str) -> None:
+    """Leave out what is another program's, on another machine."""
+
+
+def installed(workspace: Workspace, command: str) -> None:
+    assert command in (ROOT / "tools/check_install.sh").read_text(), "run there, by `make install-check`"
+
+
+def sbatch(workspace: Workspace, command: str) -> None:
+    """Have Slurm say when it would run the job, and hpcdistill what it would train."""
+    words = shlex.split(workspace.scratch(command, "new"))
+    workspace.cluster().slurm("sbatch", "--test-only", *words[1:], cwd=workspace.folder)
+    (at,) = [at for at, word in enumerate(words) if word.endswith(".sbatch")]
+    name = {"train.sbatch": ["train"], "doctor.sbatch": ["doctor", "--slurm"]}[Path(words[at]).name]
+    args = _parser().parse_args([*name, *words[at + 1 :]])
+    if name == ["train"]:
+        load_config(args.config, args.overrides, args)
+
+
+def submit(workspace: Workspace, command: str) -> None:
+    """Have Slurm say when it would run the jobs; the nodes of this one have no GPUs."""
+    command = re.sub(r" --(partition=gpu|gpus-per-node=\d)", "", workspace.scratch(command, "new"))
+    words = shlex.split(command)[3:]
+    options = [word.removeprefix("--sbatch=") for word in words if word.startswith("--sbatch=")]
+    workspace.monkeypatch.setenv("SLURM_CONF", workspace.cluster().environment["SLURM_CONF"])
+    assert main([*words, f"--sbatch={' '.join(['--test-only', *options])}"]) == 0
+
+
+def tensorboard(workspace: Workspace, command: str) -> None:
+    """Have it tell what it would show, in place of serving that for ever."""
+    run(workspace, f"{command} --inspect")
+
+
+RULES: list[tuple[str, Callable[[Workspace, str], None]]] = [
+    (r"^make \w", make),
+    (r"^git clone … |^module load ", elsewhere),
+    (r"^pip install \.$", installed),
+    (r"^\. tools/env\.sh$|^cp -r |^export |^tail ", run),
+    (r"^tensorboard ", tensorboard),
+    (r"^sbatch .*\.sbatch", sbatch),
+    (r"^python -m hpcdistill submit ", submit),
+    (r"^mpirun -np \d python -m hpcdistill train ", train),
+    (r"^python -m hpcdistill \w+ |^(status|report|compare|evaluate|churn) runs/", program),
+    (r"^(python -m )?hpcdistill|^(prepare|train|evaluate) ", mentioned),
+    (r"^python tools/\w+\.py$", tool),
+    (r"python benchmarks/\w+\.py", benchmark),
+    (r"pytest .*tests/", suite),
+]
+TRAINING = next(block for block in SHELL if block.place.startswith("README") and "hpcdistill train" in block.text)
+
+
+def execute(block: Block, workspace: Workspace) -> None:
+    for command in block.commands:
+        rule = next((rule for pattern, rule in RULES if re.search(pattern, command)), None)
+        assert rule, f"{block.place}: there is no rule to test {command!r} by; add one to RULES"
+        rule(workspace, command)
+    workspace.run_script()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's root, with data, a configuration, and the runs that are named."""
+    folder = tmp_path_factory.mktemp("workspace")
+    for path in ROOT.iterdir():
+        if path.name not in ("runs", "build") and not path.name.startswith(".git"):
+            (folder / path.name).symlink_to(path)
+    texts = folder / "my" / "texts"
+    texts.mkdir(parents=True)
+    for number in range(100):
+        (texts / f"{number}.txt").write_text("All models teach each other what they have learnt.\n" * 20)
+    config = (ROOT / "configs/demo.toml").read_text()
+    (folder / "run.toml").write_text(config.replace("runs/demo/stdlib.h5", "data.h5").replace("runs/demo", "runs/new"))
+    (folder / "slurm-1.out").touch()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        execute(TRAINING, Workspace(folder, monkeypatch, no_cluster))
+    for name in ("runs/a", "runs/b", "runs/plain", "scratch/run"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(folder / "runs" / "mine")
+    return folder
+
+
+def no_cluster() -> Cluster:
+    raise AssertionError("training in the README needs no Slurm")
+
+
+def with_marks(block: Block) -> Any:
+    slurm = any(re.match(r"(sbatch .*\.sbatch|python -m hpcdistill submit) ", each) for each in block.commands)
+    marks = on_slurm if slurm else [pytest.mark.launch]
+    return pytest.param(block, marks=marks, id=f"{block.place} {block.commands[0][:40]}")
+
+
+@pytest.mark.parametrize("block", [with_marks(block) for block in SHELL])
+def test_commands(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if block is TRAINING:
+        assert (folder / "runs/mine/report.html").exists()
+        return
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    execute(block, Workspace(folder, monkeypatch, lambda: request.getfixturevalue("cluster")))
+
+
+V, D = 11, 5
+UNDER_MPIRUN = """
+import torch
+from hpcdistill import linear_codistillation_loss
+torch.manual_seed(1)
+my_rows, my_teacher_rows = torch.randn(11, 5, requires_grad=True), [torch.randn(11, 5)]
+hidden, teacher_hidden, target = torch.randn(7, 5, requires_grad=True), [torch.randn(7, 5)], torch.arange(7)
+"""
+FOR_GROUPS = (
+    "\nalone = linear_codistillation_loss(hidden, my_rows, target, teacher_hidden, my_teacher_rows)"
+    "\ntorch.testing.assert_close(loss, alone)\nprint('as alone')"
+)
+
+
+class Model(nn.Module):
+    """A trunk and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Linear(3, D), nn.Linear(D, V, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.trunk(inputs))
+
+
+def names() -> dict[str, Any]:
+    """What Python in the documentation takes for granted."""
+    student, teachers = Model(), [Model().requires_grad_(False) for _ in range(2)]
+    inputs, targets = torch.randn(7, 3), torch.arange(7)
+    return vars(
+        SimpleNamespace(
+            student=student,
+            teachers=teachers,
+            inputs=inputs,
+            targets=targets,
+            hidden=student.trunk(inputs),
+            my_rows=student.head.weight,
+            V=V,
+            torch=torch,
+            dist=dist,
+            VocabularyShard=VocabularyShard,
+        )
+    )
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("block", PYTHON, ids=[block.place for block in PYTHON])
+def test_python(block: Block, process_group: None, mpirun: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    if "Groups.create" in block.text:
+        done = mpirun(2, "-c", UNDER_MPIRUN + block.text + FOR_GROUPS)
+        assert done.stdout.count("as alone") == 2, done.stderr
+        return
+    space = names()
+    exec(block.text, space)
+    if "shard" in space:
+        student, teacher, inputs = space["student"], space["teachers"][0], space["inputs"]
+        told = [student.trunk(inputs), student.head.weight, space["targets"], [teacher.trunk(inputs).detach()]]
+        heads = [teacher.head.weight.detach()]
+        loss = linear_codistillation_loss(*told, heads, shard=space["shard"])
+        torch.testing.assert_close(loss, linear_codistillation_loss(*told, heads))
+        return
+    if space["student"].head.weight.grad is None:
+        space["loss"].backward()
+    assert space["student"].head.weight.grad.norm() > 0
+    assert all(teacher.head.weight.grad is None for teacher in space["teachers"])
