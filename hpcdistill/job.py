@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
+import resource
 import signal
 import stat
 import sys
@@ -119,4 +121,7 @@ def _message(error: BaseException) -> str:
         return f"hpcdistill: error: {error}"
     if isinstance(error, KeyboardInterrupt):
         return "hpcdistill: interrupted"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"hpcdistill: error: {error}; this process may open {files}: allow more, as by ulimit -n 1024"
     return "".join(traceback.format_exception(error))

@@ -1,5 +1,7 @@
 """Every process ends, whatever it may print, wait for or be given."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -58,3 +60,23 @@ def test_ranks_that_were_told_different_things_end(mpirun: Run, tmp_path: Path) 
     assert result.returncode != 0
     assert "codistill.weight differs between ranks: 1.0 on world rank 0, 0.0 on rank 1; give all" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+OPENS_FOR_EVER = """
+from itertools import count
+from hpcdistill.job import end_job
+try:
+    files = [open("/dev/null") for _ in count()]
+except OSError as error:
+    end_job(error)
+"""
+
+
+def test_too_few_open_files_are_told_of() -> None:
+    command = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", sys.executable, "-c", OPENS_FOR_EVER]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert (
+        "Too many open files: '/dev/null'; this process may open 64: allow more, as by ulimit -n 1024" in result.stderr
+    )
+    assert "Traceback" not in result.stderr
