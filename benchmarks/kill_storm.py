@@ -1,0 +1,233 @@
+"""Runs that are killed at random, and go on: python benchmarks/kill_storm.py --rounds 60.
+
+Each round trains a small model on two ranks, sends a random signal to a random process of the job at a random moment,
+and resumes. The job has to end by itself and leave no process behind; the resumed one has to finish, with each step
+made once; a lone group has to end with the very bits of a run that was left in peace. Prints a table by signal, and
+what went wrong; ends with 1 if anything did. Needs MPICH's mpirun.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcdistill.data.text import prepare_text
+from hpcdistill.metrics import metrics_path, read_metrics
+from hpcdistill.state_file import State, load_state
+
+STEPS = 150
+RUN = f"""
+[data]
+batch_size = 8
+sequence_length = 16
+[model]
+hidden = 16
+layers = 1
+dropout = 0.1
+[codistill]
+burn_in = 20
+exchange_interval = 10
+[train]
+steps = {STEPS}
+validate_every = 50
+[checkpoint]
+interval = 25
+"""
+ALONE = ("--groups=1", "--codistill.weight=0")
+KINDS = {"alone": ALONE, "windows": (), "files": ("--exchange.transport=files",)}
+ROLES = ("rank 0", "rank 1", "both ranks", "mpirun", "its proxy")
+SIGNALS = ("KILL", "KILL", "KILL", "TERM", "INT", "HUP", "STOP")
+STOPPED_SECONDS = 3.0  # from SIGSTOP to SIGCONT
+END_SECONDS = 90.0
+"""For a job to end after a signal, which may come at its very beginning, and its processes to be gone."""
+
+
+@dataclass
+class Round:
+    """What was done to a run, and what came of it."""
+
+    kind: str
+    role: str
+    number: str
+    delay: float
+    """Seconds from the start of the job to the signal."""
+    ended: float = 0.0
+    """Seconds from the signal to the end of the job."""
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.kind}: SIG{self.number} to {self.role} after {self.delay:.1f} s"
+
+
+class Job:
+    """A training of `run_dir` under mpirun."""
+
+    def __init__(self, folder: Path, run_dir: Path, kind: str, *options: str) -> None:
+        self._mark = f"--run_dir={run_dir}".encode()
+        self.log = run_dir.with_suffix(".log")
+        command = ["mpirun", "-np", "2", sys.executable, "-m", "hpcdistill", "train", str(folder / "run.toml")]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, f"--run_dir={run_dir}", f"--data.path={folder / 'data.h5'}", *KINDS[kind], *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def ranks(self) -> list[int]:
+        """The numbers of the processes that train, by rank."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            words, variables, state = (_read(folder / name) for name in ("cmdline", "environ", "stat"))
+            if self._mark in words.split(b"\0") and b"python" in words.split(b"\0")[0] and b") Z" not in state:
+                rank = next((each for each in variables.split(b"\0") if each.startswith(b"PMI_RANK=")), b"")
+                found.append((rank, int(folder.name)))
+        return [pid for _, pid in sorted(found)]
+
+    def of(self, role: str) -> list[int]:
+        """The processes that play a role, as far as there are any yet."""
+        if role == "mpirun":
+            return [self.process.pid]
+        if role == "its proxy":
+            children = _read(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children"))
+            return [int(pid) for pid in children.split()]
+        return self.ranks()[{"rank 0": slice(0, 1), "rank 1": slice(1, 2)}.get(role, slice(None))]
+
+    def ends(self, seconds: float) -> bool:
+        """Whether the job ends in time; it has ended afterwards."""
+        in_time = _is_soon(lambda: self.process.poll() is not None, seconds)
+        in_time &= _is_soon(lambda: not self.ranks(), seconds if in_time else 0)
+        for pid in [*self.ranks(), *([] if self.process.poll() is not None else [self.process.pid])]:
+            _send(pid, signal.SIGKILL)
+        self.process.wait()
+        return in_time
+
+
+def main() -> None:
+    """Make the rounds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=60, help="how many runs to kill")
+    parser.add_argument("--seed", type=int, default=0, help="of what is done to them")
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    rounds = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "run.toml").write_text(RUN)
+        prepare_text([Path(os.__file__).parent / "asyncio"], folder / "data.h5", include="*.py")
+        begin = time.monotonic()
+        left_in_peace = Job(folder, folder / "peace", "alone")
+        if not left_in_peace.ends(END_SECONDS) or left_in_peace.process.returncode:
+            raise SystemExit(f"no run ends here even when left in peace:\n{left_in_peace.log.read_text()}")
+        duration = time.monotonic() - begin
+        expected = _last_state(folder / "peace", 0)
+        for _ in range(options.rounds):
+            kind, role, number = chance.choice(list(KINDS)), chance.choice(ROLES), chance.choice(SIGNALS)
+            rounds.append(Round(kind, role, number, chance.uniform(0, 1.2 * duration)))
+            _kill_and_resume(rounds[-1], folder, expected)
+            print(f"{rounds[-1]}: {'; '.join(rounds[-1].problems) or 'well'}", file=sys.stderr, flush=True)
+    print("| signal | rounds | s until the job had ended, median | at most | problems |\n|---|---|---|---|---|")
+    for number in dict.fromkeys(SIGNALS):
+        those = [each for each in rounds if each.number == number]
+        if those:
+            seconds = [each.ended for each in those]
+            problems = sum(map(len, (each.problems for each in those)))
+            times = f"{statistics.median(seconds):.1f} | {max(seconds):.1f}"
+            print(f"| SIG{number} | {len(those)} | {times} | {problems} |")
+    raise SystemExit(any(each.problems for each in rounds))
+
+
+def _kill_and_resume(this: Round, folder: Path, expected: State) -> None:
+    run_dir = folder / "run"
+    job = Job(folder, run_dir, this.kind)
+    time.sleep(this.delay)
+    pids, begin = job.of(this.role), time.monotonic()
+    for pid in pids:
+        _send(pid, signal.Signals[f"SIG{this.number}"])
+    if this.number == "STOP":
+        time.sleep(STOPPED_SECONDS)
+        for pid in pids:
+            _send(pid, signal.SIGCONT)
+    if not job.ends(END_SECONDS):
+        this.problems.append("the job hangs, or leaves processes behind")
+    this.ended = time.monotonic() - begin
+    again = Job(folder, run_dir, this.kind, "--resume")
+    if not again.ends(2 * END_SECONDS) or again.process.returncode:
+        this.problems.append(f"--resume ends with {again.process.returncode}")
+    else:
+        this.problems += _faults(run_dir, groups=1 if this.kind == "alone" else 2)
+        if this.kind == "alone" and not _is_same(_last_state(run_dir, 0), expected):
+            this.problems.append("not the bits of a run left in peace")
+    said = job.log.read_text(errors="replace")
+    if "Traceback" in said:
+        this.problems.append("a traceback")
+    if this.problems:
+        print(said, file=sys.stderr)
+    shutil.rmtree(run_dir, ignore_errors=True)
+    job.log.unlink()
+
+
+def _faults(run_dir: Path, groups: int) -> list[str]:
+    """What is wrong with the records of a finished run."""
+    faults = []
+    for group in range(groups):
+        _, records = read_metrics(metrics_path(run_dir, group))
+        losses = [record for record in records if "loss" in record]
+        made = [step for record in losses for step in range(record["step"] - record["steps"], record["step"])]
+        seconds = [record["seconds"] for record in records]
+        if made != list(range(STEPS)):
+            faults.append(f"group {group} has not made each step once")
+        if seconds != sorted(seconds):
+            faults.append(f"the time of group {group} goes backwards")
+    return faults
+
+
+def _last_state(run_dir: Path, group: int) -> State:
+    path = run_dir / "checkpoints" / f"g{group}-step{STEPS:010d}.h5"
+    return {key: value for key, value in load_state(path, "checkpoint")["state"].items() if key != "config"}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+def _is_soon(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:  # it has just ended
+        pass
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # of a process that has just ended
+        return b""
+
+
+if __name__ == "__main__":
+    main()
