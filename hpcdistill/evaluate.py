@@ -39,8 +39,8 @@ class Evaluation:
 def evaluate(names: Sequence[str], data: Path, which: str = "best", trust: bool = False) -> Evaluation:
     """Score each model, the ensemble of each run's groups, and that of all models.
 
-    On the sample of the validation part that training validates on. For clicks, `above_bayes` compares with the best
-    possible loss over all of that part, and so errs by as much as the sample does.
+    On the sample of the validation part that training validates on without `train.validation_items`. For clicks,
+    `above_bayes` compares with the best possible loss over all of that part, and so errs by as much as the sample does.
 
     Args:
         names: of models; see `named_checkpoints`.

@@ -19,8 +19,9 @@ def validation_outputs(
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Each model's outputs for a validation batch, and its target; batch by batch, so that memory is bounded.
 
-    The batches are those on which training validates, all ranks' together. Models predict on the GPU where there is
-    one. The outputs are those that the models make for `task.objective`; the target is shaped as that of a `Batch`.
+    The batches are those on which training validates without `train.validation_items`, all ranks' together. Models
+    predict on the GPU where there is one. The outputs are those that the models make for `task.objective`; the target
+    is shaped as that of a `Batch`.
 
     Raises:
         UserError: a checkpoint that cannot be read or does not fit the data, or models of sequences of several lengths.

@@ -134,7 +134,7 @@ class Recorder:
 
 
 def _bar(total: int, unit: str, shown: bool, **options: Any) -> Any:
-    """Show a bar of `total` units once it has been worth it, until its end; `options` of tqdm may say otherwise."""
+    """A bar of `total` units that is shown for a while, if it takes long enough; `options` are those of tqdm."""
     # mpirun hands ranks a pipe and not the terminal, so a pipe alone does not mean a log; a batch job or CI does.
     logged = not sys.stderr.isatty() and any(name in os.environ for name in ("SLURM_JOB_ID", "CI"))
     interval = 30 if logged else 0.5

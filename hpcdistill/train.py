@@ -85,8 +85,8 @@ def _train(config: Config, groups: Groups, resume: str, stop: StopRequest, trust
     restart = Restart(config, groups, model, average, optimizer, batches, task.store.identity)
     step = restart.resume(resume)
     steps = config.train.steps
-    owes_validation = restart.owes_validation and step <= steps
-    if not any(groups.world.allgather(step < steps or owes_validation)):
+    restart.owes_validation &= step <= steps
+    if not any(groups.world.allgather(step < steps or restart.owes_validation)):
         if groups.world.rank == 0:
             print(f"hpcdistill: {step} steps of train.steps = {steps} are made already: nothing to do", flush=True)
         return Outcome.NOTHING_TO_DO
@@ -115,7 +115,7 @@ def _train(config: Config, groups: Groups, resume: str, stop: StopRequest, trust
                     recorder.saved(step, time.perf_counter() - begin)
             return stopping
 
-        stopping = owes_validation and look(validates=True, saves=True, stopping=False)
+        stopping = restart.owes_validation and look(validates=True, saves=True, stopping=False)
         while step < steps and not stopping:
             batch = next(batches).to(groups.device)
             with recorder.time("teachers"):
