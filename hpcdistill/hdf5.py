@@ -26,8 +26,8 @@ def atomic_file(path: Path, userblock_size: int = 0) -> Iterator[tuple[h5py.File
     All of HDF5's own structures in it have checksums; HDF5 1.10 (2016) and later read them.
 
     Yields:
-        The HDF5 file, and the file that it is written to. When the caller closes the former itself it may change the
-        bytes of the latter (the user block) before they are made durable.
+        The HDF5 file, and the file under its temporary name. When the caller closes the former itself it may change
+        the bytes of the latter (the user block) before they are made durable.
 
     Raises:
         OSError: as of any write; what was at `path` before is untouched.
@@ -35,7 +35,7 @@ def atomic_file(path: Path, userblock_size: int = 0) -> Iterator[tuple[h5py.File
     with whole_file(path) as file, _Disk(file.fileno(), "r+", closefd=False) as disk:
         try:
             with h5py.File(disk, "w", libver=(VERSION, VERSION), userblock_size=userblock_size) as hdf5:
-                yield hdf5, disk
+                yield hdf5, file
         finally:
             if disk.error:
                 raise disk.error

@@ -46,8 +46,7 @@ def save_state(path: Path, kind: str, state: State) -> None:
     with atomic_file(path, USER_BLOCK_NBYTES) as (file, raw):
         _write(file, state)
         file.close()
-        begin = _begin(kind, VERSION, raw)
-        stamp = begin + _digest(raw)
+        stamp = _stamp(Path(raw.name), kind)
         raw.seek(0)
         raw.write(stamp)
 
@@ -129,6 +128,12 @@ def difference(name: str, theirs: Any, mine: Any) -> str:
                 return f"{name} has {before} there, {now} here"
         return f"{name} has {len(theirs)} entries there, {len(mine)} here"
     return f"{name} = {theirs} there, {mine} here"
+
+
+def _stamp(path: Path, kind: str) -> bytes:
+    """What is to be in the user block of a file that is complete but for that."""
+    with FileIO(path) as raw:
+        return _begin(kind, VERSION, raw) + _digest(raw)
 
 
 def _begin(kind: str, version: int, raw: FileIO) -> bytes:
