@@ -212,7 +212,7 @@ def test_an_old_store_that_hdf5_crashes_over_is_refused(path: Path, monkeypatch:
 
 
 def test_a_folder_is_called_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is a folder; make one with: hpcdistill prepare text\|table\|criteo\|images"):
+    with pytest.raises(UserError, match=r"is a folder; name a store, .* prepare text\|table\|criteo\|images"):
         open_task(tmp_path)
 
 
