@@ -8,11 +8,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hpcdistill import __version__
+from hpcdistill.cli_parser import Parser, count, require_apart, require_known
 from hpcdistill.cli_prepare import add_prepare
-from hpcdistill.errors import UserError, suggestion, warn
+from hpcdistill.errors import UserError, warn
 from hpcdistill.job import end_job
 from hpcdistill.output import forgive_output, say
 from hpcdistill.paths import input_path, model_name, model_names, output_path
@@ -20,26 +21,6 @@ from hpcdistill.paths import input_path, model_name, model_names, output_path
 MODELS = "A checkpoint file; a run folder, for its groups' models; or RUN_DIR:GROUP, for the model of one."
 SET_BY_SUBMIT = ("--exchange.transport=files", "--group=0")
 """As `slurm/groups.sbatch` adds to the arguments of training, with the number of each group."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose errors take the same way out as all others, so that no rank is left behind.
-
-    Options have to be written out: an abbreviation means another option once a key is added to the configuration.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)
-        self.set_defaults(parser=self, command=self._command_is_missing)  # a subcommand sets its own
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
-        raise UserError(f"{message}\n{self.format_usage()}")
-
-    def _command_is_missing(self, args: argparse.Namespace) -> int:
-        """Print the help that names the commands; the exit status is that of a wrong command line."""
-        self.print_help()
-        return 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,18 +48,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.command is _submit:  # the rest is for training, and had better be wrong here than hours later in a queue
         args.training = unknown
         args.job, unknown = parser.parse_known_args(["train", *unknown, *SET_BY_SUBMIT])
-        _require_known(unknown, args.job.parser, args.parser)
+        require_known(unknown, args.job.parser, args.parser)
     else:
-        _require_known(unknown, args.parser)
+        require_known(unknown, args.parser)
+    require_apart(args)
     return args
-
-
-def _require_known(unknown: Sequence[str], *parsers: Parser) -> None:
-    if unknown:
-        actions = [action for parser in parsers for action in parser._actions if action.help != argparse.SUPPRESS]
-        known = [option for action in actions for option in action.option_strings]
-        hint = suggestion(unknown[0].split("=")[0], known)
-        raise UserError(f"unknown argument {unknown[0]!r}{hint}; see {parsers[-1].prog} --help")
 
 
 def _parser() -> Parser:
@@ -107,8 +81,8 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train; start it with mpirun or srun",
         usage="%(prog)s [-h] [--resume [{no,yes,strict}]] [--trust] CONFIG.toml [--section.key VALUE ...]",
-        description="Train the configured model in groups that teach each other. Start one process per rank: "
-        "mpirun -np 4 python -m hpcdistill train configs/demo.toml --optimizer.lr=0.005",
+        description="Train the configured model in groups that teach each other. Start one process per rank, by "
+        "mpirun -np 4 hpcdistill train, or by srun.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     train.add_argument(
@@ -134,21 +108,14 @@ def _add_submit(commands: Any) -> None:
         help="submit each group to Slurm as a job of its own",
         usage="%(prog)s [-h] [--nodes-per-group N] [--ranks-per-node N] [--sbatch OPTIONS] CONFIG.toml [OPTION ...]",
         description="Submit a job array with one element for each group, to run in this folder. What is not an option "
-        "here is one of train: hpcdistill submit run.toml --groups=4 --nodes-per-group=2 --optimizer.lr=0.005 "
-        "--sbatch='--time=2:00:00 --partition=gpu'. The script is groups.sbatch in $HPCDISTILL_SLURM, else in ./slurm, "
-        "else in this package.",
+        "here is one of train. The script is groups.sbatch in $HPCDISTILL_SLURM, else in ./slurm, else in this "
+        "package.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    submit.add_argument("--nodes-per-group", type=_count, default=1, metavar="N", help="nodes of each job")
-    submit.add_argument("--ranks-per-node", type=_count, default=1, metavar="N", help="ranks on each node, one a GPU")
+    submit.add_argument("--nodes-per-group", type=count, default=1, metavar="N", help="nodes of each job")
+    submit.add_argument("--ranks-per-node", type=count, default=1, metavar="N", help="ranks on each node, one a GPU")
     submit.add_argument("--sbatch", default="", metavar="OPTIONS", help="more options of sbatch, in one argument")
     submit.set_defaults(command=_submit)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number > 0")
-    return int(text)
 
 
 def _add_status(commands: Any) -> None:

@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import json
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from functools import reduce
@@ -207,6 +209,17 @@ def test_no_command_takes_an_abbreviated_option() -> None:
     parsers = list(subparsers(_parser()))
     assert len(parsers) == 15
     assert not any(parser.allow_abbrev for parser in parsers)
+
+
+def test_the_help_of_each_command_has_an_example() -> None:
+    commands = [parser for parser in subparsers(PARSER) if not parser._subparsers]
+    examples = [re.fullmatch(r"For example: (hpcdistill .*)", parser.epilog or "") for parser in commands]
+    for parser, example in zip(commands, examples, strict=True):
+        assert example, parser.prog
+        program, *words = shlex.split(example[1])
+        assert parser.prog.split() == [program, *words][: len(parser.prog.split())]
+        if words[0] != "submit":  # which leaves most to train
+            assert PARSER.parse_args(words).parser.prog == parser.prog
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.cli import _parser
+from hpcdistill.cli import _parse, _parser
 from hpcdistill.config import Config
 from hpcdistill.config_reader import load_config
 from hpcdistill.errors import UserError
@@ -112,6 +112,24 @@ def test_an_output_may_be_new_or_take_the_place_of_a_file(folder: Path) -> None:
     assert output_path("~/new") == folder / "new"
     assert not Path("new").exists()
     assert Path("file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        ("prepare text --input folder ./file --output file", r"--output file would take the place of input file"),
+        ("prepare table --input file --label=y --output link", r"--output link .* input file"),
+        ("prepare images --input folder --validation file --output file", r"--output file .* validation file"),
+        ("evaluate link --data folder --json file", r"--json file .* models link"),
+        ("churn link b --data folder --json file", r"--json file .* a link"),
+        ("evaluate a --data link --json file", r"--json file .* data link"),
+        ("compare a b --output new.html --json ./new.html", r"--json new.html .* output new.html"),
+    ],
+)
+def test_an_output_takes_the_place_of_nothing_that_is_read(folder: Path, command: str, place: str) -> None:
+    Path("link").symlink_to("file")
+    with pytest.raises(UserError, match=place):
+        _parse(command.split())
 
 
 @pytest.mark.parametrize("where", ["file", "command line"])
