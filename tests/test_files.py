@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from random import Random
+from threading import Event
+from typing import NoReturn
 
 import pytest
 import torch
@@ -207,6 +209,33 @@ def test_what_is_no_file_is_neither_taken_nor_waited_for(
     reader = join(1, Constant(), learn_from=(0,))
     assert news(reader) == {0: 1}
     reader.free()
+
+
+def test_a_file_server_that_does_not_answer_is_given_up(
+    join: Join, folder: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Publishing is then left out, and the end waits for a while only."""
+    asked, answers = Event(), Event()
+
+    def load(*_: object, **__: object) -> NoReturn:
+        asked.set()
+        answers.wait()
+        raise UserError("late")
+
+    monkeypatch.setattr(files, "load_state", load)
+    monkeypatch.setattr(files, "FREE_SECONDS", 0.1)
+    model = Constant()
+    publish(join(0, model), model, 1)
+    reader = join(1, model, learn_from=(0,))
+    if world.rank == 0:
+        assert asked.wait(60)
+    world.Barrier()
+    assert reader.publish(1)
+    assert not reader.publish(2)
+    reader.free()
+    answers.set()
+    if world.rank == 0:
+        assert f"group 1: {folder} has not answered in 0 s; it is given up" in capsys.readouterr().err
 
 
 def test_a_folder_that_was_emptied_is_read_again(join: Join, folder: Path, world: MPI.Intracomm) -> None:

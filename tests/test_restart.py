@@ -115,6 +115,18 @@ def test_a_busy_disk_costs_a_checkpoint_but_not_the_best(
     assert best(tmp_path)["step"] == 2
 
 
+def test_a_disk_that_never_answers_does_not_keep_the_run_from_ending(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hpcdistill.restart.LAST_SECONDS", 0.1)
+    answers = threading.Event()
+    with restart(tmp_path, data) as run:
+        run._writing = threading.Thread(target=answers.wait)
+        run._writing.start()
+    answers.set()
+    assert "the last checkpoint has not been written in 0 s, and is given up" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
