@@ -84,7 +84,7 @@ def end_job(error: BaseException, launched: bool = False) -> NoReturn:
 
 
 def _has_mpi() -> bool:
-    """Whether this process has started MPI, and has not left it again."""
+    """Return whether this process has started MPI, and has not left it again."""
     if "mpi4py.MPI" not in sys.modules:
         return False
     from mpi4py import MPI
@@ -93,7 +93,10 @@ def _has_mpi() -> bool:
 
 
 def _is_one_of_several() -> bool:
-    """Whether a launcher has started this process as one of several; a child of a rank inherits variables only."""
+    """Return whether a launcher has started this process as one of several.
+
+    A child of a rank inherits the launcher's variables, but not the connection to it.
+    """
     if "PMI_FD" in os.environ:
         try:
             if not stat.S_ISSOCK(os.fstat(int(os.environ["PMI_FD"])).st_mode):
@@ -104,7 +107,7 @@ def _is_one_of_several() -> bool:
 
 
 def _is_first() -> bool:
-    """Whether this is rank 0 of those started; it speaks for all that have the same error."""
+    """Return whether this is rank 0 of those started; it speaks for all that have the same error."""
     ranks = [os.environ[name] for name in LAUNCHER_RANKS if name in os.environ]
     return ranks[:1] == ["0"]
 

@@ -24,7 +24,7 @@ class ForgivingStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write what can be written; the length of `text`."""
+        """Write what can be written; return the length of `text`."""
         try:
             self._stream.write(text)
         except (OSError, ValueError) as error:  # ValueError: the stream is closed
@@ -43,7 +43,7 @@ class ForgivingStream:
 
 
 def forgive_output() -> ForgivingStream:
-    """Let nothing that this process prints raise from now on; its new standard output.
+    """Let nothing that this process prints raise from now on; return its new standard output.
 
     That holds for what libraries print, and for the flush at the end of Python, which would change the exit status.
     """

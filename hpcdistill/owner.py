@@ -7,6 +7,7 @@ renews its time every few seconds. Locks of the file system would be simpler, bu
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -108,7 +109,8 @@ class Claim:
         except FileExistsError:
             return False
         try:
-            os.write(descriptor, self._content)
+            if os.write(descriptor, self._content) < len(self._content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             self._path.unlink()
             raise
@@ -128,12 +130,10 @@ class Claim:
             )
 
     def _is_renewed(self, owner: _Owner) -> bool:
-        """Whether the file is renewed before it is stale."""
+        """Wait until the file is renewed or stale; whether it was renewed."""
         age = max(_time_of(self._path.parent) - owner.time, 0)
         if age < STALE_SECONDS:
-            warn(
-                f"waiting for a sign of life, up to {STALE_SECONDS - age:.0f} s, of the owner of {self._path} ({owner})"
-            )
+            warn(f"waiting up to {STALE_SECONDS - age:.0f} s for a sign of life of the owner of {self._path}: {owner}")
         end = time.monotonic() + STALE_SECONDS - age
         while time.monotonic() < end:
             time.sleep(LOOK_SECONDS)
@@ -184,13 +184,15 @@ class Claim:
 
 @dataclass(frozen=True)
 class _Owner:
+    """An owner's file as it was read."""
+
     content: bytes
     time: float
-    """When the file was renewed, by the file server's clock."""
+    """Time of the last renewal, by the file server's clock."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `_this_process` told there; empty where the file is not, or not yet, whole."""
+        """Contents of the file, as `_this_process` makes them; empty where it is not, or not yet, whole."""
         try:
             facts = json.loads(self.content)
         except ValueError:
@@ -199,12 +201,12 @@ class _Owner:
 
     @property
     def remedy(self) -> str:
-        """The command that ends this owner."""
+        """Command that ends this owner."""
         facts = self.facts
         return f"scancel {facts['slurm_job']}" if "slurm_job" in facts else f"kill {facts.get('pid')} on that host"
 
     def is_alive(self) -> bool | None:
-        """Whether its process runs; None where that cannot be seen from here."""
+        """Return whether its process runs; None where that cannot be seen from here."""
         pid, start = self.facts.get("pid"), self.facts.get("process_start")
         if self.facts.get("place") != _place() or not isinstance(pid, int):
             return None
@@ -223,7 +225,7 @@ class _Owner:
 
 
 def _take(run_dir: Path, claim: Claim | None) -> tuple[UserError | None, list[Path]]:
-    """What keeps the claim from being taken, if anything does, and the folders made for it."""
+    """Take the claim; return what kept it from being taken, if anything did, and the folders made for it."""
     made: list[Path] = []
     try:
         if claim:
@@ -259,13 +261,13 @@ def _this_process() -> dict[str, Any]:
 
 
 def _place() -> str:
-    """Where a number means the same process: this boot of this host, and this container."""
+    """Return where a number means the same process: this boot of this host, and this container."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process began, in clock ticks since the host did; None if it has ended."""
+    """Return when a process began, in clock ticks since the host did; None if it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -274,6 +276,6 @@ def _process_start(pid: int) -> str | None:
 
 
 def _time_of(folder: Path) -> float:
-    """The time by the clock of the folder's file server."""
+    """Return the time, in seconds since 1970, by the clock of the folder's file server."""
     with TemporaryFile(dir=folder) as file:
         return os.fstat(file.fileno()).st_mtime

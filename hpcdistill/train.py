@@ -140,7 +140,7 @@ def _train(config: Config, groups: Groups, resume: str, stop: StopRequest, trust
 
 
 def _settings(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a configuration by their whole names, as `train.steps`."""
+    """Return the values of a configuration by their whole names, as `train.steps`."""
     values: dict[str, Any] = {}
     for name, value in section.items():
         values |= _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -199,7 +199,7 @@ def make_loop(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [make_pipe, make_loop, Path.mkdir])
 def test_what_is_no_file_is_neither_taken_nor_waited_for(
-    make: Callable[[Path], None], join: Join, folder: Path, world: MPI.Intracomm, capsys: pytest.CaptureFixture[str]
+    make: Callable[[Path], None], join: Join, folder: Path, world: MPI.Intracomm
 ) -> None:
     model = Constant()
     publish(join(0, model), model, 1)
