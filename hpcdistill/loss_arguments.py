@@ -266,7 +266,7 @@ def check_constant(name: str, tensor: Tensor) -> None:
 
 
 def check_derivatives(**student: Tensor | None) -> None:
-    """Refuse every differentiation but a backward: the derivative would be taken for zero."""
+    """Refuse transforms, and every differentiation but a backward, whose derivative would be taken for zero."""
     if is_transformed():
         raise NotImplementedError(
             "this loss works inside no transform of torch.func (grad, jvp, vmap …): call it on the whole batch, and"
