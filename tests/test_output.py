@@ -47,6 +47,8 @@ def test_a_warning_that_cannot_be_printed_is_left_out(
     print("lost", file=sys.stderr, flush=True)
     warn("lost")
     assert "lost" not in capsys.readouterr().err
+    if stream is None:
+        sys.stderr.close()
 
 
 def test_the_first_failure_is_kept_and_what_can_be_written_arrives() -> None:
