@@ -97,7 +97,7 @@ def _add_train(commands: Any) -> None:
         help="go on from the newest usable checkpoint in run_dir; =strict: only from the very newest",
     )
     _add_trust(train)
-    from hpcdistill.config_reader import add_arguments
+    from hpcdistill.config import add_arguments
 
     train.set_defaults(command=_train, overrides=add_arguments(train))
 
@@ -211,7 +211,7 @@ def _train(args: argparse.Namespace) -> int:
     from hpcdistill.stop import SIGNALS, StopRequest
 
     with StopRequest() as stop:
-        from hpcdistill.config_reader import load_config
+        from hpcdistill.config import load_config
         from hpcdistill.train import Outcome, train
 
         config = load_config(args.config, args.overrides, args)
@@ -243,7 +243,7 @@ def _report_on(run_dir: Path) -> None:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from hpcdistill.config_reader import load_config
+    from hpcdistill.config import load_config
     from hpcdistill.run_dir import require_no_checkpoints
     from hpcdistill.submit import submit
 

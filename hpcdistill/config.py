@@ -5,6 +5,8 @@ Every key has one place, one type and one line of help here; `hpcdistill train -
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import (
@@ -15,11 +17,14 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from hpcdistill.config_reader import explain, read_toml
+from hpcdistill.errors import UserError
 from hpcdistill.paths import UserPath
 
 
@@ -315,3 +320,25 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The file and the command line only: no environment variables."""
         return (init_settings,)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> CliSettingsSource[Config]:
+    """Give `parser` one `--section.key` option for each key; pass the result to `load_config`."""
+    return CliSettingsSource(
+        Config, root_parser=parser, cli_parse_args=None, cli_avoid_json=True, cli_hide_none_type=True
+    )
+
+
+def load_config(
+    path: Path, overrides: CliSettingsSource[Config] | None = None, args: argparse.Namespace | None = None
+) -> Config:
+    """Return the run that the TOML file at `path` describes, as changed by parsed command line `args`.
+
+    Raises:
+        UserError: the file cannot be read, or a key is unknown, missing or of the wrong type; each is named.
+    """
+    source = overrides(parsed_args=args) if overrides is not None and args is not None else None
+    try:
+        return Config(**read_toml(path, Config), _cli_settings_source=source)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, Config)}") from None

@@ -1,18 +1,15 @@
-"""Reads a configuration from its file and the command line; names mistakes and what mends them."""
+"""Reads the file of a configuration; names the mistakes in one, and what mends them."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import CliSettingsSource
 
-from hpcdistill.config import Config, ModelConfig
 from hpcdistill.errors import UserError, suggestion
 
 if sys.version_info >= (3, 11):
@@ -20,21 +17,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> CliSettingsSource[Config]:
-    """Give `parser` one `--section.key` option for each key; pass the result to `load_config`."""
-    return CliSettingsSource(
-        Config, root_parser=parser, cli_parse_args=None, cli_avoid_json=True, cli_hide_none_type=True
-    )
+Config = type[BaseModel]
+"""The class of all sections together."""
 
 
-def load_config(
-    path: Path, overrides: CliSettingsSource[Config] | None = None, args: argparse.Namespace | None = None
-) -> Config:
-    """The run that the TOML file at `path` describes, as changed by parsed command line `args`.
+def read_toml(path: Path, config: Config) -> dict[str, Any]:
+    """Return what the file says, by the keys of `config`.
 
     Raises:
-        UserError: the file cannot be read, or a key is unknown, missing or of the wrong type; each is named.
+        UserError: the file cannot be read, or has a key that `config` does not.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -42,39 +33,40 @@ def load_config(
         raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
-    for key in values.keys() - Config.model_fields.keys():  # among them might be a private argument of BaseSettings
-        raise UserError(f"{path}: {_unknown(key)}")
-    source = overrides(parsed_args=args) if overrides is not None and args is not None else None
-    try:
-        return Config(**values, _cli_settings_source=source)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
+    for key in values.keys() - config.model_fields.keys():  # among them might be a private argument of BaseSettings
+        raise UserError(f"{path}: {_unknown(key, config)}")
+    return values
 
 
-def _explain(error: ValidationError) -> str:
-    return "; ".join(map(_explain_one, error.errors()))
+def explain(error: ValidationError, config: Config) -> str:
+    """Return each mistake in the words of the file and of the command line."""
+    return "; ".join(_explain_one(problem, config) for problem in error.errors())
 
 
-def _explain_one(problem: ErrorDetails) -> str:
+def _explain_one(problem: ErrorDetails, config: Config) -> str:
     place, tag = problem["loc"], ""
     if place[:1] == ("model",) and len(place) > 2:
         tag = str(place[1])  # which of the models it was tried as
         place = ("model", *place[2:])
     key, message = ".".join(map(str, place)), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return _unknown(key, tag)
+        return _unknown(key, config, tag)
     if problem["type"] == "missing":
         needed = [
-            name for name, field in _keys(Config).items() if field.is_required() and f"{name}.".startswith(f"{key}.")
+            name for name, field in _keys(config).items() if field.is_required() and f"{name}.".startswith(f"{key}.")
         ]
         return f"{key} is missing; set {needed[-1]} in the file or with --{needed[-1]}=…"
     return f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}" if key else message
 
 
-def _unknown(key: str, tag: str = "") -> str:
+def _unknown(key: str, config: Config, tag: str = "") -> str:
     if not tag:
-        return f"unknown key {key!r}{suggestion(key, _keys(Config))}"
-    (model,) = [each for each in get_args(ModelConfig) if tag in get_args(each.model_fields["name"].annotation)]
+        return f"unknown key {key!r}{suggestion(key, _keys(config))}"
+    (model,) = [
+        each
+        for each in get_args(config.model_fields["model"].annotation)
+        if tag in get_args(each.model_fields["name"].annotation)
+    ]
     return f"unknown key {key!r} of model.name = {tag!r}{suggestion(key, _keys(model, 'model.'))}"
 
 

@@ -17,8 +17,7 @@ from pydantic import BaseModel
 
 from hpcdistill import __version__
 from hpcdistill.cli import _parse, _parser, main
-from hpcdistill.config import Config, ModelConfig
-from hpcdistill.config_reader import load_config
+from hpcdistill.config import Config, ModelConfig, load_config
 from hpcdistill.errors import UserError
 
 MINIMAL = 'run_dir = "runs/x"\n[data]\npath = "data.h5"\n'

@@ -25,7 +25,7 @@ from torch import nn
 
 from hpcdistill import VocabularyShard, linear_codistillation_loss
 from hpcdistill.cli import _parser, main
-from hpcdistill.config_reader import load_config
+from hpcdistill.config import load_config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdistill.cli import _parse, _parser
-from hpcdistill.config import Config
-from hpcdistill.config_reader import load_config
+from hpcdistill.config import Config, load_config
 from hpcdistill.errors import UserError
 from hpcdistill.paths import expanded, model_names, output_path
 
