@@ -36,6 +36,14 @@ class StopRequest:
         self._vote = mine, comm.Iallreduce(MPI.IN_PLACE, mine, op=MPI.LOR)
         return agreed
 
+    def agreed_now(self, comm: MPI.Comm) -> bool:
+        """Whether any rank of `comm` has received such a signal by now; the same answer on all, who wait for it.
+
+        Collective over `comm`.
+        """
+        agreed = self.agreed(comm)
+        return self._count() or agreed
+
     def __enter__(self) -> StopRequest:
         self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self

@@ -44,7 +44,7 @@ class Validation:
         self._model.eval()
         try:
             for _ in recorder.validating(self._turns):
-                if stop.agreed(self._groups.comm):
+                if stop.agreed_now(self._groups.comm):  # a batch may take seconds, a vote does not
                     return None
                 batch = next(batches, None)
                 if batch is not None:
