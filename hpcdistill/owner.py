@@ -98,6 +98,8 @@ class Claim:
         self._released.set()
         if self._thread.is_alive():
             self._thread.join(HEARTBEAT_SECONDS)
+        if self._thread.is_alive():  # the file server does not answer it, and would not answer here
+            return
         with suppress(OSError):
             owner = _read(self._path)
             if owner and owner.content == self._content:
