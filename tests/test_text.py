@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 import socket
 import sys
 from collections import Counter
@@ -400,6 +401,19 @@ def test_an_output_that_cannot_be_written_is_told(tmp_path: Path, output: str) -
     write(tmp_path, {"file": b"words " * 100})
     with pytest.raises(UserError, match=r"--output .*data.h5 cannot be written: .*; make room there, or"):
         prepare_text([tmp_path / "file"], tmp_path / output)
+
+
+def test_a_disk_that_takes_no_more_is_told(tmp_path: Path) -> None:
+    write(tmp_path, {"a.txt": b"words " * 100_000, "data.h5": b"what was there"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"data.h5 cannot be written: .*File too large; make room there"):
+            prepare_text([tmp_path / "a.txt"], tmp_path / "data.h5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "data.h5").read_bytes() == b"what was there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "data.h5"]
 
 
 @pytest.fixture
