@@ -211,15 +211,17 @@ def require_same_settings(settings: dict[str, Any]) -> None:
 
     require_one_world()
     world = MPI.COMM_WORLD
-    if len(set(world.allgather(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()))) == 1:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
+    if len(set(world.allgather(digest))) == 1:
         return
-    for rank, theirs in enumerate(everyone := world.allgather(settings)):
-        for name in sorted({*everyone[0], *theirs}):
-            values = [str(each.get(name, "not set")) for each in (everyone[0], theirs)]
-            if values[0] != values[1]:
+    first, *others = world.allgather(settings)
+    for rank, other in enumerate(others, start=1):
+        for name in sorted({*first, *other}):
+            mine, theirs = (each.get(name, "not set") for each in (first, other))
+            if mine != theirs:
                 raise UserError(
-                    f"{name} differs between ranks: {values[0]} on world rank 0, {values[1]} on rank {rank}; give all "
-                    "ranks the same options and configuration file, or make each group a job of its own (--group)"
+                    f"{name} differs between ranks: {mine} on world rank 0, {theirs} on rank {rank}; give all ranks "
+                    "the same options and configuration file, or make each group a job of its own (--group)"
                 )
 
 
