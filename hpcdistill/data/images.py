@@ -68,7 +68,7 @@ def _prepare_folder(
     digest = hashlib.blake2b(repr(classes).encode())
     for file in files:
         digest.update(repr(file).encode())
-    with pieces_folder(output, "images", 1, size, digest.hexdigest()) as pieces:
+    with pieces_folder(output, "images", 2, size, digest.hexdigest()) as pieces:
         made = make_pieces(pieces, partial(make_piece, size), cut_into_tasks(files), processes)
         paths = collect(made, max_bad, "images")
         histogram = np.sum([read_piece(path, "histogram")[0] for path in paths], axis=0)
