@@ -99,6 +99,15 @@ def test_a_factory_that_is_none_is_named(factory: str, message: str, tokens: Tok
         build_model(FactoryConfig(name="factory", factory=factory), tokens)
 
 
+def test_a_factory_in_a_script_that_exits_is_refused(
+    tokens: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "script_that_exits.py").write_text("import sys\nsys.exit()")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="importing script_that_exits ends the program"):
+        build_model(FactoryConfig(name="factory", factory="script_that_exits:make"), tokens)
+
+
 def test_a_model_for_other_data_is_refused(tokens: TokenStore, rows: RowStore) -> None:
     with pytest.raises(UserError, match=r"model.name = 'dnn' is not for .* a token store; use --model.name=lstm"):
         build_model(DNNConfig(name="dnn"), tokens)

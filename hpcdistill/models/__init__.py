@@ -55,6 +55,11 @@ def _made_by(factory: str, store: StoreFile) -> nn.Module:
             f"model.factory = {factory!r} cannot be had ({error}); name a function of an installed module, or one "
             "of the folder you start in"
         ) from None
+    except SystemExit:  # on one rank alone it would leave the others waiting, on all it would pass for success
+        raise UserError(
+            f"model.factory = {factory!r}: importing {module} ends the program; move what it does as a script under "
+            "if __name__ == '__main__'"
+        ) from None
     model = make(store)
     if not isinstance(model, nn.Module):
         raise UserError(f"model.factory = {factory!r} made {type(model).__name__}, not a torch.nn.Module")
