@@ -2,8 +2,8 @@
 
     python tools/fuzz_files.py [--tries N] [--kinds KIND ...] [--json FILE]
 
-It makes the files itself. Each damaged one is read, all of it, by a process of its own. That may refuse the file with
-one line (`UserError`), or find the same as before, where the damage is in bytes without a meaning. All else is a fault:
+It makes the files itself. Each damaged one is read, all of it, by another process. That may refuse the file with one
+line (`UserError`), or find the same as before, where the damage is in bytes without a meaning. All else is a fault:
 other data without a word, another exception, the end of the process by a signal, or no end within 30 seconds. The first
 of each is described, and the exit code is 1.
 """
@@ -13,13 +13,16 @@ import hashlib
 import json
 import os
 import pickle
+import secrets
 import signal
 import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,14 +41,11 @@ from hpcdistill.state_file import load_state, save_state
 from hpcdistill.tasks import open_task
 
 SECONDS = 30
-OUTCOMES = REFUSED, SAME, DIFFERENT, EXCEPTION, CRASH, HANG = (
-    "refused",
-    "same",
-    "DIFFERENT",
-    "EXCEPTION",
-    "CRASH",
-    "HANG",
-)
+FILES_OF_A_PROCESS = 50  # so that it is not the forks that take the time
+REFUSED, SAME, DIFFERENT, EXCEPTION, CRASH, HANG = "refused", "same", "DIFFERENT", "EXCEPTION", "CRASH", "HANG"
+OUTCOMES = (REFUSED, SAME, DIFFERENT, EXCEPTION, CRASH, HANG)
+Outcome = tuple[str, str]
+"""One of `OUTCOMES`, with a digest of what was read, or the error."""
 
 
 # Files
@@ -185,35 +185,48 @@ DAMAGES = ("bit", "bit of the structure", "torn")
 # Reading
 
 
-def outcome_of(read: Callable[[Path], Any], path: Path) -> tuple[str, str]:
-    """Return what becomes of a process that reads the file, one of `OUTCOMES`, and a digest or the error."""
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(receive)
-        _read_and_exit(read, path, send)
-    os.close(send)
-    with os.fdopen(receive, "rb") as pipe:
-        answer = pipe.read()
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        return (HANG, "") if number == signal.SIGALRM else (CRASH, signal.Signals(number).name)
-    outcome, detail = pickle.loads(answer)
-    return outcome, detail
+def outcomes(read: Callable[[Path], Any], contents: Sequence[Callable[[], bytes]], folder: Path) -> Iterator[Outcome]:
+    """Yield what becomes of a process that reads a file of each of these contents."""
+    done = 0
+    while done < len(contents):
+        receive, send = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(receive)
+            _read_and_exit(read, contents[done : done + FILES_OF_A_PROCESS], folder, send)
+        os.close(send)
+        with os.fdopen(receive, "rb") as pipe, suppress(EOFError):  # where it has ended
+            while True:
+                yield pickle.load(pipe)
+                done += 1
+        status = os.waitpid(child, 0)[1]
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            yield (HANG, "") if number == signal.SIGALRM else (CRASH, signal.Signals(number).name)
+            done += 1
 
 
-def _read_and_exit(read: Callable[[Path], Any], path: Path, send: int) -> None:
-    signal.alarm(SECONDS)
-    try:
-        answer = SAME, fingerprint(read(path))
-    except UserError as error:
-        answer = REFUSED, str(error)
-    except BaseException:
-        answer = EXCEPTION, traceback.format_exc()
+def _read_and_exit(
+    read: Callable[[Path], Any], contents: Sequence[Callable[[], bytes]], folder: Path, send: int
+) -> None:
     with os.fdopen(send, "wb") as pipe:
-        pickle.dump(answer, pipe)
+        for content in contents:
+            path = folder / f"{secrets.token_hex(8)}.h5"  # a new one: HDF5 may still have the one before open
+            path.write_bytes(content())
+            signal.alarm(SECONDS)
+            pickle.dump(_outcome(read, path), pipe)
+            pipe.flush()
+            path.unlink()
     os._exit(0)
+
+
+def _outcome(read: Callable[[Path], Any], path: Path) -> Outcome:
+    try:
+        return SAME, fingerprint(read(path))
+    except UserError as error:
+        return REFUSED, str(error)
+    except BaseException:
+        return EXCEPTION, traceback.format_exc()
 
 
 def fingerprint(value: Any) -> str:
@@ -231,16 +244,16 @@ def fingerprint(value: Any) -> str:
 
 def fuzz(kind: str, tries: int, folder: Path) -> Iterator[tuple[str, Counter[str]]]:
     """Yield for each of `DAMAGES` how often each outcome has come of `tries` of them to a file of this kind."""
-    path = folder / "file.h5"
+    path, read = folder / "file.h5", KINDS[kind].read
     KINDS[kind].make(path)
     content, places = path.read_bytes(), structure(path)
-    expected = outcome_of(KINDS[kind].read, path)
+    (expected,) = outcomes(read, [lambda: content], folder)
     assert expected[0] == SAME, expected[1]
     for damage in DAMAGES:
         tally: Counter[str] = Counter()
-        for number in range(tries):
-            path.write_bytes(damaged(content, places, damage, Random(f"{kind} {damage} {number}")))
-            outcome, detail = outcome_of(KINDS[kind].read, path)
+        seeds = [Random(f"{kind} {damage} {number}") for number in range(tries)]
+        contents = [partial(damaged, content, places, damage, seed) for seed in seeds]
+        for number, (outcome, detail) in enumerate(outcomes(read, contents, folder)):
             if outcome == SAME and detail != expected[1]:
                 outcome = DIFFERENT
             if outcome not in (REFUSED, SAME) and not tally[outcome]:
