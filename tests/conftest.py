@@ -94,12 +94,12 @@ def _version(package: str) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests that start jobs of their own to the 1-rank suite."""
+    """Leave tests that start jobs of their own, and long ones without ranks, to the 1-rank suite."""
     if WORLD.size == 1:
         return
-    launching = [item for item in items if item.get_closest_marker("launch")]
-    items[:] = [item for item in items if item not in launching]
-    config.hook.pytest_deselected(items=launching)
+    left = [item for item in items if item.get_closest_marker("launch") or item.get_closest_marker("alone")]
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=left)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

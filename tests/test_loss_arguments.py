@@ -17,6 +17,8 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 
 from hpcdistill import binary_codistillation_loss, codistillation_loss, linear_codistillation_loss
 
+pytestmark = pytest.mark.alone
+
 REDUCTIONS = ["none", "mean", "sum"]
 
 

@@ -6,6 +6,8 @@ from torch import nn
 
 from hpcdistill.models.resnet import ResNet
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize(("layers", "expected"), [(18, 11_689_512), (50, 25_557_032)])
 def test_there_are_as_many_parameters_as_published(layers: int, expected: int) -> None:

@@ -23,11 +23,7 @@ from hpcdistill.kernels import triton_codistillation
 from hpcdistill.kernels.rows import Rows
 from hpcdistill.kernels.triton_codistillation import launch_options, run, scale_rows_
 
-# numpy speaks of lanes whose values `where` throws away.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:invalid value encountered"),
-    pytest.mark.filterwarnings("ignore:divide by zero encountered"),
-]
+pytestmark = pytest.mark.alone
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 EVERY_OPTION: dict[str, Any] = {"temperature": 4.0, "label_smoothing": 0.1, "z_loss": 1e-3, "weight": 0.3}
