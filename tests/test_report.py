@@ -131,6 +131,7 @@ def test_a_report_that_cannot_be_made_is_no_failure_of_the_training(
     assert "warning: no report: " in capsys.readouterr().err
 
 
+@pytest.mark.launch  # an error ends the whole job
 def test_a_page_that_no_disk_takes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "run", 0)
     with pytest.raises(SystemExit):
