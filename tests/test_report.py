@@ -89,7 +89,7 @@ def test_without_quarantine_there_is_no_list(quarantine: dict[str, str] | None, 
     assert "uarantine" not in page(tmp_path / "run")
 
 
-NAMES = ["<script>alert(1)<", r"a$\frac$b", "_x", "cost$1 and $2", "a\nb", "{}", "ü", "&amp;", "a b\t", "日本"]
+NAMES = ["<script>alert(1)<", r"a$\frac$b", "_x", "a\n\tb", "{&amp;} ü日本"]
 
 
 @pytest.mark.filterwarnings("error")
