@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from hpcdistill.data.hashing import in_validation, mix
 from hpcdistill.data.pieces import Piece, join_pieces, make_pieces, pieces_folder, read_piece
-from hpcdistill.data.rows import Fields, Rows
+from hpcdistill.data.rows import Array, Fields, Rows
 from hpcdistill.data.store_file import PARTS
 from hpcdistill.errors import UserError
 
@@ -93,8 +93,9 @@ def _piece(task: tuple[int, int, int]) -> Piece:
     }
 
 
-def _rows(path: Path) -> Rows:
-    return Rows(*read_piece(path, *Rows._fields))
+def _rows(path: Path) -> tuple[Rows, Array]:
+    *columns, validation = read_piece(path, *Rows._fields, "validation")
+    return Rows(*columns), validation
 
 
 def _mean_entropy(paths: list[Path]) -> dict[str, float]:

@@ -85,31 +85,22 @@ def prepare_criteo(
     if min_count is not None and min_count < 1:
         raise UserError(f"--min-count {min_count} must be at least 1")
     names = [f"C{i + 1}" for i in range(CATEGORIES)]
-    if min_count is None:
-        buckets = buckets or BUCKETS
-    with pieces_folder(output, "criteo", 2, fingerprint(inputs), buckets) as folder:
-        made = make_pieces(folder, partial(_piece, buckets), read_blocks(inputs, last_line_end), processes)
+    size = buckets or BUCKETS
+    make = partial(_piece, size if min_count is None else None)
+    with pieces_folder(output, "criteo", 2, fingerprint(inputs), make.args) as folder:
+        made = make_pieces(folder, make, read_blocks(inputs, last_line_end), processes)
         paths = collect(made, max_bad, "lines")
-        if buckets is not None:
-            ids, cardinalities = _ids_of_piece, [buckets] * CATEGORIES
-        else:
-            vocabulary = Vocabulary(count_training(paths, CATEGORIES), min_count or 1)
-            ids, cardinalities = partial(_ids_of_codes, vocabulary), vocabulary.cardinalities
+        vocabulary = Vocabulary(count_training(paths, CATEGORIES), min_count) if min_count else None
+        cardinalities = vocabulary.cardinalities if vocabulary else [size] * CATEGORIES
         fields = Fields([f"I{i + 1}" for i in range(INTEGERS)], dict(zip(names, cardinalities, strict=True)))
-
-        def rows(path: Path) -> Rows:
-            dense, label = read_piece(path, "dense", "label")
-            return Rows(dense, ids(path), label)
-
-        join_pieces(output, paths, rows, fields, ", ".join(map(str, inputs)))
+        join_pieces(output, paths, partial(_rows, vocabulary), fields, ", ".join(map(str, inputs)))
 
 
-def _ids_of_piece(path: Path) -> Array:
-    return read_piece(path, "categorical")[0]
-
-
-def _ids_of_codes(vocabulary: Vocabulary, path: Path) -> Array:
-    return vocabulary.ids(*read_piece(path, "codes", "values", "begins"))
+def _rows(vocabulary: Vocabulary | None, path: Path) -> tuple[Rows, Array]:
+    names = ("codes", "values", "begins") if vocabulary else ("categorical",)
+    dense, label, validation, *categories = read_piece(path, "dense", "label", "validation", *names)
+    ids = vocabulary.ids(*categories) if vocabulary else categories[0]
+    return Rows(dense, ids, label), validation
 
 
 class Lines(NamedTuple):

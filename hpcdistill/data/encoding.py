@@ -27,7 +27,7 @@ from hpcdistill.data.hashing import in_validation
 from hpcdistill.data.label import SHOWN, Label
 from hpcdistill.data.pieces import Piece, read_piece
 from hpcdistill.data.rows import Array, Fields, Rows
-from hpcdistill.data.vocabulary import Vocabulary, coded, count_training
+from hpcdistill.data.vocabulary import Counts, Vocabulary, add_counts, coded
 
 
 class Moments(NamedTuple):
@@ -111,23 +111,31 @@ def _unit(values: Array, training: Moments) -> tuple[float, float]:
 
 
 class Found(NamedTuple):
-    """What all pieces together have seen."""
+    """What all pieces together have found."""
 
     labels: set[str]
-    columns: list[Seen]
+    seen: list[Seen]
+    """Of each column."""
+    moments: list[Moments]
+    """Of each dense column, in the training part."""
+    counts: list[Counts]
+    """Of each categorical column's values, in the training part."""
 
 
-def read_found(paths: Sequence[Path]) -> Found:
-    """Return what some pieces have seen, at least one."""
-    found = Found(set(), [])
+def read_found(paths: Sequence[Path], columns: Sequence[Column]) -> Found:
+    """Return what the pieces of some columns have found."""
+    labels, seen, moments = set[str](), [Seen() for _ in columns], []
+    counts = [Counts() for column in columns if column.kind == "categorical"]
     for path in paths:
-        told = json.loads(read_piece(path, "seen")[0].tobytes())
-        found.labels.update(told["labels"])
-        for number, seen in enumerate(told["columns"]):
-            if number == len(found.columns):
-                found.columns.append(Seen())
-            found.columns[number].add(Seen(**seen))
-    return found
+        told, of_piece, *counted = read_piece(path, "seen", "moments", "values", "counts", "begins")
+        told = json.loads(told.tobytes())
+        labels.update(told["labels"])
+        for column, more in zip(seen, told["columns"], strict=True):
+            column.add(Seen(**more))
+        moments.append(of_piece)
+        add_counts(counts, *counted)
+    by_column = np.stack(moments).transpose(1, 2, 0)
+    return Found(labels, seen, [combine(*of_column) for of_column in by_column], counts)
 
 
 class Encoding:
@@ -135,31 +143,29 @@ class Encoding:
 
     Attributes:
         fields: of the store to be.
-        moments: of each dense column's training part.
-        counts: of each categorical column, how often each category is in the training part.
     """
 
-    def __init__(self, paths: Sequence[Path], columns: Sequence[Column], label: Label) -> None:
-        self._label = label
+    def __init__(self, columns: Sequence[Column], found: Found, label: Label) -> None:
+        self._label, self._moments, self._ids = label, found.moments, Vocabulary(found.counts, 1)
         dense = [column.name for column in columns if column.kind == "dense"]
         categorical = [column.name for column in columns if column.kind == "categorical"]
-        by_piece = np.stack([read_piece(path, "moments")[0] for path in paths])
-        self.moments = [combine(*by_piece[:, column].T) for column in range(len(dense))]
-        self.counts = count_training(paths, len(categorical))
-        self._ids = Vocabulary(self.counts, 1)
         self.fields = Fields(dense, dict(zip(categorical, self._ids.cardinalities, strict=True)))
 
-    def __call__(self, path: Path) -> Rows:
-        """Read the rows of a piece."""
-        dense, units, label, seen = read_piece(path, "dense", "units", "label", "seen")
+    def __call__(self, path: Path) -> tuple[Rows, Array]:
+        """Read the rows of a piece, and which of them are of the validation part."""
+        dense, units, label, seen, validation, *coded = read_piece(
+            path, "dense", "units", "label", "seen", "validation", "codes", "values", "begins"
+        )
         for column, (zero, unit) in enumerate(units):
-            count, mean, deviation = self.moments[column]
-            # No training value is farther from the mean than that; one that never changes tells nothing.
-            factor, most = (unit / deviation, np.sqrt(count)) if deviation else (0.0, 0.0)
+            size, mean, deviation = self._moments[column]
             values = dense[:, column]
-            values *= np.float32(factor)
-            values += np.float32((zero - mean) / (deviation or 1))
-            np.clip(values, -most, most, out=values)
+            if deviation:
+                values *= np.float32(unit / deviation)
+                values += np.float32((zero - mean) / deviation)
+                # No training value is farther from the mean.
+                values[validation] = np.clip(values[validation], -np.sqrt(size), np.sqrt(size))
+            else:
+                values[:] = 0  # it tells nothing
+        dense[np.isnan(dense)] = 0
         ones = np.array([self._label.is_one(value) for value in json.loads(seen.tobytes())["labels"]], np.uint8)
-        ids = self._ids.ids(*read_piece(path, "codes", "values", "begins"))
-        return Rows(np.nan_to_num(dense, copy=False), ids, ones[label])
+        return Rows(dense, self._ids.ids(*coded), ones[label]), validation

@@ -185,7 +185,7 @@ def write_whole(output: Path, folder: Path, write: Callable[[Path], dict[str, in
 def join_pieces(
     output: Path,
     paths: list[Path],
-    rows: Callable[[Path], Rows],
+    rows: Callable[[Path], tuple[Rows, Array]],
     fields: Fields,
     source: str,
     bayes_log_loss: Mapping[str, float] | None = None,
@@ -195,7 +195,7 @@ def join_pieces(
     Args:
         output: the store, which appears whole or not at all.
         paths: the pieces.
-        rows: reads those of a piece.
+        rows: reads those of a piece, and which of them are of the validation part, bool.
         fields: as for `write_rows`.
         source: as for `write_rows`.
         bayes_log_loss: as for `write_rows`.
@@ -214,11 +214,11 @@ def join_pieces(
     )
 
 
-def _by_part(paths: list[Path], rows: Callable[[Path], Rows]) -> Iterator[tuple[str, Rows]]:
+def _by_part(paths: list[Path], rows: Callable[[Path], tuple[Rows, Array]]) -> Iterator[tuple[str, Rows]]:
     """Yield the rows of each part of each piece; the next piece is made ready while one is written."""
 
     def split(path: Path) -> list[tuple[str, Rows]]:
-        all_rows, (validation,) = rows(path), read_piece(path, "validation")
+        all_rows, validation = rows(path)
         return [(part, all_rows.at(mask)) for part, mask in zip(PARTS, (~validation, validation), strict=True)]
 
     with ThreadPoolExecutor(1) as thread:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hpcdistill.data.columns import Column, Seen
-from hpcdistill.data.encoding import Encoding
+from hpcdistill.data.encoding import Found
 
 MANY = 20  # values that are all different by no chance
 MOST = 0.95
 SHOWN = 10
 
 
-def remarks(columns: Sequence[Column], seen: Sequence[Seen], encoding: Encoding) -> Iterator[str]:
+def remarks(columns: Sequence[Column], found: Found) -> Iterator[str]:
     """Yield a line for each column whose values are not all what the column is, and for columns that tell nothing."""
-    dense, categorical = iter(encoding.moments), iter(encoding.counts)
+    dense, categorical = iter(found.moments), iter(found.counts)
     constant, different = [], []
-    for column, of in zip(columns, seen, strict=True):
+    for column, of in zip(columns, found.seen, strict=True):
         if column.kind == "dense":
             yield from _of_numbers(column.name, of)
             if next(dense).deviation == 0:

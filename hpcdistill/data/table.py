@@ -75,17 +75,17 @@ def prepare_table(
         columns = _guess(table, columns)
     with pieces_folder(output, "table", 2, state, label, wishes) as folder:
         paths, bad = _read(table, label, columns, folder, max_bad, processes)
-        found = read_found(paths)
-        decided = _decide(columns, found.columns)
+        found = read_found(paths, columns)
+        decided = _decide(columns, found.seen)
         if decided != columns:
             columns = decided
             paths, bad = _read(table, label, columns, folder, max_bad, processes)
-            found = read_found(paths)
+            found = read_found(paths, columns)
         chosen = choose(label, found.labels, positive)
-        encoding = Encoding(paths, columns, chosen)
+        encoding = Encoding(columns, found, chosen)
         join_pieces(output, paths, encoding, encoding.fields, ", ".join(map(str, inputs)))
     tell_bad(*bad, "lines")
-    for message in remarks(columns, found.columns, encoding):
+    for message in remarks(columns, found):
         warn(message)
     print(f"{label} = {chosen.one!r} is 1, {chosen.zero!r} is 0")
     if chosen.is_guessed:

@@ -64,10 +64,15 @@ def coded(columns: Sequence[tuple[Array, Array]], training: Array) -> Piece:
     begins = np.cumsum([0, *(len(values) for _, values in columns)])
     codes = np.empty((len(training), len(columns)), np.int32)
     counts = np.zeros(begins[-1], np.int64)
-    for field, ((places, values), begin) in enumerate(zip(columns, begins, strict=False)):
-        codes[:, field] = places + np.int32(begin)
-        counts[begin : begin + len(values)] = np.bincount(places[training], minlength=len(values))
-    values = np.concatenate([np.empty(0, np.int64), *(values for _, values in columns)])
+    values = np.empty(begins[-1], np.int64)
+    for field, ((places, unsorted), begin) in enumerate(zip(columns, begins, strict=False)):
+        # In order: so each is found beside the one before it in a vocabulary that is larger than the caches.
+        order = np.argsort(unsorted)
+        rank = np.empty(len(order), np.int32)
+        rank[order] = np.arange(begin, begin + len(order))
+        codes[:, field] = rank[places]
+        values[begin : begin + len(order)] = unsorted[order]
+        counts[begin : begin + len(order)] = np.bincount(places[training], minlength=len(order))[order]
     return {"codes": codes, "values": values, "counts": counts, "begins": begins}
 
 
@@ -75,13 +80,17 @@ def count_training(paths: Iterable[Path], fields: int) -> list[Counts]:
     """Count the values ≥ 0 of each field in the training rows of all pieces."""
     counted = [Counts() for _ in range(fields)]
     for path in paths:
-        values, counts, begins = read_piece(path, "values", "counts", "begins")
-        known = (values >= 0) & (counts > 0)
-        for count, (begin, end) in zip(counted, pairwise(begins), strict=True):
-            here = slice(begin, end)
-            count.add(values[here][known[here]], counts[here][known[here]])
-            count.missing += int(counts[here][values[here] < 0].sum())
+        add_counts(counted, *read_piece(path, "values", "counts", "begins"))
     return counted
+
+
+def add_counts(counted: Sequence[Counts], values: Array, counts: Array, begins: Array) -> None:
+    """Count what is in the training rows of a piece, by field."""
+    known = (values >= 0) & (counts > 0)
+    for count, (begin, end) in zip(counted, pairwise(begins), strict=True):
+        here = slice(begin, end)
+        count.add(values[here][known[here]], counts[here][known[here]])
+        count.missing += int(counts[here][values[here] < 0].sum())
 
 
 class Vocabulary:
