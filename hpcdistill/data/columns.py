@@ -226,7 +226,7 @@ def _look(chunk: Chunk, texts: pyarrow.Array, known: Array, codes: Array) -> See
     rows = np.bincount(codes, minlength=len(texts) + 1)[:-1]
     number, infinite, odd = (mask & known for mask in tell_numbers(texts))
     formatted = np.zeros_like(odd)
-    if _matches(texts[:PROBE], FORMATTED).mean() > 1 / 2:  # or it makes no difference: see `remarks.py`
+    if 2 * _matches(texts[:PROBE], FORMATTED).sum() > len(texts[:PROBE]):  # or it makes no difference: see `remarks.py`
         formatted = odd & _matches(texts, FORMATTED)
     seen = Seen()
     for name, mask in (("numbers", number), ("infinite", infinite), ("odd", odd), ("formatted", formatted)):
