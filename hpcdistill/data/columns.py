@@ -194,6 +194,12 @@ def tell_numbers(text: pyarrow.Array) -> tuple[Array, Array, Array]:
     return number, infinite, known & ~number & ~infinite & ~missing
 
 
+def _mostly(texts: pyarrow.Array, expression: str) -> bool:
+    """Tell whether at least half of some texts match."""
+    probe = texts[:PROBE]
+    return bool(2 * _matches(probe, expression).sum() >= len(probe))
+
+
 def _matches(text: pyarrow.Array, expression: str) -> Array:
     matches = pyarrow.compute.match_substring_regex(text, expression).fill_null(False)
     result: Array = matches.to_numpy(zero_copy_only=False)
@@ -210,14 +216,19 @@ class Categories(NamedTuple):
     seen: Seen
 
 
-def read_categories(chunk: Chunk, column: pyarrow.Array) -> Categories:
-    """Read a column of any type as categories; equal values have the same text, without spaces around it."""
+def read_categories(chunk: Chunk, column: pyarrow.Array, is_believed: bool = False) -> Categories:
+    """Read a column of any type as categories; equal values have the same text, without spaces around it.
+
+    If it `is_believed` to have categories, it is looked at closely only where it seems to be of numbers.
+    """
     if not types.is_dictionary(column.type):
         column = column.dictionary_encode()
     texts, was_text = as_texts(column.dictionary), _is_text(column.type.value_type)
     hashes = np.where(is_missing(texts), MISSING, hash_texts(texts))
     codes = column.indices.fill_null(len(hashes)).to_numpy().astype(np.int32, copy=False)
-    seen = _look(chunk, texts, hashes != MISSING, codes) if was_text else Seen()
+    seen = Seen()
+    if was_text and (not is_believed or _mostly(texts, f"{NUMBER}|{FORMATTED}")):
+        seen = _look(chunk, texts, hashes != MISSING, codes)
     return Categories(codes, np.append(hashes, MISSING), seen)
 
 
@@ -226,7 +237,7 @@ def _look(chunk: Chunk, texts: pyarrow.Array, known: Array, codes: Array) -> See
     rows = np.bincount(codes, minlength=len(texts) + 1)[:-1]
     number, infinite, odd = (mask & known for mask in tell_numbers(texts))
     formatted = np.zeros_like(odd)
-    if 2 * _matches(texts[:PROBE], FORMATTED).sum() > len(texts[:PROBE]):  # or it makes no difference: see `remarks.py`
+    if _mostly(texts, FORMATTED):  # or it makes no difference: see `remarks.py`
         formatted = odd & _matches(texts, FORMATTED)
     seen = Seen()
     for name, mask in (("numbers", number), ("infinite", infinite), ("odd", odd), ("formatted", formatted)):

@@ -121,15 +121,17 @@ class Lines(NamedTuple):
 def _piece(buckets: int | None, block: Block) -> Piece:
     lines = parse(block)
     validation = in_validation(lines.numbers)
-    piece = {"dense": lines.dense, "label": lines.label, "validation": validation, **bad_ones(lines.bad)}
+    order = np.argsort(validation, kind="stable")  # the training part first, as it will be stored
+    validation = validation[order]
+    piece = {"dense": lines.dense[order], "label": lines.label[order], "validation": validation, **bad_ones(lines.bad)}
     if buckets is None:
         encoded = [pyarrow.array(values).dictionary_encode() for values in lines.categories]
-        columns = [(values.indices.to_numpy(), values.dictionary.to_numpy()) for values in encoded]
+        columns = [(values.indices.to_numpy()[order], values.dictionary.to_numpy()) for values in encoded]
         return piece | coded(columns, ~validation)
     ids = np.empty((len(validation), CATEGORIES), np.int32)
     for column, values in enumerate(lines.categories):
         remainder = values - values // (buckets - 1) * (buckets - 1)  # three times as fast as %
-        ids[:, column] = (1 + remainder) * (values != MISSING)
+        ids[:, column] = ((1 + remainder) * (values != MISSING))[order]
     return piece | {"categorical": ids}
 
 

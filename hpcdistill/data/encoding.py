@@ -48,6 +48,7 @@ def make_piece(columns: Sequence[Column], chunk: Chunk) -> Piece:
         chunk, text = chunk.at(~missing), text.filter(pyarrow.array(~missing))
     labels = text.dictionary_encode()
     validation = in_validation(chunk.numbers)
+    order = np.argsort(validation, kind="stable")  # the training part first, as it will be stored
     seen = []
     dense, units, moments = list[Array](), list[tuple[float, float]](), list[Moments]()
     codes = list[tuple[Array, Array]]()
@@ -56,20 +57,20 @@ def make_piece(columns: Sequence[Column], chunk: Chunk) -> Piece:
             values, found = read_numbers(chunk, cells)
             moments.append(measure(values[~validation]))
             units.append(_unit(values, moments[-1]))
-            dense.append(((values - units[-1][0]) / units[-1][1]).astype(np.float32))
+            dense.append(((values[order] - units[-1][0]) / units[-1][1]).astype(np.float32))
         else:
-            places, values, found = read_categories(chunk, cells)
-            codes.append((places, values))
+            places, values, found = read_categories(chunk, cells, column.believed)
+            codes.append((places[order], values))
         seen.append(asdict(found))
     told = json.dumps({"labels": labels.dictionary.to_pylist()[: SHOWN + 1], "columns": seen})
     return {
         "dense": np.stack(dense, axis=1) if dense else np.empty((len(validation), 0), np.float32),
         "units": np.array(units).reshape(-1, 2),
         "moments": np.array(moments).reshape(-1, 3),
-        "label": np.minimum(labels.indices.to_numpy(), 255).astype(np.uint8),
-        "validation": validation,
+        "label": np.minimum(labels.indices.to_numpy(), 255).astype(np.uint8)[order],
+        "validation": validation[order],
         "seen": np.frombuffer(told.encode(), np.uint8),
-        **coded(codes, ~validation),
+        **coded(codes, ~validation[order]),
         **bad_ones([quotation for _, quotation in sorted(chunk.bad)]),
     }
 

@@ -219,7 +219,11 @@ def _by_part(paths: list[Path], rows: Callable[[Path], tuple[Rows, Array]]) -> I
 
     def split(path: Path) -> list[tuple[str, Rows]]:
         all_rows, validation = rows(path)
-        return [(part, all_rows.at(mask)) for part, mask in zip(PARTS, (~validation, validation), strict=True)]
+        first = len(validation) - int(validation.sum())
+        if validation[:first].any():
+            return [(part, all_rows.at(mask)) for part, mask in zip(PARTS, (~validation, validation), strict=True)]
+        # The training part comes first: nothing need be copied.
+        return [("train", all_rows.at(slice(first))), ("validation", all_rows.at(slice(first, None)))]
 
     with ThreadPoolExecutor(1) as thread:
         started = (thread.submit(split, path) for path in paths)
