@@ -107,8 +107,15 @@ def program(workspace: Workspace, command: str) -> None:
 def mentioned(workspace: Workspace, command: str) -> None:
     """See that there is such a command, with these options."""
     words = shlex.split(re.sub(r"^(python -m )?hpcdistill ?", "", command))
-    with pytest.raises(SystemExit, match="0"):
+    with contextlib.redirect_stdout(io.StringIO()) as told, pytest.raises(SystemExit, match="0"):
         _parser().parse_args([*words, "--help"])
+    require_options(words, told.getvalue())
+
+
+def require_options(words: list[str], told: str) -> None:
+    """See that the help tells of each option; what comes before --help is parsed, but may be unknown."""
+    for option in [word.split("=")[0] for word in words if word.startswith("-")]:
+        assert re.search(rf"(?<!\S){option}\b", told), f"there is no {option}"
 
 
 def make(workspace: Workspace, command: str) -> None:
@@ -124,8 +131,7 @@ def benchmark(workspace: Workspace, command: str) -> None:
         workspace.monkeypatch.setattr(sys, "argv", [str(each), *arguments, "--help"])
         with contextlib.redirect_stdout(io.StringIO()) as told, pytest.raises(SystemExit, match="0"):
             runpy.run_path(str(each), run_name="__main__")
-        for option in arguments:
-            assert not option.startswith("-") or re.search(rf"{option}\b", told.getvalue()), option
+        require_options(arguments, told.getvalue())
 
 
 def tool(workspace: Workspace, command: str) -> None:
