@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,11 +105,13 @@ def test_a_best_checkpoint_that_is_gone_is_no_measure(data: Path, tmp_path: Path
 def test_a_busy_disk_costs_a_checkpoint_but_not_the_best(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    done = threading.Event()
     with restart(tmp_path, data) as run:
-        run._writing = threading.Thread(target=time.sleep, args=[0.5])
+        run._writing = threading.Thread(target=done.wait)
         run._writing.start()
         assert not run.save(1)
         assert "no checkpoint at step 1: the disk is still busy" in capsys.readouterr().err
+        threading.Timer(0.1, done.set).start()
         assert run.save(2, 2.0, scheduled=False)
     assert best(tmp_path)["step"] == 2
 
