@@ -4,6 +4,7 @@ import argparse
 import csv
 import gzip
 import io
+import os
 import re
 import subprocess
 import sys
@@ -295,6 +296,21 @@ def test_parquet_files_of_other_types_are_named(tmp_path: Path, other: dict[str,
     files = [write_parquet(tmp_path / "a.pq", {"x": [1], "y": [1]}), write_parquet(tmp_path / "b.pq", other)]
     with pytest.raises(UserError, match=message):
         prepare_table(files, tmp_path / "data.h5", "y")
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("ending", [b".csv", b".csv.gz", b".parquet"])
+def test_a_name_need_not_be_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: bytes) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9" + ending)
+    if ending == b".parquet":
+        with path.open("wb") as file:
+            parquet.write_table(pyarrow.table({"x": [*map(float, REALS[1:]), np.inf], "y": [0, 1] * 200}), file)
+    else:
+        content = column([*REALS[1:], "inf"]).replace(",", ";").encode()
+        path.write_bytes(gzip.compress(content) if ending.endswith(b"gz") else content)
+    prepare_table([path], tmp_path / "data.h5", "y")
+    with RowStore(tmp_path / "data.h5") as store:
+        assert store.source.endswith("caf\\xe9" + ending.decode())
 
 
 def test_a_folder_of_folders_is_refused(tmp_path: Path) -> None:

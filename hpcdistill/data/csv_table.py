@@ -40,7 +40,7 @@ class CsvTable:
         self.delimiter = _delimiter(text)
         self._grammar = Grammar(self.delimiter)
         if self.delimiter != ",":
-            print(f"{files[0]}: values are separated by {DELIMITERS[self.delimiter]}")
+            print(f"values are separated by {DELIMITERS[self.delimiter]}")
         self.names = self._header(files[0], text)
         self.index = self.names[:1] if self.names[0] == UNNAMED else []
         for file in files[1:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -129,7 +130,8 @@ def _index(schema: pyarrow.Schema) -> list[str]:
 
 def _read(path: Path, read: Callable[[ParquetFile], Result], **options: Any) -> Result:
     try:
-        with ParquetFile(path, **options) as file:
+        # By its bytes: names need not be UTF-8.
+        with pyarrow.OSFile(os.fsencode(path)) as raw, ParquetFile(raw, **options) as file:
             return read(file)
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
