@@ -164,18 +164,18 @@ def test_any_text_in_quotes_is_one_cell(
     csv.writer(text, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(written)
     path = tmp_path_factory.mktemp("text") / "a.csv"
     path.write_bytes(text.getvalue().encode())
-    columns = [Column(name, "dense", True) for name in ("a", "b")]
+    columns = [Column(name, "dense", "user") for name in ("a", "b")]
     opened = CsvTable([path])
     piece = make_piece(columns, opened.read(["label", "a", "b"], next(opened.tasks())))
     missing = sum(row[2].strip() in MISSING_WORDS for row in rows)
     assert piece["bad"] == missing
     assert len(piece["label"]) == len(rows) + 2 - missing
     numbers = piece["dense"] * piece["units"][:, 1] + piece["units"][:, 0]
-    assert any(row == pytest.approx([1, 2]) for row in numbers)
+    assert any(row == pytest.approx([1, 2], abs=1e-2) for row in numbers)
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("size", [40, 60, 5000])
+@pytest.mark.parametrize("size", [7, 60, 5000])
 def test_a_table_is_the_same_however_it_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Values over several lines, blank lines and quotes that are none or never closed are where they are."""
     content = 'x,t,y\n"1","a\nb",0\n\n2,"say ""hi""",1\n3,5" pipe,0\n4,"open,1\n5,\'single\',1\r\n' * 30
@@ -204,7 +204,7 @@ def test_what_is_wrong_with_a_line_is_said(tmp_path: Path, line: bytes, reason: 
     path, text = tmp_path / "file", b"a,label\n1,yes\n" + line + b"\n2,no\n"
     path.write_bytes(text)
     chunk = CsvTable([path]).read(["label", "a"], Block(path, 1, 0, text=text))
-    piece = make_piece([Column("a", "dense", True)], chunk)
+    piece = make_piece([Column("a", "dense", "user")], chunk)
     assert piece["quotes"].tolist()[0].decode().startswith(f"file line 3: {reason}")
     assert len(piece["label"]) == 2
 
@@ -236,6 +236,15 @@ def test_a_cell_may_be_long_and_a_file_have_no_last_line_end(tmp_path: Path, mon
     parts = prepare(tmp_path, ("t,y\n" + f"{long}1,0\n{long}2,1\n" * 40).strip())
     assert sum(len(rows.label) for rows in parts.values()) == 80
     assert fields_of(tmp_path / "data.h5").categorical == {"t": 4}
+
+
+@pytest.mark.launch
+def test_what_has_no_lines_is_refused_and_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 200)
+    with pytest.raises(UserError, match="has a line of more than"):
+        prepare(tmp_path, f"x,y\n{'1' * 10_000},1\n" + column(REALS), max_bad=1000)
+    parts = prepare(tmp_path, column([*REALS, '"1', *REALS]), max_bad=1)
+    assert sum(len(rows.label) for rows in parts.values()) == 800
 
 
 # Which files
@@ -402,7 +411,7 @@ def test_a_begin_that_misleads_does_no_harm(
 
 
 @pytest.mark.launch
-def test_columns_become_what_the_user_says(tmp_path: Path) -> None:
+def test_columns_become_what_the_user_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As the integers of Avazu, most of which are codes, and its ids."""
     random = np.random.default_rng(0)
     names = ["id", "click", "hour", "C1", "site_id", "C14"]
@@ -414,6 +423,7 @@ def test_columns_become_what_the_user_says(tmp_path: Path) -> None:
     text = "\n".join(",".join(map(str, row)) for row in [names, *rows])
     prepare(tmp_path, text, "click", wishes=wishes)
     assert fields_of(tmp_path / "data.h5") == Fields(["C14"], {"hour": 26, "C1": 4, "site_id": 11})
+    assert "warning" not in capsys.readouterr().err
     columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
     columns["C1"], columns["C14"] = list(map(int, columns["C1"])), list(map(str, columns["C14"]))
     write_parquet(tmp_path / "a.parquet", columns)
@@ -562,7 +572,7 @@ def test_moments_are_those_of_all_numbers(parts: list[list[float]]) -> None:
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("numbers", [[1e-120, 2e-120], [1.5e300, 1e300], [1.7e15 + 1e6, 1.7e15]])
+@pytest.mark.parametrize("numbers", [[1e-120, 2e-120], [0.0, 1e-120], [1.5e300, 1e300], [1.7e15 + 1e6, 1.7e15]])
 def test_numbers_of_any_size_are_standardised(tmp_path: Path, numbers: list[float]) -> None:
     parts = prepare(tmp_path, column([repr(numbers[row % 3 == 0]) for row in range(600)]))
     values = parts["train"].dense[:, 0].astype(np.float64)

@@ -32,6 +32,7 @@ FORMATTED = (
     r"^[-+(]?\s*\p{Sc}?\s*[-+]?\d[\d.,'\s\x{a0}\x{202f}]*(%|\p{Sc}|[A-Z]{3})?\)?$"
     r"|^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]+[\d:.]+ ?([AaPp][Mm]|Z|[+-][\d:]+)?)?$|^\d{1,2}:\d{2}(:[\d.]+)?$"
 )
+QUOTED = 60  # characters of a value
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 Kind = Literal["dense", "categorical"]
@@ -42,8 +43,8 @@ class Column(NamedTuple):
 
     name: str
     kind: Kind
-    believed: bool
-    """The file's type or the user says so; otherwise it depends on the values."""
+    said_by: Literal["user", "file", None]
+    """Who says so, the latter by its types; otherwise it depends on the values."""
 
 
 @dataclass
@@ -160,7 +161,7 @@ def _parse_numbers(chunk: Chunk, column: pyarrow.Array, seen: Seen) -> Array:
     seen.odd = int(odd.sum())
     if seen.odd:
         row = int(odd.argmax())
-        seen.odd_one = f"{text[row].as_py()!r} ({chunk.place(row)})"
+        seen.odd_one = _quote(chunk, text[row], row)
     none = pyarrow.scalar(None, text.type)
     return _as_float64(pyarrow.compute.if_else(pyarrow.array(number | infinite), text, none).cast(pyarrow.float64()))
 
@@ -245,8 +246,13 @@ def _look(chunk: Chunk, texts: pyarrow.Array, known: Array, codes: Array) -> See
     for name, mask in (("odd_one", odd), ("formatted_one", formatted)):
         if mask.any():
             row = int(np.append(mask, False)[codes].argmax())
-            setattr(seen, name, f"{texts[int(codes[row])].as_py()!r} ({chunk.place(row)})")
+            setattr(seen, name, _quote(chunk, texts[int(codes[row])], row))
     return seen
+
+
+def _quote(chunk: Chunk, text: pyarrow.StringScalar, row: int) -> str:
+    value = text.as_py()
+    return f"{value[:QUOTED]!r}{'…' * (len(value) > QUOTED)} ({chunk.place(row)})"
 
 
 def _is_text(type_: pyarrow.DataType) -> bool:

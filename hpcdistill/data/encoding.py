@@ -29,6 +29,8 @@ from hpcdistill.data.pieces import Piece, read_piece
 from hpcdistill.data.rows import Array, Fields, Rows
 from hpcdistill.data.vocabulary import Counts, Vocabulary, add_counts, coded
 
+LARGEST = 1e38  # of float32, about
+
 
 class Moments(NamedTuple):
     """How many numbers there are, their mean and their standard deviation."""
@@ -57,9 +59,10 @@ def make_piece(columns: Sequence[Column], chunk: Chunk) -> Piece:
             values, found = read_numbers(chunk, cells)
             moments.append(measure(values[~validation]))
             units.append(_unit(values, moments[-1]))
-            dense.append(((values[order] - units[-1][0]) / units[-1][1]).astype(np.float32))
+            with np.errstate(over="ignore"):  # of the validation part; see `Encoding`
+                dense.append(((values[order] - units[-1][0]) / units[-1][1]).astype(np.float32))
         else:
-            places, values, found = read_categories(chunk, cells, column.believed)
+            places, values, found = read_categories(chunk, cells, column.said_by is not None)
             codes.append((places[order], values))
         seen.append(asdict(found))
     told = json.dumps({"labels": labels.dictionary.to_pylist()[: SHOWN + 1], "columns": seen})
@@ -108,7 +111,7 @@ def _unit(values: Array, training: Moments) -> tuple[float, float]:
     """Return a number to subtract and a positive one to divide by, so that float32 has digits enough for the rest."""
     known = values[~np.isnan(values)]
     zero = training.mean if training.size else known[0] if len(known) else 0.0
-    return zero, training.deviation or np.abs(known - zero).max(initial=0.0) or 1.0
+    return zero, training.deviation or abs(zero) or 1.0
 
 
 class Found(NamedTuple):
@@ -160,13 +163,14 @@ class Encoding:
         for column, (zero, unit) in enumerate(units):
             size, mean, deviation = self._moments[column]
             values = dense[:, column]
-            if deviation:
-                values *= np.float32(unit / deviation)
-                values += np.float32((zero - mean) / deviation)
-                # No training value is farther from the mean.
-                values[validation] = np.clip(values[validation], -np.sqrt(size), np.sqrt(size))
-            else:
+            if not deviation:
                 values[:] = 0  # it tells nothing
+                continue
+            with np.errstate(over="ignore"):
+                values *= np.float32(min(unit / deviation, LARGEST))
+                values += np.float32((zero - mean) / deviation)
+            # No training value is farther from the mean.
+            values[validation] = np.clip(values[validation], -np.sqrt(size), np.sqrt(size))
         dense[np.isnan(dense)] = 0
         ones = np.array([self._label.is_one(value) for value in json.loads(seen.tobytes())["labels"]], np.uint8)
         return Rows(dense, self._ids.ids(*coded), ones[label]), validation

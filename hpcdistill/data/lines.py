@@ -13,7 +13,9 @@ from hpcdistill.data.packed import is_packed, unpacked
 from hpcdistill.errors import UserError
 
 BLOCK_BYTES = 1 << 23
-"""A block has about so many; a record that is longer is bad."""
+"""A block has about so many."""
+LONGEST = 8
+"""Blocks that a record may go over."""
 HEAD_BYTES = 1 << 20
 QUOTED_BYTES = 60
 MARK = b"\xef\xbb\xbf"  # with which some programs begin UTF-8
@@ -117,8 +119,12 @@ def _texts(path: Path, cut: Cut, bar: Any) -> Iterator[bytes]:
         while chunk := stream.read(BLOCK_BYTES):
             rest += chunk
             end = cut(rest)
-            if not end and len(rest) > BLOCK_BYTES:  # bad wherever it is cut
-                end = rest.find(b"\n") + 1 or len(rest)
+            if not end and len(rest) > LONGEST * BLOCK_BYTES:  # what begins with this line is no record
+                end = rest.find(b"\n") + 1
+                if not end:
+                    raise UserError(
+                        f"--input {path} has a line of more than {len(rest) // 1_000_000} MB; it is no table in lines"
+                    )
             if end:
                 yield rest[:end]
             rest = rest[end:]

@@ -130,10 +130,10 @@ def _features(table: Table, label: str, wishes: Wishes) -> list[str]:
 def _column(name: str, table: Table, wishes: Wishes) -> Column:
     typed = kind_of_type(name, table.types[name], table.files[0]) if name in table.types else None
     if name in wishes.categorical:
-        return Column(name, "categorical", True)
+        return Column(name, "categorical", "user")
     if name in wishes.dense:
-        return Column(name, "dense", True)
-    return Column(name, typed or "dense", typed is not None)
+        return Column(name, "dense", "user")
+    return Column(name, typed or "dense", "file" if typed else None)
 
 
 def _guess(table: CsvTable, columns: Sequence[Column]) -> list[Column]:
@@ -146,7 +146,7 @@ def _decide(columns: Sequence[Column], seen: Sequence[Seen]) -> list[Column]:
     """Return what the columns are, of which so much has been seen."""
 
     def kind(column: Column, of: Seen) -> Kind:
-        if column.believed:
+        if column.said_by:
             return column.kind
         return "dense" if of.is_of_numbers else "categorical"
 
