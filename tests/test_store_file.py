@@ -137,6 +137,8 @@ def test_rows_that_do_not_fit_their_description_are_refused(
             r"the images of 'train' have the shape \(4,\) instead of \(5,\)",
         ),
         (lambda file: file.attrs.pop("mean"), "mean"),
+        (lambda file: file.attrs.__setitem__("mean", [0.5]), "1 channels with 3 deviations"),
+        (lambda file: file.attrs.__setitem__("shape", [1, 2, 2]), r"\[1, 2, 2\] are not 3 channels"),
     ],
 )
 def test_images_that_do_not_fit_their_description_are_refused(

@@ -139,6 +139,8 @@ class ImageStore(StoreFile):
         with self._intact("what it is, or the names of its classes,"):
             shape, mean, deviation = (self._attributes[name].tolist() for name in ("shape", "mean", "deviation"))
             classes = [os.fsdecode(name) for name in self._file["classes"][()]]
+            if len(mean) != len(deviation) or (shape and (len(shape), shape[0]) != (3, len(mean))):
+                raise ValueError(f"{shape} are not {len(mean)} channels with {len(deviation)} deviations")
         self.kind = Kind(classes, tuple(shape), mean, deviation)
         self.labels: dict[str, Array] = {}
         self._ends: dict[str, Array] = {}
