@@ -18,10 +18,7 @@ import h5py
 import numpy as np
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-ERRORS = (
-    *(OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError),
-    *(OverflowError, MemoryError),
-)
+ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 """All that h5py raises over files that are damaged."""
 
 CHECKSUM_NBYTES = 4  # that Fletcher-32 adds to a chunk
@@ -78,7 +75,7 @@ def look_apart(path: Path) -> str:
 
 
 def _objects(file: h5py.File) -> Iterator[h5py.Group | h5py.Dataset]:
-    """All groups and datasets, by name."""
+    """Yield all groups and datasets, by name."""
     waiting = [file["/"]]
     seen = set(waiting)
     while waiting:

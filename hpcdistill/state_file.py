@@ -52,7 +52,7 @@ def save_state(path: Path, kind: str, state: State) -> None:
 
 
 def load_state(path: Path, kind: str, most: int | None = None) -> State:
-    """All that is in the file of this kind at `path`, tensors on the CPU.
+    """Read all that is in the file of this kind at `path`, tensors on the CPU.
 
     Neither more is read than its first bytes ask for, nor is more memory taken than it has bytes.
 
@@ -99,7 +99,7 @@ def _require_intact(raw: FileIO, path: Path, kind: str, most: int | None) -> Non
 
 
 def _content(raw: FileIO, path: Path, kind: str) -> State:
-    """What is in a file whose checksum is right, which anyone can compute, so that it need not be one of ours."""
+    """Read a file whose checksum is right, which anyone can compute: it need not be one of ours."""
     try:
         with h5py.File(raw, "r") as file:
             require_whole(file)
@@ -131,13 +131,13 @@ def difference(name: str, theirs: Any, mine: Any) -> str:
 
 
 def _stamp(path: Path, kind: str) -> bytes:
-    """What is to be in the user block of a file that is complete but for that."""
+    """Return the content of the user block of a file that is complete but for that."""
     with FileIO(path) as raw:
         return _begin(kind, VERSION, raw) + _digest(raw)
 
 
 def _begin(kind: str, version: int, raw: FileIO) -> bytes:
-    """What the user block begins with, up to the digest."""
+    """Return the content of the user block up to the digest."""
     size = f"{os.fstat(raw.fileno()).st_size} " if version > 1 else ""
     return f"hpcdistill {kind} {version} {size}blake2b ".encode()
 

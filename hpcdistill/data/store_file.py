@@ -102,7 +102,7 @@ class StoreFile(ABC):
 
     @property
     def doubt(self) -> str | None:
-        """Why damage may go unseen, in words, of stores that were made before all of them had checksums."""
+        """Warning that damage may go unseen, of a store made before all of a store had checksums."""
         if self._version >= DIGEST_SINCE:
             return None
         return (
@@ -151,7 +151,11 @@ def _opened(path: Path, remedy: str) -> h5py.File:
         if begin[-1] < CHECKSUMS_SINCE and (found := _look_apart(path, status.st_mtime_ns, status.st_size)):
             raise ValueError(found)
         file = h5py.File(path, "r", locking=False)
-        require_whole(file)
+        try:
+            require_whole(file)
+        except ERRORS:
+            file.close()
+            raise
         return file
     except ERRORS as error:
         reason = _REASONS.get(error.errno or 0) if isinstance(error, OSError) else None
