@@ -157,14 +157,15 @@ LOOPBACK = {"OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_mpi_yield_when_idle":
 def _daemons(folder: Path) -> Iterator[subprocess.Popen[str]]:
     command = [str(DAEMONS), str(folder), *map(str, _free_ports(1 + NODES))]
     # A session of its own keeps Ctrl-C from it; it ends when the pipe to it is closed, even by our sudden death.
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "daemons.err").open("w"),
-        text=True,
-        start_new_session=True,
-    )
+    with (folder / "daemons.err").open("w") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -177,6 +178,7 @@ def _daemons(folder: Path) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.stdin.close()
         process.wait(timeout=20)
+        process.stdout.close()
 
 
 def _free_ports(count: int) -> list[int]:
