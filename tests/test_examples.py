@@ -26,7 +26,6 @@ def test_a_loop_of_one_s_own(mpirun: Run) -> None:
 
 
 def test_a_hugging_face_model(mpirun: Run, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     (tmp_path / "text.txt").write_bytes(b"To be, or not to be: that is the question. " * 500)
     prepare_text([tmp_path / "text.txt"], tmp_path / "data.h5")
     short = ("--train.steps=60", "--train.validate_every=30", "--data.sequence_length=32", "--data.batch_size=4")
