@@ -152,7 +152,6 @@ WIRE = torch.zeros(8, dtype=torch.uint8)
     [
         ({"codec": None}, "codec = None there, fp32 here"),
         ({"tensors": WIRE}, "tensors = "),
-        ({"group": 2}, "group = 2 there, 0 here"),
         ({"groups": 4}, "groups = 4 there, 3 here"),
         ({"wire": WIRE}, r"weights as [8] torch.uint8, where ["),
         ({"wire": torch.zeros(8)}, "weights as [8] torch.float32"),

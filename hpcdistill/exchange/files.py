@@ -173,8 +173,7 @@ class FilesExchange(Exchange):
         try:
             snapshots = self._snapshots(group)
             number = self._number = max([self._number, *snapshots]) + 1
-            state = {"group": group, "step": step, "wire": wire, **self._facts}
-            save_state(self._path(group, number), KIND, state)
+            save_state(self._path(group, number), KIND, {"step": step, "wire": wire, **self._facts})
             for old in sorted(snapshots)[: 1 - KEEP]:
                 snapshots[old].unlink(missing_ok=True)
         except OSError as error:
@@ -197,7 +196,7 @@ class FilesExchange(Exchange):
         path = snapshots[newest]
         try:
             state = load_state(path, KIND, most=2 * self._packing.nbytes + MORE_NBYTES)
-            self._require_ours(state, peer, path)
+            self._require_ours(state, path)
         except UserError as error:
             if os.path.lexists(path):  # otherwise the peer has published and removed it meanwhile: there are newer ones
                 self._complain(peer, str(error))
@@ -213,9 +212,9 @@ class FilesExchange(Exchange):
             warn(f"group {self._groups.group} takes nothing from group {peer} for now: {reason}")
             self._complained.add(peer)
 
-    def _require_ours(self, state: State, peer: int, path: Path) -> None:
-        """Refuse a file that is whole and yet not what this group's peer publishes; anyone may write to the folder."""
-        for name, expected in {"group": peer, **self._facts}.items():
+    def _require_ours(self, state: State, path: Path) -> None:
+        """Refuse a file that is whole and yet not what a group of this run publishes; anyone may write to the folder."""
+        for name, expected in self._facts.items():
             found = state.get(name)
             if type(found) is not type(expected) or found != expected:
                 raise UserError(f"{path} is not of this run: {difference(name, found, expected)}")
