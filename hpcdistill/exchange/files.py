@@ -213,7 +213,7 @@ class FilesExchange(Exchange):
             self._complained.add(peer)
 
     def _require_ours(self, state: State, path: Path) -> None:
-        """Refuse a file that is whole and yet not what a group of this run publishes; anyone may write to the folder."""
+        """Refuse a file that is whole but no snapshot of this run; anyone may write to the folder."""
         for name, expected in self._facts.items():
             found = state.get(name)
             if type(found) is not type(expected) or found != expected:
