@@ -42,13 +42,12 @@ class Moments(NamedTuple):
 
 def make_piece(columns: Sequence[Column], chunk: Chunk) -> Piece:
     """Make the piece of some rows, whose first column is the label and whose others are `columns`."""
-    text = as_texts(chunk.columns[0])
-    missing = is_missing(text)
+    labels, places = _read_labels(chunk.columns[0])
+    missing = np.append(is_missing(labels), True)[places]
     if missing.any():
         rows = np.flatnonzero(missing).tolist()
         chunk.bad.extend((int(chunk.lines[row]), f"{chunk.place(row)}: no label") for row in rows)
-        chunk, text = chunk.at(~missing), text.filter(pyarrow.array(~missing))
-    labels = text.dictionary_encode()
+        chunk, places = chunk.at(~missing), places[~missing]
     validation = in_validation(chunk.numbers)
     order = np.argsort(validation, kind="stable")  # the training part first, as it will be stored
     seen = []
@@ -62,20 +61,27 @@ def make_piece(columns: Sequence[Column], chunk: Chunk) -> Piece:
             with np.errstate(over="ignore"):  # of the validation part; see `Encoding`
                 dense.append(((values[order] - units[-1][0]) / units[-1][1]).astype(np.float32))
         else:
-            places, values, found = read_categories(chunk, cells, column.said_by is not None)
-            codes.append((places[order], values))
+            coding, values, found = read_categories(chunk, cells, column.said_by is not None)
+            codes.append((coding[order], values))
         seen.append(asdict(found))
-    told = json.dumps({"labels": labels.dictionary.to_pylist()[: SHOWN + 1], "columns": seen})
+    used = np.flatnonzero(np.bincount(places))[: SHOWN + 1]
+    told = json.dumps({"labels": labels.take(pyarrow.array(used)).to_pylist(), "columns": seen})
     return {
         "dense": np.stack(dense, axis=1) if dense else np.empty((len(validation), 0), np.float32),
         "units": np.array(units).reshape(-1, 2),
         "moments": np.array(moments).reshape(-1, 3),
-        "label": np.minimum(labels.indices.to_numpy(), 255).astype(np.uint8)[order],
+        "label": np.searchsorted(used, places[order]).astype(np.uint8),
         "validation": validation[order],
         "seen": np.frombuffer(told.encode(), np.uint8),
         **coded(codes, ~validation[order]),
         **bad_ones([quotation for _, quotation in sorted(chunk.bad)]),
     }
+
+
+def _read_labels(column: pyarrow.Array) -> tuple[pyarrow.Array, Array]:
+    """Return the different labels as text, and of each row the place of its label in them, or behind them."""
+    encoded = column if pyarrow.types.is_dictionary(column.type) else column.dictionary_encode()
+    return as_texts(encoded.dictionary), encoded.indices.fill_null(len(encoded.dictionary)).to_numpy()
 
 
 def measure(values: Array) -> Moments:
