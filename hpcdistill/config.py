@@ -221,7 +221,7 @@ class Config(BaseSettings):
     """Which of the groups this job is, counted from 0, where each is a job of its own (needs transport 'files')."""
     group_sizes: tuple[PositiveInt, ...] | None = None
     """Ranks of each group, such as 4,2; without it the ranks are split evenly."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Of initial weights, shuffling and dropout; groups and ranks derive their own from it."""
     data: DataConfig
     model: ModelConfig = Field(default_factory=LSTMConfig, discriminator="name")

@@ -81,6 +81,7 @@ def test_the_demo_configuration_is_valid() -> None:
         (MINIMAL, ["--group_sizes=3,1,2"], r"group_sizes = 3,1,2 has 3 numbers for groups = 2"),
         (MINIMAL, ["--group_sizes=2,0"], r"group_sizes.1 = .*0.*: .*greater than 0"),
         (MINIMAL, ["--group=2", "--exchange.transport=files"], r"group = 2, but groups = 2 are numbered from 0"),
+        (MINIMAL, ["--seed=4294967296"], r"seed = '4294967296': .*less than 4294967296"),
         (MINIMAL, ["--group=0"], r"group = 0 makes this job one group.*add --exchange.transport=files"),
         ("groups = \n", [], r"not valid TOML"),
     ],
