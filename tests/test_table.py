@@ -165,7 +165,7 @@ def test_any_text_in_quotes_is_one_cell(
     path.write_bytes(text.getvalue().encode())
     columns = [Column(name, "dense", "user") for name in ("a", "b")]
     opened = CsvTable([path])
-    piece = make_piece(columns, opened.read(["label", "a", "b"], next(opened.tasks())))
+    piece = make_piece(columns, opened.read("label", columns, next(opened.tasks())))
     missing = sum(row[2].strip() in MISSING_WORDS for row in rows)
     assert piece["bad"] == missing
     assert len(piece["label"]) == len(rows) + 2 - missing
@@ -202,8 +202,8 @@ def test_a_table_is_the_same_however_it_is_cut(tmp_path: Path, monkeypatch: pyte
 def test_what_is_wrong_with_a_line_is_said(tmp_path: Path, line: bytes, reason: str) -> None:
     path, text = tmp_path / "file", b"a,label\n1,yes\n" + line + b"\n2,no\n"
     path.write_bytes(text)
-    chunk = CsvTable([path]).read(["label", "a"], Block(path, 1, 0, text=text))
-    piece = make_piece([Column("a", "dense", "user")], chunk)
+    columns = [Column("a", "dense", "user")]
+    piece = make_piece(columns, CsvTable([path]).read("label", columns, Block(path, 1, 0, text=text)))
     assert piece["quotes"].tolist()[0].decode().startswith(f"file line 3: {reason}")
     assert len(piece["label"]) == 2
 

@@ -12,11 +12,13 @@ import pyarrow
 import pyarrow.csv
 
 from hpcdistill.data.chunk import MISSING_WORDS, Chunk
+from hpcdistill.data.columns import Column
 from hpcdistill.data.lines import Block, count_lines, head, quote, read_blocks
 from hpcdistill.data.records import AS_UTF8, Grammar
 from hpcdistill.errors import UserError
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+TEXT, NUMBERS = pyarrow.string(), pyarrow.float64()
 UNNAMED = "Unnamed: 0"  # the index of pandas, once read and written again
 SAMPLE_RECORDS = 100  # from which the delimiter is told
 
@@ -54,25 +56,34 @@ class CsvTable:
         """Cut the files into blocks, for `read`; shows how far it is."""
         return read_blocks(self.files, self._grammar.whole)
 
-    def sample(self, names: Sequence[str]) -> Chunk:
-        """Read the begin of the first file."""
+    def sample(self, columns: Sequence[Column]) -> Chunk:
+        """Read columns of the begin of the first file, as text."""
         text = _text(self.files[0])
         text = text[: self._grammar.whole(text) or len(text)]
-        return self.read(names, Block(self.files[0], 1, 0, 0, len(text), text))
+        names = [column.name for column in columns]
+        return self._read(dict.fromkeys(names, TEXT), Block(self.files[0], 1, 0, 0, len(text), text))
 
-    def read(self, names: Sequence[str], block: Block) -> Chunk:
-        """Read some columns of a block, as text, null where a word for what is missing stands."""
+    def read(self, label: str, columns: Sequence[Column], block: Block) -> Chunk:
+        """Read the label and other columns of a block, null where a word for what is missing stands.
+
+        They are text, but for dense columns, which are float64 where no column of the block has an odd value.
+        """
+        dense = {column.name: NUMBERS if column.kind == "dense" else TEXT for column in columns}
+        return self._read({label: TEXT, **dense}, block)
+
+    def _read(self, types: dict[str, pyarrow.DataType], block: Block) -> Chunk:
+        """Read columns, those of numbers as text where something else is in one."""
         text = block.read()
         if b"\r" in text:
             text = text.replace(b"\r\n", b"\n")
         skip = self._grammar.first(text) if block.line == 1 else 0  # the names
         before, text = text.count(b"\n", 0, skip), text[skip:]
-        table, bad = None, list[tuple[int, str, bytes]]()
+        table, bad, texts = None, list[tuple[int, str, bytes]](), dict.fromkeys(types, TEXT)
         if self._grammar.is_plain(text) and _is_utf8(text):
-            table = self._parse(names, text)
+            table = self._parse(types, text) or self._parse(texts, text)
         if table is None:
             text, lines, bad = self._grammar.read(text, len(self.names))
-            table = self._parse(names, text)
+            table = self._parse(texts, text)
             assert table is not None
         elif table.num_rows == count_lines(text):
             lines = np.arange(table.num_rows)
@@ -89,12 +100,12 @@ class CsvTable:
             ],
         )
 
-    def _parse(self, names: Sequence[str], text: bytes) -> pyarrow.Table | None:
-        """Return columns of text; None where a record has too few or too many."""
-        numbers = {name: str(number) for number, name in enumerate(self.names)}  # as some may have no name
-        types = {numbers[name]: pyarrow.string() for name in names}
+    def _parse(self, types: dict[str, pyarrow.DataType], text: bytes) -> pyarrow.Table | None:
+        """Return columns of these types; None where a value is of another, or a record has too few or too many."""
         if not text or text.isspace():
-            return pyarrow.table({name: pyarrow.array([], pyarrow.string()) for name in names})
+            return pyarrow.table({name: pyarrow.array([], type_) for name, type_ in types.items()})
+        numbers = {name: str(number) for number, name in enumerate(self.names)}  # as some may have no name
+        types = {numbers[name]: type_ for name, type_ in types.items()}
         try:
             return pyarrow.csv.read_csv(
                 pyarrow.BufferReader(text),

@@ -14,6 +14,7 @@ from pyarrow.parquet import ParquetFile
 from tqdm import tqdm
 
 from hpcdistill.data.chunk import Chunk
+from hpcdistill.data.columns import Column
 from hpcdistill.errors import UserError
 
 TASK_ROWS = 1 << 17
@@ -86,12 +87,13 @@ class ParquetTable:
         if not row:
             raise UserError(f"no rows in {', '.join(map(str, self.files))}; check --input")
 
-    def read(self, names: Sequence[str], groups: Groups) -> Chunk:
-        """Read some columns of some groups of rows."""
+    def read(self, label: str, columns: Sequence[Column], groups: Groups) -> Chunk:
+        """Read the label and other columns of some groups of rows."""
+        names = [label, *(column.name for column in columns)]
         texts = [name for name in names if pyarrow.types.is_string(self.types[name])]
 
         def read(file: ParquetFile) -> pyarrow.Table:
-            return file.read_row_groups(range(groups.begin, groups.end), columns=list(names), use_threads=False)
+            return file.read_row_groups(range(groups.begin, groups.end), columns=names, use_threads=False)
 
         table = _read(groups.file, read, read_dictionary=texts)
         numbers = np.arange(table.num_rows)

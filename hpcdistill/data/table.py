@@ -138,7 +138,7 @@ def _column(name: str, table: Table, wishes: Wishes) -> Column:
 
 def _guess(table: CsvTable, columns: Sequence[Column]) -> list[Column]:
     """Return what the columns of the begin of a table are."""
-    chunk = table.sample([column.name for column in columns])
+    chunk = table.sample(columns)
     return _decide(columns, [read_categories(chunk, cells).seen for cells in chunk.columns])
 
 
@@ -164,4 +164,4 @@ def _read(
 
 
 def _make(table: Any, label: str, columns: Sequence[Column], task: Any) -> Piece:
-    return make_piece(columns, table.read([label, *(column.name for column in columns)], task))
+    return make_piece(columns, table.read(label, columns, task))
