@@ -35,7 +35,7 @@ def collect(paths: Iterable[Path], max_bad: int, things: str) -> list[Path]:
 
 
 class Bad(NamedTuple):
-    """What was bad in all pieces together."""
+    """Bad things of all pieces together."""
 
     number: int = 0
     quotes: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""Some rows of a table as they are read, before it is clear what its columns are."""
+"""Rows of a table as they are read, before it is clear what its columns are."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ MISSING_WORDS = [
     *["NULL", "NaN", "None", "n/a", "nan", "null"],  # so far those of pandas
     *["?", r"\N", "NaT", "Null"],
 ]
-"""What stands for a missing value in text."""
+"""Words that stand for a missing value in text."""
 
 
 @dataclass
 class Chunk:
-    """Some rows of a table, column by column."""
+    """Rows of a table, column by column."""
 
     columns: list[pyarrow.Array]
-    """Of the names that were asked for, in that order; null where a value is missing."""
+    """Columns that were asked for, in that order; null where a value is missing."""
     numbers: Array
-    """int64 [rows], a number of each row that no other row of the input has."""
+    """int64 [rows], the number of each row, which no other row of the input has."""
     file: Path
     lines: Array
     """int64 [rows], where each row begins in the file, from 1."""
     unit: str = "line"
-    """What `lines` counts."""
+    """Name of what `lines` counts."""
     bad: list[tuple[int, str]] = field(default_factory=list)
     """Place and quotation of what is no row."""
 

@@ -25,7 +25,7 @@ MISSING = -1
 PROBE = 1000  # values that are looked at before all are
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 NO_NUMBER = [".", "-", "--", *sorted({word.casefold() for word in MISSING_WORDS})]
-"""What is missing among numbers only, in any case: as a category each may mean something."""
+"""Words for what is missing among numbers only, in any case: as a category each may mean something."""
 INFINITE = [sign + word for sign in ("", "+", "-") for word in ("inf", "infinity")]
 # Numbers as people write them, with thousands separators, units of money and percent; dates and times.
 FORMATTED = (
@@ -44,15 +44,15 @@ class Column(NamedTuple):
     name: str
     kind: Kind
     said_by: Literal["user", "file", None]
-    """Who says so, the latter by its types; otherwise it depends on the values."""
+    """Source of the kind; a file has types. None where the values decide."""
 
 
 @dataclass
 class Seen:
-    """What has been seen of a column's values."""
+    """Account of a column's values."""
 
     numbers: int = 0
-    """Finite ones."""
+    """Finite values."""
     infinite: int = 0
     odd: int = 0
     """Values that are neither numbers nor missing."""
@@ -76,7 +76,7 @@ class Seen:
 
     @property
     def is_of_numbers(self) -> bool:
-        """Whether nearly all values are numbers, or there are none."""
+        """True where nearly all values are numbers, or there are none."""
         return self.odd <= ODD_SHARE * (self.numbers + self.infinite + self.odd)
 
 

@@ -104,7 +104,7 @@ def _rows(vocabulary: Vocabulary | None, path: Path) -> tuple[Rows, Array]:
 
 
 class Lines(NamedTuple):
-    """The good ones of a block."""
+    """Good lines of a block, parsed."""
 
     dense: Array
     """float32 [lines, INTEGERS]."""
@@ -113,7 +113,7 @@ class Lines(NamedTuple):
     label: Array
     """uint8 [lines]."""
     numbers: Array
-    """int64 [lines], each one's number among those of all files, bad ones counted."""
+    """int64 [lines], the number of each line among those of all files, bad ones counted."""
     bad: list[str]
     """Quotations of the others."""
 

@@ -33,7 +33,7 @@ LARGEST = 1e38  # of float32, about
 
 
 class Moments(NamedTuple):
-    """How many numbers there are, their mean and their standard deviation."""
+    """Count of some numbers, their mean and their standard deviation."""
 
     size: float
     mean: float
@@ -121,15 +121,15 @@ def _unit(values: Array, training: Moments) -> tuple[float, float]:
 
 
 class Found(NamedTuple):
-    """What all pieces together have found."""
+    """Findings of all pieces together."""
 
     labels: set[str]
     seen: list[Seen]
-    """Of each column."""
+    """Account of each column."""
     moments: list[Moments]
-    """Of each dense column, in the training part."""
+    """Moments of each dense column's training part."""
     counts: list[Counts]
-    """Of each categorical column's values, in the training part."""
+    """Counts of each categorical column's values in the training part."""
 
 
 def read_found(paths: Sequence[Path], columns: Sequence[Column]) -> Found:

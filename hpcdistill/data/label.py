@@ -16,14 +16,14 @@ OPPOSITES = {
 
 
 class Label(NamedTuple):
-    """The column to be predicted."""
+    """Column to be predicted."""
 
     name: str
     one: str
-    """The value that is 1."""
+    """Value that is 1."""
     zero: str
     is_guessed: bool
-    """Its order is only that of the alphabet."""
+    """True where only the alphabet says so."""
 
     def is_one(self, value: str) -> bool:
         """Tell whether a value, one of the two however it is written, is 1."""

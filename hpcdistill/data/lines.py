@@ -13,7 +13,7 @@ from hpcdistill.data.packed import is_packed, unpacked
 from hpcdistill.errors import UserError
 
 BLOCK_BYTES = 1 << 23
-"""A block has about so many."""
+"""Size of a block, about."""
 LONGEST = 8
 """Blocks that a record may go over."""
 HEAD_BYTES = 1 << 20
@@ -21,11 +21,11 @@ QUOTED_BYTES = 60
 MARK = b"\xef\xbb\xbf"  # with which some programs begin UTF-8
 
 Cut = Callable[[bytes], int]
-"""Tells how many bytes of a text, from its begin, are whole records."""
+"""Function that returns how many bytes of a text, from its begin, are whole records."""
 
 
 class Block(NamedTuple):
-    """Some whole records of a file."""
+    """Whole records of a file, one after the other."""
 
     file: Path
     line: int

@@ -15,7 +15,7 @@ from hpcdistill.errors import UserError
 POOL_ROWS = 64 * CHUNK_ROWS
 """At most about this many rows are in memory, and mixed with each other."""
 LEAST_UNITS = 16
-"""Into so many units at least is each part cut, so that a short table, sorted by whatever, is dealt out evenly."""
+"""Number of units, at least, that a part is cut into: a short table that is sorted is then dealt out evenly."""
 VALIDATION_BLOCKS = 64
 """At most this many blocks by default, evenly spread over the validation part: the same for every group and every
 run."""

@@ -27,7 +27,7 @@ class Counts:
         self._counts = np.empty(0, np.int64)
         self._new: list[tuple[Array, Array]] = []
         self.missing = 0
-        """Rows without a value."""
+        """Number of rows without a value."""
 
     def add(self, values: Array, counts: Array | None = None) -> None:
         """Count some more values, int64, each as often as `counts` says, or once."""
