@@ -74,7 +74,12 @@ def _add_criteo(kinds: Any) -> None:
         "is frequent enough. About 5 % of the rows, evenly spread, become the validation part. " + INTERRUPTED,
     )
     criteo.add_argument(
-        "--input", type=input_path, nargs="+", required=True, metavar="FILE.tsv", help="files of lines, or [.gz|.zst]"
+        "--input",
+        type=input_path,
+        nargs="+",
+        required=True,
+        metavar="FILE.tsv",
+        help="files of lines, also .gz or .zst",
     )
     criteo.add_argument("--buckets", type=int, metavar="N", help="ids of each categorical field; without either, 2**18")
     criteo.add_argument("--min-count", type=int, metavar="N", help="how often a category must occur to have its own id")
@@ -107,7 +112,9 @@ def _add_table(kinds: Any) -> None:
         ("--dense", "numbers, and missing where they are none"),
         ("--drop", "left out, such as ids"),
     ):
-        table.add_argument(option, nargs="+", default=[], metavar="COLUMN", help=f"columns that are {becomes}")
+        table.add_argument(
+            option, nargs="+", action="extend", default=[], metavar="COLUMN", help=f"columns that are {becomes}"
+        )
     _add_max_bad(table, "lines")
     _add_store(table, _prepare_table)
 

@@ -426,7 +426,9 @@ def test_columns_become_what_the_user_says(tmp_path: Path, capsys: pytest.Captur
     columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
     columns["C1"], columns["C14"] = list(map(int, columns["C1"])), list(map(str, columns["C14"]))
     write_parquet(tmp_path / "a.parquet", columns)
-    prepare_table([tmp_path / "a.parquet"], tmp_path / "data.h5", "click", wishes=wishes)
+    options = ["--label=click", "--drop=id", "--categorical", "hour", "C1", "--dense=C14", "--categorical=site_id"]
+    paths = [f"--input={tmp_path / 'a.parquet'}", f"--output={tmp_path / 'data.h5'}"]
+    assert main(["prepare", "table", *paths, *options]) == 0
     assert fields_of(tmp_path / "data.h5") == Fields(["C14"], {"hour": 26, "C1": 4, "site_id": 11})
 
 
