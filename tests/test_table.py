@@ -371,7 +371,7 @@ def test_bad_tables_are_refused(tmp_path: Path, content: bytes, options: dict[st
     ("cells", "is_dense", "warning"),
     [
         ([*REALS[1:], "oops"], True, "1 of its 400 values are no numbers.* 'oops' .a.csv line 401.*--categorical 'x'"),
-        ([*REALS[1:], "inf"], True, "1 infinite values of 400 count as missing"),
+        ([*REALS[1:], "inf"], True, "1 infinite values of 400 count as missing, the first in a.csv line 401"),
         ([*REALS[20:], *["odd"] * 20], True, "20 of its 400 values are no numbers.*'odd' .a.csv line 382"),
         ([*REALS[40:], *["odd"] * 40], False, "categorical, though 360 of its 400 values are numbers.*--dense 'x'"),
         ([f'"1,{row:03}"' for row in range(400)], False, "dates in a notation that is not read, as '1,000'.*--drop"),

@@ -54,6 +54,8 @@ class Seen:
     numbers: int = 0
     """Finite values."""
     infinite: int = 0
+    infinite_one: str = ""
+    """Place of the first infinite one."""
     odd: int = 0
     """Values that are neither numbers nor missing."""
     formatted: int = 0
@@ -70,8 +72,8 @@ class Seen:
         """Take in what was seen of the values that follow."""
         for name in ("numbers", "infinite", "odd", "formatted", "repeated"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.odd_one = self.odd_one or other.odd_one
-        self.formatted_one = self.formatted_one or other.formatted_one
+        for name in ("infinite_one", "odd_one", "formatted_one"):
+            setattr(self, name, getattr(self, name) or getattr(other, name))
         self.least, self.greatest = min(self.least, other.least), max(self.greatest, other.greatest)
 
     @property
@@ -124,7 +126,10 @@ def read_numbers(chunk: Chunk, column: pyarrow.Array) -> Numbers:
     finite = np.isfinite(values)
     seen.numbers = int(finite.sum())
     if seen.numbers < len(values):
-        seen.infinite = int(np.isinf(values).sum())
+        infinite = np.isinf(values)
+        seen.infinite = int(infinite.sum())
+        if seen.infinite:
+            seen.infinite_one = chunk.place(int(infinite.argmax()))
         values = np.where(finite, values, np.nan)
     if seen.numbers:
         known = values if seen.numbers == len(values) else values[finite]

@@ -47,7 +47,10 @@ def _of_numbers(column: Column, seen: Seen) -> Iterator[str]:
             f"first is {seen.odd_one}{'' if column.said_by == 'user' else remedy}"
         )
     if seen.infinite:
-        yield f"column {name!r} is dense; {seen.infinite:,} infinite values of {total:,} count as missing"
+        yield (
+            f"column {name!r} is dense; {seen.infinite:,} infinite values of {total:,} count as missing, the first in "
+            f"{seen.infinite_one}"
+        )
 
 
 def _of_categories(name: str, seen: Seen, different: int) -> Iterator[str]:
