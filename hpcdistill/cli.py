@@ -14,7 +14,7 @@ from hpcdistill import __version__
 from hpcdistill.cli_parser import Parser, count, require_apart, require_known
 from hpcdistill.cli_prepare import add_prepare
 from hpcdistill.errors import UserError, warn
-from hpcdistill.job import end_job
+from hpcdistill.job import end_job, start_mpi
 from hpcdistill.output import forgive_output, say
 from hpcdistill.paths import input_path, model_name, model_names, output_path
 
@@ -312,6 +312,7 @@ def _doctor(args: argparse.Namespace) -> int:
             raise UserError("--folder is checked with --slurm only; add --slurm")
         return doctor.main()
     try:
+        start_mpi()  # which does not wait for ever, as importing it would
         from hpcdistill import cluster_doctor
     except (ImportError, RuntimeError):  # MPI does not load, as the other checks will say
         return doctor.main()
