@@ -16,6 +16,8 @@ from hpcdistill.data.columns import MISSING, kind_of_type, read_categories, read
 from hpcdistill.data.hashing import hash_texts
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 FAR = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.timezone.utc)
 
 

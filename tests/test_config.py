@@ -20,6 +20,8 @@ from hpcdistill.cli import _parse, _parser, main
 from hpcdistill.config import Config, ModelConfig, load_config
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 MINIMAL = 'run_dir = "runs/x"\n[data]\npath = "data.h5"\n'
 
 

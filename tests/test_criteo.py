@@ -20,6 +20,8 @@ from hpcdistill.data.lines import Block
 from hpcdistill.data.rows import Rows, RowStore
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 Example = tuple[int, list[int | None], list[int | None]]
 examples = st.tuples(
     st.integers(0, 1),

@@ -18,6 +18,8 @@ from hpcdistill.data.text import prepare_text
 from hpcdistill.data.text_parts import is_chosen
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_records_are_documents(tmp_path: Path, name: str) -> None:

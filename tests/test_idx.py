@@ -16,6 +16,8 @@ from hpcdistill.data.image_store import ImageStore
 from hpcdistill.data.images import prepare_images
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 
 def write_idx(path: Path, array: np.ndarray) -> Path:
     content = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()

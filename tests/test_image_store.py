@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from hpcdistill.data.image_store import ImageStore, Kind, Pictures, write_images
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 KINDS = {
     "arrays": Kind(["cat", "dog", "ölz"], (3, 20, 20), [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]),
     "encoded": Kind(["cat", "dog", "ölz"], (), [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]),

@@ -5,6 +5,8 @@ import pytest
 from hpcdistill.data.label import choose
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize(
     ("zero", "one", "guessed"),

@@ -18,6 +18,8 @@ from hpcdistill.errors import UserError
 from hpcdistill.metrics import GroupMetrics, Metrics, read_metrics
 from hpcdistill.status import status
 
+pytestmark = pytest.mark.alone
+
 
 def test_a_restart_forgets_the_steps_it_will_repeat(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics-g0.jsonl"

@@ -14,6 +14,8 @@ from typing_extensions import override
 from hpcdistill.errors import warn
 from hpcdistill.output import ForgivingStream, forgive_output
 
+pytestmark = pytest.mark.alone
+
 
 class Broken(io.StringIO):
     """A text stream whose disk is full, or whose reader is gone."""

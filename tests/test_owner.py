@@ -16,6 +16,8 @@ from hpcdistill import owner
 from hpcdistill.errors import UserError
 from hpcdistill.owner import Claim
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

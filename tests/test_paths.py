@@ -13,6 +13,8 @@ from hpcdistill.config import Config, load_config
 from hpcdistill.errors import UserError
 from hpcdistill.paths import expanded, model_names, output_path
 
+pytestmark = pytest.mark.alone
+
 PARSER = _parser()
 OUTPUTS = [
     "prepare text --input x --output",

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from hpcdistill.data.picture import decode
 
+pytestmark = pytest.mark.alone
+
 Image = pytest.importorskip("PIL.Image")
 
 ORIENTATION = 0x112

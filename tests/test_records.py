@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from hpcdistill.data.records import Grammar
 
+pytestmark = pytest.mark.alone
+
 COMMA = Grammar(",")
 awkward = st.text(st.sampled_from('ab", \n;é'), max_size=6)
 

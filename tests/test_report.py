@@ -16,6 +16,8 @@ from hpcdistill.metrics import metrics_path
 from hpcdistill.report import write_report
 from hpcdistill.results import tell
 
+pytestmark = pytest.mark.alone
+
 HEADER = {
     "config": {"data": {"batch_size": 16}},
     "ranks_per_group": 2,

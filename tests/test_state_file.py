@@ -18,6 +18,8 @@ from hpcdistill import state_file
 from hpcdistill.errors import UserError
 from hpcdistill.state_file import PART_NBYTES, USER_BLOCK_NBYTES, load_state, save_state
 
+pytestmark = pytest.mark.alone
+
 STATE = {
     "step": 7,
     "rate": 0.1,

@@ -22,6 +22,8 @@ from hpcdistill.errors import UserError
 from hpcdistill.hdf5_check import digest
 from hpcdistill.tasks import open_task
 
+pytestmark = pytest.mark.alone
+
 TEXT = bytes(range(100)) * 1000
 
 

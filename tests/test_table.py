@@ -34,6 +34,8 @@ from hpcdistill.data.rows import Fields, Rows, RowStore
 from hpcdistill.data.table import Wishes, prepare_table
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 NAMES = ["age", "town", "pay", "constant", "nothing"]
 
 

@@ -17,6 +17,8 @@ from hpcdistill.data.text import prepare_text
 from hpcdistill.data.text_parts import is_chosen
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 # Which part
 
 

@@ -19,6 +19,8 @@ from hpcdistill.data.text import prepare_text
 from hpcdistill.data.text_parts import is_chosen
 from hpcdistill.data.tokenizer import encode, train_tokenizer
 
+pytestmark = pytest.mark.alone
+
 tokenizers = pytest.importorskip("tokenizers")
 
 WORDS = [

@@ -20,6 +20,8 @@ from hpcdistill.results import write_text
 from hpcdistill.state_file import save_state
 from hpcdistill.whole_file import open_to_append, remove_litter, write_whole
 
+pytestmark = pytest.mark.alone
+
 
 def write_hdf5(path: Path) -> None:
     with atomic_file(path) as (file, _):
