@@ -1,4 +1,4 @@
-"""How fast tables become stores: `hpcdistill prepare` against polars merely reading the same files.
+"""Speed of preparing tables: `hpcdistill prepare` against polars merely reading the same files.
 
     pip install polars
     python benchmarks/bench_prepare.py

@@ -56,7 +56,7 @@ END_SECONDS = 90.0
 
 @dataclass
 class Round:
-    """What was done to a run, and what came of it."""
+    """Kill of a run, and its outcome."""
 
     kind: str
     role: str
@@ -107,7 +107,7 @@ class Job:
         return self.ranks()[{"rank 0": slice(0, 1), "rank 1": slice(1, 2)}.get(role, slice(None))]
 
     def ends(self, seconds: float) -> bool:
-        """Whether the job ends in time; it has ended afterwards."""
+        """Wait for the job and return whether it ended in time; it is killed otherwise."""
         in_time = _is_soon(lambda: self.process.poll() is not None, seconds)
         in_time &= _is_soon(lambda: not self.ranks(), seconds if in_time else 0)
         for pid in [*self.ranks(), *([] if self.process.poll() is not None else [self.process.pid])]:
@@ -117,7 +117,7 @@ class Job:
 
 
 def main() -> None:
-    """Make the rounds."""
+    """Run all rounds and print what came of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60, help="how many runs to kill")
     parser.add_argument("--seed", type=int, default=0, help="of what is done to them")
@@ -181,7 +181,7 @@ def _kill_and_resume(this: Round, folder: Path, expected: State) -> None:
 
 
 def _faults(run_dir: Path, groups: int) -> list[str]:
-    """What is wrong with the records of a finished run."""
+    """Return the faults in the records of a finished run."""
     faults = []
     for group in range(groups):
         _, records = read_metrics(metrics_path(run_dir, group))

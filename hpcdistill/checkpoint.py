@@ -66,7 +66,7 @@ class Checkpoints:
 
     @property
     def has_best(self) -> bool:
-        """Whether there is a best checkpoint."""
+        """Existence of a best checkpoint."""
         return self._best.exists()
 
     def paths(self) -> list[Path]:

@@ -1,4 +1,4 @@
-"""How the command line is parsed: nothing is guessed, and what is wrong is named with what would be right."""
+"""Parser of the command line: it guesses nothing, and names a mistake with its remedy."""
 
 from __future__ import annotations
 

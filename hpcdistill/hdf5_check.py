@@ -1,4 +1,4 @@
-"""What HDF5 does not see for itself: that all of a file is there, and that all of it is in the file.
+"""Checks that HDF5 does not make: that all of a file is there, and that all of it is in the file.
 
 Of a chunk that is missing HDF5 makes zeros, of a link another file. Needs h5py alone: see `look_apart`.
 """

@@ -46,7 +46,7 @@ def _value(match: re.Match[str]) -> str:
 
 
 def _written(path: Path) -> str:
-    """How to write a path so that `expanded` gives it back."""
+    """Write a path so that `expanded` gives it back."""
     text = str(path).replace("$", "$$")
     return f"./{text}" if text.startswith("~") else text
 

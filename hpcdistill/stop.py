@@ -37,9 +37,9 @@ class StopRequest:
         return agreed
 
     def agreed_now(self, comm: MPI.Comm) -> bool:
-        """Whether any rank of `comm` has received such a signal by now; the same answer on all, who wait for it.
+        """Return whether any rank of `comm` has received such a signal by now, the same on all ranks.
 
-        Collective over `comm`.
+        Collective over `comm`; all wait for the answer.
         """
         agreed = self.agreed(comm)
         return self._count() or agreed

@@ -1,4 +1,4 @@
-"""How good a group's model is on validation data, unless the run is asked to stop before that is known."""
+"""Validation of a group's model, which ends early when the run is asked to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in a column: numbers, which are standardised, or categories, which have ids.
+"""Columns of a table: numbers, which are standardised, or categories, which have ids.
 
 A column of a typed file is what its type says; one of text is of numbers where at most `ODD_SHARE` of its values are
 none. Those are then missing, as infinite ones are; what else is missing is told by `MISSING_WORDS`.

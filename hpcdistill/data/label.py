@@ -1,4 +1,4 @@
-"""Which of a label's two values is 1."""
+"""Labels of two values: the choice of the one that is 1."""
 
 from __future__ import annotations
 

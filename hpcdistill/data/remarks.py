@@ -1,4 +1,4 @@
-"""What a user should know of a table's columns once they are prepared."""
+"""Remarks for the user on a table's columns once they are prepared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all stores have in common: an HDF5 file with a training and a validation part, which says what it is.
+"""Common part of all stores: an HDF5 file with a training and a validation part, which says what it is.
 
 /                   attributes: format, version, source, identity, digest; others by kind
 

@@ -1,4 +1,4 @@
-"""Which files a table is in."""
+"""Files that make up a table."""
 
 from __future__ import annotations
 
