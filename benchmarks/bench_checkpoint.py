@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from measure import in_turns, machine, ratio, write_json
 from mpi4py import MPI
 from torch.nn import functional
 
@@ -24,6 +23,7 @@ from hpcdistill.config import Config
 from hpcdistill.groups import Groups
 from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.restart import Restart
+from measure import in_turns, machine, ratio, write_json
 
 CPU = torch.device("cpu")
 INTERVAL = 100

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import ends_all_ranks, machine, ratio, write_json
 from mpi4py import MPI
 from torch import nn
 from torch.nn import functional
@@ -36,6 +35,7 @@ from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.objective import Softmax
 from hpcdistill.snapshot import Layout
 from hpcdistill.teachers import Teachers
+from measure import ends_all_ranks, machine, ratio, write_json
 
 WORLD = MPI.COMM_WORLD
 CPU = torch.device("cpu")

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from bench_loss import DTYPES, TEACHERS, eager
-from measure import Work, add_common_options, in_turns, peak_extra_bytes, ratio, sweep
 from torch import Tensor
 
+from bench_loss import DTYPES, TEACHERS, eager
 from hpcdistill import codistillation_loss, linear_codistillation_loss, recycled
+from measure import Work, add_common_options, in_turns, peak_extra_bytes, ratio, sweep
 
 
 class Model(NamedTuple):

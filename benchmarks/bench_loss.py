@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from measure import Work, add_common_options, in_turns, peak_extra_bytes, ratio, sweep
 from torch import Tensor
 
 from hpcdistill import codistillation_loss, recycled
+from measure import Work, add_common_options, in_turns, peak_extra_bytes, ratio, sweep
 
 Loss = Callable[[Tensor, Tensor, list[Tensor]], Tensor]
 

@@ -24,6 +24,7 @@ import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 import torch
+
 from measure import machine, ratio, write_json
 
 BLOCK = 1 << 18  # rows that are made at a time

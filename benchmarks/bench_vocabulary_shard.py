@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_linear_loss import Model, Setting, add_setting_options, gemms, ours, random_inputs, settings, step
-from measure import Work, add_common_options, ends_all_ranks, in_turns, peak_extra_bytes, ratio, sweep
 from torch import Tensor
 
+from bench_linear_loss import Model, Setting, add_setting_options, gemms, ours, random_inputs, settings, step
 from hpcdistill import linear_codistillation_loss, recycled
 from hpcdistill.groups import Groups
+from measure import Work, add_common_options, ends_all_ranks, in_turns, peak_extra_bytes, ratio, sweep
 
 
 @ends_all_ranks

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from measure import ends_all_ranks, in_turns, machine, ratio, write_json
 from torch import nn
 
 from hpcdistill.config import CodistillConfig
@@ -36,6 +35,7 @@ from hpcdistill.exchange.topology import Topology
 from hpcdistill.objective import Softmax
 from hpcdistill.snapshot import Layout
 from hpcdistill.teachers import Teachers
+from measure import ends_all_ranks, in_turns, machine, ratio, write_json
 
 if TYPE_CHECKING:
     from hpcdistill.groups import Groups

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import ends_all_ranks, machine, write_json
 from mpi4py import MPI
 from torch import nn
 from tqdm import tqdm
@@ -32,6 +31,7 @@ from hpcdistill.exchange.reader import Reader
 from hpcdistill.exchange.slots import STAMP_NBYTES
 from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
+from measure import ends_all_ranks, machine, write_json
 
 SLOT_BYTES = (4096, 4 * 2**20, 64 * 2**20)
 FETCHES = (1_000_000, 100_000, 5_000)

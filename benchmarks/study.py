@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from measure import machine
 from tqdm import tqdm
 
 from hpcdistill.metrics import GroupMetrics, read_run
+from measure import machine
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs"

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from study import ALONE, TEXT, Run, Study, markdown, need_text, spread
-
 from hpcdistill.evaluate import evaluate
+from study import ALONE, TEXT, Run, Study, markdown, need_text, spread
 
 SEEDS = range(3)
 BATCH = 16

@@ -10,6 +10,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
 from study import ALONE, Run, Runs, Study, markdown, need_text, spread, steps_ratio
 
 STEPS = 1500

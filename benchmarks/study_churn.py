@@ -10,11 +10,11 @@ from __future__ import annotations
 from statistics import fmean
 
 from matplotlib.figure import Figure
-from study import CLICKS, Run, Study, markdown, need_clicks, spread
 
 from hpcdistill.churn import churn
 from hpcdistill.data.rows import RowStore
 from hpcdistill.evaluate import evaluate
+from study import CLICKS, Run, Study, markdown, need_clicks, spread
 
 SEEDS = range(10)
 STEPS = ("--train.steps=2000", "--codistill.burn_in=300", "--data.partition=same")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import fmean
 
 from matplotlib.figure import Figure
+
 from study import ALONE, Run, Study, markdown, need_text, spread, steps_ratio
 
 STEPS = ("--train.steps=1500", "--codistill.burn_in=150")

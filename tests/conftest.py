@@ -6,12 +6,14 @@ from then on the ranks may be out of step, and waiting would only turn one failu
 """
 
 import contextlib
+import getpass
 import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -25,19 +27,24 @@ import torch
 from mpi4py import MPI
 
 from hpcdistill.groups import Groups
+from launcher import LAUNCHER_VARIABLES
+from repository import ROOT
 
 WORLD = MPI.COMM_WORLD
 # Without a GPU kernels run in Triton's interpreter. Triton wants to know at its first import, whoever imports it.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+# Ranks that end together would remove the same folders of former runs, and one would find them gone.
+if WORLD.size > 1:
+    root = Path(tempfile.gettempdir(), f"pytest-rank-{WORLD.rank}-of-{getpass.getuser()}")
+    root.mkdir(exist_ok=True)
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(root)
 THREAD_LEVELS = {
     MPI.THREAD_SINGLE: "SINGLE",
     MPI.THREAD_FUNNELED: "FUNNELED",
     MPI.THREAD_SERIALIZED: "SERIALIZED",
     MPI.THREAD_MULTIPLE: "MULTIPLE",
 }
-# What an MPI launcher tells its ranks: an mpirun started from a test must not take it for its own.
-LAUNCHER_VARIABLES = ("PMI_", "PMIX", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_APP_", "PRTE_LAUNCHED")
 
 # How the reason of a skip begins that is nothing to be mended; in CI any other fails.
 EXCUSES = ("GPU: ", "ranks: ")
@@ -160,11 +167,11 @@ def cluster() -> Iterator[object]:
 @pytest.fixture(scope="session")
 def mpirun_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository as it is at a site whose slurm/env.sh starts ranks by mpirun."""
-    site, root = tmp_path_factory.mktemp("site"), Path(__file__).parents[1]
-    for path in root.iterdir():
+    site = tmp_path_factory.mktemp("site")
+    for path in ROOT.iterdir():
         if path.name != "slurm":
             (site / path.name).symlink_to(path)
-    shutil.copytree(root / "slurm", site / "slurm")
+    shutil.copytree(ROOT / "slurm", site / "slurm")
     with (site / "slurm" / "env.sh").open("a") as script:
         script.write("LAUNCH=(mpirun)\n")
     return site

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import saved_models
 import torch
 
+import saved_models
 from hpcdistill.churn import churn, estimates
 from hpcdistill.cli import main
 from hpcdistill.errors import UserError

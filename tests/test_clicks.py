@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peak_memory import peak_of
 
 from hpcdistill.cli import main
 from hpcdistill.data import clicks
@@ -13,6 +12,7 @@ from hpcdistill.data import rows as rows_module
 from hpcdistill.data.clicks import CARDINALITIES, DENSE, prepare_clicks, true_logits
 from hpcdistill.data.rows import RowStore
 from hpcdistill.errors import UserError
+from peak_memory import peak_of
 
 pytestmark = pytest.mark.launch
 ROWS, SEED = 200_000, 5

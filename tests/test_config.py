@@ -19,6 +19,7 @@ from hpcdistill import __version__
 from hpcdistill.cli import _parse, _parser, main
 from hpcdistill.config import Config, ModelConfig, load_config
 from hpcdistill.errors import UserError
+from repository import ROOT
 
 pytestmark = pytest.mark.alone
 
@@ -49,7 +50,7 @@ def test_sizes_of_groups_are_a_list(tmp_path: Path) -> None:
 
 
 def test_the_demo_configuration_is_valid() -> None:
-    config = load_config(Path(__file__).parents[1] / "configs" / "demo.toml")
+    config = load_config(ROOT / "configs" / "demo.toml")
     assert config.groups == 2
 
 

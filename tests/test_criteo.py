@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peak_memory import peak_of
 
 from hpcdistill.data import lines
 from hpcdistill.data.criteo import CATEGORIES, INTEGERS, MISSING, parse, prepare_criteo
@@ -19,6 +18,7 @@ from hpcdistill.data.hashing import in_validation
 from hpcdistill.data.lines import Block
 from hpcdistill.data.rows import Rows, RowStore
 from hpcdistill.errors import UserError
+from peak_memory import peak_of
 
 pytestmark = pytest.mark.alone
 

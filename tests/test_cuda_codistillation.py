@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
-from loss_oracle import Case, assert_true, cases, random_case
 from torch import Tensor
 
 from hpcdistill.kernels import cuda_codistillation
 from hpcdistill.kernels.rows import Rows
+from loss_oracle import Case, assert_true, cases, random_case
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 DEVICE = "cuda"

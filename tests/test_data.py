@@ -7,11 +7,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from damaged_store import DAMAGES, make_damaged_store
 from hypothesis import given
 from hypothesis import strategies as st
-from peak_memory import peak_of
 
+from damaged_store import DAMAGES, make_damaged_store
 from hpcdistill.config import DataConfig
 from hpcdistill.data import documents, text
 from hpcdistill.data.batches import Share
@@ -20,6 +19,7 @@ from hpcdistill.data.store import TokenStore, write_store
 from hpcdistill.data.text import prepare_text
 from hpcdistill.errors import UserError
 from hpcdistill.hdf5_check import digest
+from peak_memory import peak_of
 
 
 def counting_store(path: Path, tokens: int, validation: int = 500) -> TokenStore:

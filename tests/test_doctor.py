@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mpi4py import MPI
-from test_two_nodes import on_two_nodes
 
 from hpcdistill import cluster_doctor, doctor
 from hpcdistill.cluster_doctor import Sight, binding
 from hpcdistill.doctor import Result, Status
+from two_nodes import on_two_nodes
 
 WITHOUT_H5PY = """
 import sys

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from peak_memory import peak_of
-from texts import RECORDS, TEXTS, json_lines, parquet, prepared, told, write, zstd
 
 from hpcdistill.data import documents
 from hpcdistill.data.text import prepare_text
 from hpcdistill.data.text_parts import is_chosen
 from hpcdistill.errors import UserError
+from peak_memory import peak_of
+from texts import RECORDS, TEXTS, json_lines, parquet, prepared, told, write, zstd
 
 pytestmark = pytest.mark.alone
 

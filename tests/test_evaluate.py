@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import saved_models
 
+import saved_models
 from hpcdistill.cli import main
 from hpcdistill.config import DataConfig
 from hpcdistill.errors import UserError

@@ -12,16 +12,16 @@ from typing import NoReturn
 
 import pytest
 import torch
-from constant_model import Constant
-from killed_writer import kill_at_random
 from mpi4py import MPI
 from torch import nn
 
+from constant_model import Constant
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import KEEP, KIND, FilesExchange
 from hpcdistill.groups import Groups
 from hpcdistill.state_file import load_state, save_state
+from killed_writer import kill_at_random
 
 Join = Callable[..., FilesExchange]
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from loss_oracle import Case, loss_and_gradient, random_case, truth
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from hpcdistill import codistillation_loss, fused
 from hpcdistill.kernels.rows import Rows
+from loss_oracle import Case, loss_and_gradient, random_case, truth
 
 IMPLEMENTATIONS = ["native", "torch"]
 

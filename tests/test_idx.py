@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peak_memory import peak_of
 
 from hpcdistill.data import images
 from hpcdistill.data.idx import read_idx
 from hpcdistill.data.image_store import ImageStore
 from hpcdistill.data.images import prepare_images
 from hpcdistill.errors import UserError
+from peak_memory import peak_of
 
 pytestmark = pytest.mark.alone
 

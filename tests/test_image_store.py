@@ -8,10 +8,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from damaged_store import DAMAGES, make_damaged_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from damaged_store import DAMAGES, make_damaged_store
 from hpcdistill.data.image_store import ImageStore, Kind, Pictures, write_images
 from hpcdistill.errors import UserError
 

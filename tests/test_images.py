@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peak_memory import peak_of
 
 from hpcdistill.cli import main
 from hpcdistill.data import image_folder, images
 from hpcdistill.data.image_store import ImageStore
 from hpcdistill.data.images import prepare_images
 from hpcdistill.errors import UserError
+from peak_memory import peak_of
 
 Image = pytest.importorskip("PIL.Image")
 pytestmark = pytest.mark.launch

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from hypothesis import given
 from hypothesis import strategies as st
-from linear_oracle import LinearCase, Model, assert_true, gradients_of, linear_cases, random_linear_case
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
 from hpcdistill import codistillation_loss, fused_linear, linear_codistillation_loss
+from linear_oracle import LinearCase, Model, assert_true, gradients_of, linear_cases, random_linear_case
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_oracle import Case, cases, loss_and_gradient, random_case, truth
 from torch import Tensor
 
 from hpcdistill import CodistillationLoss, codistillation_loss
+from loss_oracle import Case, cases, loss_and_gradient, random_case, truth
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 IMPLEMENTATIONS = ["native", "torch"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_oracle import Case, assert_true, assert_true_in_shards, cases, random_case, shard_cuts
 
 from hpcdistill.kernels import native_codistillation
 from hpcdistill.kernels.native_codistillation import run
+from loss_oracle import Case, assert_true, assert_true_in_shards, cases, random_case, shard_cuts
 
 ALL = ["avx512_bf16", "avx512", "avx2", "baseline"]
 BEST = native_codistillation.instruction_set()

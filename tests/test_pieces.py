@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from killed_writer import kill_at_random
 
 from hpcdistill.data import clicks, pieces
 from hpcdistill.data.clicks import prepare_clicks
 from hpcdistill.data.pieces import Piece, make_pieces, pieces_folder, read_piece
 from hpcdistill.data.rows import Rows
 from hpcdistill.errors import UserError
+from killed_writer import kill_at_random
 
 pytestmark = pytest.mark.launch
 

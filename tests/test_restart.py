@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import saved_models
 import torch
 from mpi4py import MPI
 from torch import nn
 
+import saved_models
 from hpcdistill.checkpoint import KIND, Checkpoints
 from hpcdistill.config import Config
 from hpcdistill.data.sequences import sequence_batches

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from damaged_store import DAMAGES, make_damaged_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from damaged_store import DAMAGES, make_damaged_store
 from hpcdistill.data.rows import Fields, Rows, RowStore, write_rows
 from hpcdistill.errors import UserError
 

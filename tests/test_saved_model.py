@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import saved_models
 import torch
 
+import saved_models
 from hpcdistill.churn import churn
 from hpcdistill.config import CodistillConfig
 from hpcdistill.errors import UserError

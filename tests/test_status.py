@@ -1,6 +1,5 @@
 """status: a table of a run that may still be going on, whatever of its files there is."""
 
-import json
 import os
 import subprocess
 import sys
@@ -16,8 +15,7 @@ from hpcdistill.cli import main
 from hpcdistill.errors import UserError
 from hpcdistill.metrics import metrics_path
 from hpcdistill.status import status
-
-CONFIG = {"groups": 2, "train": {"steps": 200}}
+from metrics_files import write
 
 WITHOUT_WHAT_TRAINS = """
 import sys
@@ -26,13 +24,6 @@ for name in ("mpi4py", "horovod", "h5py", "matplotlib", "tqdm"):
 from hpcdistill.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def write(run: Path, group: int, *records: dict[str, Any], config: dict[str, Any] = CONFIG, **header: Any) -> Path:
-    path = metrics_path(run, group)
-    lines = [{"config": config, "starts": [{"step": 0}], **header}, *records]
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    return path
 
 
 def step(number: int, **values: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import saved_models
 
+import saved_models
 from hpcdistill import hdf5_check
 from hpcdistill.data.image_store import ImageStore, Kind, write_images
 from hpcdistill.data.rows import Fields, Rows, RowStore, write_rows

@@ -7,8 +7,9 @@ import pytest
 from hpcdistill.cli import _parse
 from hpcdistill.errors import UserError
 from hpcdistill.submit import scripts
+from repository import ROOT
 
-CONFIG = Path(__file__).parents[1] / "configs" / "demo.toml"
+CONFIG = ROOT / "configs" / "demo.toml"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peak_memory import peak_of
 from pyarrow import parquet
 
 import hpcdistill
@@ -33,6 +32,7 @@ from hpcdistill.data.lines import Block
 from hpcdistill.data.rows import Fields, Rows, RowStore
 from hpcdistill.data.table import Wishes, prepare_table
 from hpcdistill.errors import UserError
+from peak_memory import peak_of
 
 pytestmark = pytest.mark.alone
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import RECORDS, TEXTS, json_lines, prepared, stored, told, write
 
 from hpcdistill.cli import main
 from hpcdistill.data.text import prepare_text
 from hpcdistill.data.text_parts import is_chosen
 from hpcdistill.errors import UserError
+from texts import RECORDS, TEXTS, json_lines, prepared, stored, told, write
 
 pytestmark = pytest.mark.alone
 

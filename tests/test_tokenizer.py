@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peak_memory import peak_of
 
 from hpcdistill.cli import main
 from hpcdistill.data import text, tokenizer
@@ -18,6 +17,7 @@ from hpcdistill.data.store import TokenStore, write_store
 from hpcdistill.data.text import prepare_text
 from hpcdistill.data.text_parts import is_chosen
 from hpcdistill.data.tokenizer import encode, train_tokenizer
+from peak_memory import peak_of
 
 pytestmark = pytest.mark.alone
 

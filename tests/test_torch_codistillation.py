@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 from hypothesis import given
-from loss_oracle import Case, assert_true, assert_true_in_shards, cases, random_case, shard_cuts
 
 from hpcdistill.kernels.torch_codistillation import run
+from loss_oracle import Case, assert_true, assert_true_in_shards, cases, random_case, shard_cuts
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,7 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from loss_oracle import Case, assert_true, assert_true_in_shards, cases, on, random_case, shard_cuts
+from repository import ROOT
 
 pytest.importorskip("triton", minversion="3.7", reason="older interpreters fail with numpy >= 2.4")
 
@@ -262,7 +263,7 @@ assert not spilling, spilling
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_compiles_for_gpus_without_spilling_registers(capability: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent.parent / "tools")
+    environment["PYTHONPATH"] = str(ROOT / "tools")
     command = [sys.executable, "-c", SPILLS, str(capability)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=110)
     assert result.returncode == 0, result.stderr

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import saved_models
 import torch
 from mpi4py import MPI
 from torch import nn
 
+import saved_models
 from hpcdistill.config import Config, DataConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.data.image_store import Kind, write_images

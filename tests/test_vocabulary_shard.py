@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from linear_oracle import LinearCase, assert_true, linear_cases, random_linear_case
 from mpi4py import MPI
 from torch import Tensor
 
 from hpcdistill import VocabularyShard, linear_codistillation_loss
 from hpcdistill.groups import Groups
+from linear_oracle import LinearCase, assert_true, linear_cases, random_linear_case
 
 WORLD = MPI.COMM_WORLD
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import h5py
 import pytest
-import test_report
 
 from hpcdistill import whole_file
 from hpcdistill.errors import UserError
@@ -19,6 +18,7 @@ from hpcdistill.report import write_report
 from hpcdistill.results import write_text
 from hpcdistill.state_file import save_state
 from hpcdistill.whole_file import open_to_append, remove_litter, write_whole
+from metrics_files import write
 
 pytestmark = pytest.mark.alone
 
@@ -33,7 +33,10 @@ def write_metrics(path: Path) -> None:
 
 
 def write_page(path: Path) -> None:
-    test_report.write(path.parent / "run", 0)
+    run = path.parent / "run"
+    run.mkdir()
+    about = {"config": {"data": {"batch_size": 1}}, "ranks_per_group": 1, "parameters": 1, "unit": "token"}
+    write(run, 0, {"step": 400, "seconds": 40.0, "validation_loss": 1.5}, **about, data_source="a book")
     write_report([path.parent / "run"], path)
 
 

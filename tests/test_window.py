@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from constant_model import Constant
 from mpi4py import MPI
 from torch import nn
 from typing_extensions import override
 
+from constant_model import Constant
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import Exchange, allocation, window
 from hpcdistill.exchange.topology import Topology

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a real Slurm, private to DIR and to loopback, with one virtual node for each NODE_PORT; needs no root.
 #
-#   tests/slurm_daemons.sh DIR CONTROLLER_PORT NODE_PORT...
+#   tests/support/slurm_daemons.sh DIR CONTROLLER_PORT NODE_PORT...
 #
 # Prints "ready" when SLURM_CONF=DIR/slurm.conf takes jobs. Then "kill nodeK" on its standard input is a power cut of
 # that node and "boot nodeK" brings it back; each is answered by "ready". It lives until its standard input ends. So the

@@ -13,14 +13,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from repository import ROOT
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
 pytestmark = pytest.mark.launch
-
-ROOT = Path(__file__).parents[1]
 
 
 def setup(**variables: str) -> subprocess.CompletedProcess[str]:

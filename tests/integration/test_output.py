@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_status import write
 from typing_extensions import override
 
 from hpcdistill.errors import warn
 from hpcdistill.output import ForgivingStream, forgive_output
+from metrics_files import write
 
 pytestmark = pytest.mark.alone
 

@@ -18,12 +18,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import test_train
 import torch
-from constant_model import Constant
-from killed_writer import kill_at_random
 from mpi4py import MPI
 
+from constant_model import Constant
 from hpcdistill import checkpoint
 from hpcdistill.checkpoint import Checkpoints
 from hpcdistill.config import Config
@@ -39,9 +37,10 @@ from hpcdistill.models import build_model
 from hpcdistill.optimizer import build_optimizer
 from hpcdistill.restart import Restart
 from hpcdistill.state_file import State, load_state
+from killed_writer import kill_at_random
+from small_run import ALONE, Run, wait_until
 
 pytestmark = pytest.mark.launch
-data, train = test_train.data, test_train.train  # fixtures
 
 CPU = torch.device("cpu")
 PAGE = mmap.PAGESIZE  # a tmpfs is filled by whole pages
@@ -128,8 +127,8 @@ def newest_step(checkpoints: Checkpoints, strict: bool = True) -> int:
 # Full
 
 
-def test_a_disk_that_fills_up_costs_checkpoints_and_records_but_not_the_run(train: test_train.Run, tmpfs: Disk) -> None:
-    options = (*test_train.ALONE, f"--run_dir={tmpfs.inside}/run", "--checkpoint.interval=5")
+def test_a_disk_that_fills_up_costs_checkpoints_and_records_but_not_the_run(train: Run, tmpfs: Disk) -> None:
+    options = (*ALONE, f"--run_dir={tmpfs.inside}/run", "--checkpoint.interval=5")
     run = partial(train, 1, *options, within=tmpfs.enter)
     checkpoints = Checkpoints(tmpfs.path / "run" / "checkpoints", group=0, keep=2, owner={})
     assert run("--train.steps=10").returncode == 0
@@ -229,7 +228,7 @@ def be_read_only(disk: Disk) -> None:
     ("be_bad", "reason"), [(be_full, "No space left on device"), (be_read_only, "Read-only file system")]
 )
 def test_a_disk_that_takes_nothing_is_refused_at_the_start(
-    be_bad: Callable[[Disk], None], reason: str, train: test_train.Run, tmpfs: Disk
+    be_bad: Callable[[Disk], None], reason: str, train: Run, tmpfs: Disk
 ) -> None:
     be_bad(tmpfs)
     result = train(2, f"--run_dir={tmpfs.inside}/run", within=tmpfs.enter)
@@ -255,7 +254,7 @@ def break_down(disk: Disk) -> None:
     ],
 )
 def test_a_disk_that_becomes_read_only_does_not_end_the_run(
-    kind: str, go_bad: Callable[[Disk], None], lost: list[str], train: test_train.Run, request: pytest.FixtureRequest
+    kind: str, go_bad: Callable[[Disk], None], lost: list[str], train: Run, request: pytest.FixtureRequest
 ) -> None:
     if kind == "ext4" and not IS_ROOT:
         pytest.skip("not root: a disk that breaks is NOT TESTED here")
@@ -264,7 +263,7 @@ def test_a_disk_that_becomes_read_only_does_not_end_the_run(
     with ThreadPoolExecutor() as pool:
         options = (f"--run_dir={disk.inside}/run", "--train.steps=300", "--train.validate_every=300")
         job = pool.submit(train, 2, *options, within=disk.enter)
-        test_train.wait_until(lambda: job.done() or all(group.paths() for group in checkpoints))
+        wait_until(lambda: job.done() or all(group.paths() for group in checkpoints))
         go_bad(disk)
         result = job.result()
     assert result.returncode == 0, result.stderr

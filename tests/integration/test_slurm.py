@@ -14,10 +14,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from slurm_cluster import ROOT, Cluster, on_slurm
 
 from hpcdistill.metrics import Record, metrics_path, read_metrics
 from hpcdistill.state_file import load_state
+from repository import ROOT
+from slurm_cluster import Cluster, on_slurm
 
 pytestmark = on_slurm
 
@@ -75,7 +76,7 @@ def last_step(run_dir: Path, group: int) -> int:
 
 
 class Stopwatch:
-    """Says how long things took: pytest -rP tests/test_slurm.py | grep measured:"""
+    """Says how long things took: pytest -rP tests/integration/test_slurm.py | grep measured:"""
 
     def __init__(self) -> None:
         self._begin = time.monotonic()

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from repository import ROOT
+
 pytestmark = pytest.mark.launch
 
-TOOLS = Path(__file__).parents[1] / "tools"
+TOOLS = ROOT / "tools"
 BELIEVE_EVERYTHING = """
 import sys
 import fuzz_files

@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from slurm_cluster import ROOT, Cluster, on_slurm
+
+from repository import ROOT
+from slurm_cluster import Cluster, on_slurm
 
 pytestmark = on_slurm
 

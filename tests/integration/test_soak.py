@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+
+from repository import ROOT
 
 pytestmark = pytest.mark.launch
 
 Run = Callable[..., CompletedProcess[str]]
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 ACCEPT_ONE_VERSION_TOO_LATE = """
 import soak_exchange

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from repository import ROOT
 
-from study import markdown, spread, steps_to
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from hpcdistill.metrics import GroupMetrics
+from study import markdown, spread, steps_to
 
 
 def test_steps_to_a_loss_lie_on_the_line_between_validations() -> None:

@@ -9,7 +9,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+from repository import ROOT
+
+PYPROJECT = ROOT / "pyproject.toml"
 PytestRun = Callable[..., CompletedProcess[str]]
 
 pytestmark = pytest.mark.launch
@@ -40,7 +42,7 @@ def test_waits_for_rank_1(world):
 @pytest.fixture
 def pytest_on_two_ranks(mpirun: Callable[..., CompletedProcess[str]], tmp_path: Path) -> PytestRun:
     def run(tests: str, **environment: str) -> CompletedProcess[str]:
-        shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+        shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
         (tmp_path / "test_sample.py").write_text(tests)
         plain = ["--color=no", "-p", "no:cacheprovider"]  # Open MPI gives rank 0 a terminal
         return mpirun(2, "-m", "pytest", "-c", PYPROJECT, *plain, tmp_path, timeout=60, env=environment)

@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from slurm_cluster import Cluster, on_slurm
 from torch import nn
 
 from hpcdistill import VocabularyShard, linear_codistillation_loss
 from hpcdistill.cli import _parser, main
 from hpcdistill.config import load_config
+from repository import ROOT
+from slurm_cluster import Cluster, on_slurm
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = (
     "--train.steps=6 --train.validate_every=3 --data.batch_size=8 --data.sequence_length=16 --model.hidden=8 "
@@ -141,7 +141,7 @@ def tool(workspace: Workspace, command: str) -> None:
 
 def suite(workspace: Workspace, command: str) -> None:
     """See that there are such tests."""
-    named = re.findall(r"tests/\w+\.py", command)
+    named = re.findall(r"tests/[\w/]+\.py", command)
     assert named
     assert all((ROOT / each).exists() for each in named)
 

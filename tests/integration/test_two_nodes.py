@@ -1,16 +1,10 @@
 """The exchange between nodes: its own tests over TCP, on two virtual nodes of this machine."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from conftest import LAUNCHER_VARIABLES
 
-ROOT = Path(__file__).parents[1]
-CANNOT = 77
+from two_nodes import on_two_nodes
 
 WHO_IS_WHERE = """
 import os, sys
@@ -24,19 +18,6 @@ sys.exit(3)
 """
 
 pytestmark = pytest.mark.launch
-
-
-def on_two_nodes(*python_args: str) -> subprocess.CompletedProcess[str]:
-    """Python on four ranks; with the script, which a timeout kills, goes all that it has started."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # mpirun's
-    command = ["tools/two_nodes.sh", "-n", "4", sys.executable, *python_args]
-    result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=100
-    )
-    if result.returncode == CANNOT:
-        pytest.skip(f"TCP between nodes is NOT TESTED here: {result.stderr}")
-    return result
 
 
 def test_each_half_of_the_ranks_is_on_a_node_of_its_own_and_their_exit_status_comes_through() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from hypothesis import strategies as st
-from loss_oracle import Case, cases, random_case, truth
 from torch import Tensor
 
 from hpcdistill import linear_codistillation_loss
+from loss_oracle import Case, cases, random_case, truth
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 Weight = Tensor | tuple[Tensor, Tensor]

@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import pytest
 
+from repository import ROOT
+
 T = TypeVar("T")
 
-ROOT = Path(__file__).parents[1]
 DAEMONS = Path(__file__).with_name("slurm_daemons.sh")
 NODES = 4
 PATIENCE = 150

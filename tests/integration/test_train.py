@@ -1,16 +1,13 @@
 """The main job on real ranks: it trains, teaches, restarts, and ends cleanly whatever it is given."""
 
-import asyncio
 import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import h5py
 import numpy as np
@@ -23,39 +20,15 @@ from hpcdistill.config import DataConfig
 from hpcdistill.data.clicks import prepare_clicks
 from hpcdistill.data.image_store import Kind, write_images
 from hpcdistill.data.rows import RowStore
-from hpcdistill.data.text import prepare_text
 from hpcdistill.errors import UserError
 from hpcdistill.metrics import metrics_path, read_metrics
 from hpcdistill.saved_model import SavedModel
 from hpcdistill.state_file import State, load_state
 from hpcdistill.tasks import open_task
 from hpcdistill.train import dropout_seed
+from small_run import ALONE, LSTM, SMALL, Run, wait_until
 
 pytestmark = pytest.mark.launch
-
-Run = Callable[..., CompletedProcess[str]]
-
-LSTM = """[model]
-hidden = 16
-layers = 1
-dropout = 0.1
-"""
-
-SMALL = f"""
-{LSTM}[data]
-batch_size = 8
-sequence_length = 16
-[codistill]
-burn_in = 10
-exchange_interval = 5
-[train]
-steps = 40
-validate_every = 20
-[checkpoint]
-interval = 10
-"""
-
-ALONE = ("--groups=1", "--codistill.weight=0")
 
 
 @given(st.integers(0, 2**70), st.lists(st.integers(1, 30), min_size=1, max_size=30))
@@ -67,34 +40,8 @@ def test_no_two_ranks_draw_the_same_dropout(seed: int, sizes: list[int]) -> None
     assert dropout_seed(seed + 1, *ranks[-1]) % 2**32 not in seeds
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few hundred kilobytes of real text: a package of the standard library."""
-    path = tmp_path_factory.mktemp("data") / "text.h5"
-    prepare_text([Path(asyncio.__file__).parent], path, include="*.py")
-    return path
-
-
-@pytest.fixture
-def train(mpirun: Run, data: Path, tmp_path: Path) -> Run:
-    """`train(ranks, *options)` in a run folder of this test's own."""
-    config = tmp_path / "small.toml"
-    config.write_text(f'run_dir = "{tmp_path / "run"}"\n{SMALL}')
-
-    def run(ranks: int, *options: str, **mpirun_options: object) -> CompletedProcess[str]:
-        command = ("-m", "hpcdistill", "train", config, f"--data.path={data}", *options)
-        return mpirun(ranks, *command, **mpirun_options)
-
-    return run
-
-
 def load(path: Path) -> State:
     return load_state(path, "checkpoint")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    while not condition():  # bounded by the test's timeout
-        time.sleep(0.1)
 
 
 def test_groups_train_and_teach_each_other(train: Run, tmp_path: Path) -> None:

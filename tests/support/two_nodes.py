@@ -1,0 +1,26 @@
+"""Python on two virtual nodes of this machine, which speak over TCP."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher import LAUNCHER_VARIABLES
+from repository import ROOT
+
+CANNOT = 77
+
+
+def on_two_nodes(*python_args: str) -> subprocess.CompletedProcess[str]:
+    """Python on four ranks; with the script, which a timeout kills, goes all that it has started."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # mpirun's
+    command = ["tools/two_nodes.sh", "-n", "4", sys.executable, *python_args]
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=100
+    )
+    if result.returncode == CANNOT:
+        pytest.skip(f"TCP between nodes is NOT TESTED here: {result.stderr}")
+    return result
