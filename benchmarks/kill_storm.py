@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from hpcdistill.data.text import prepare_text
-from hpcdistill.metrics import metrics_path, read_metrics
-from hpcdistill.state_file import State, load_state
+from hpcdistill.storage.metrics import metrics_path, read_metrics
+from hpcdistill.storage.state_file import State, load_state
 
 STEPS = 150
 RUN = f"""

@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from hpcdistill.metrics import GroupMetrics, read_run
+from hpcdistill.storage.metrics import GroupMetrics, read_run
 from measure import machine
 
 ROOT = Path(__file__).parents[1]

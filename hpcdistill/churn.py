@@ -17,7 +17,7 @@ from torch import Tensor
 from hpcdistill.errors import UserError
 from hpcdistill.predictions import validation_outputs
 from hpcdistill.results import aligned
-from hpcdistill.run_dir import named_checkpoints
+from hpcdistill.storage.run_dir import named_checkpoints
 from hpcdistill.tasks import open_task
 
 RESAMPLES = 1000

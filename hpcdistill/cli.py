@@ -244,7 +244,7 @@ def _report_on(run_dir: Path) -> None:
 
 def _submit(args: argparse.Namespace) -> int:
     from hpcdistill.config import load_config
-    from hpcdistill.run_dir import require_no_checkpoints
+    from hpcdistill.storage.run_dir import require_no_checkpoints
     from hpcdistill.submit import submit
 
     for word in args.training:

@@ -24,7 +24,7 @@ from mpi4py import MPI
 from hpcdistill.doctor import Check, Result, Status, deadline
 from hpcdistill.errors import UserError
 from hpcdistill.groups import local_device, require_one_world
-from hpcdistill.whole_file import write_whole
+from hpcdistill.storage.whole_file import write_whole
 from hpcdistill.window_probe import WindowProbe, place
 
 T = TypeVar("T")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcdistill.metrics import GroupMetrics, Record, read_run
 from hpcdistill.results import printable
+from hpcdistill.storage.metrics import GroupMetrics, Record, read_run
 
 
 class Curve(GroupMetrics):

@@ -10,8 +10,8 @@ from pathlib import Path
 from hpcdistill.data.rows import RowStore
 from hpcdistill.predictions import validation_outputs
 from hpcdistill.results import aligned, cell
-from hpcdistill.run_dir import named_checkpoints
 from hpcdistill.scores import BinaryScores, ClassScores, Scores
+from hpcdistill.storage.run_dir import named_checkpoints
 from hpcdistill.tasks import open_task
 from hpcdistill.tasks.task import Task
 

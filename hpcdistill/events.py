@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpcdistill.errors import UserError, warn
-from hpcdistill.metrics import Record
+from hpcdistill.storage.metrics import Record
 
 
 def require_tensorboard() -> None:

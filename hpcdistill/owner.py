@@ -24,7 +24,7 @@ from typing import Any
 from hpcdistill.errors import UserError, warn
 from hpcdistill.groups import Groups
 from hpcdistill.job import end_job
-from hpcdistill.run_dir import make_run_dir, remove_empty
+from hpcdistill.storage.run_dir import make_run_dir, remove_empty
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0

@@ -20,7 +20,7 @@ from hpcdistill.events import Events
 from hpcdistill.exchange.ledger import Ledger
 from hpcdistill.fixed_teachers import FixedTeachers
 from hpcdistill.groups import Groups
-from hpcdistill.metrics import Metrics, Record, metrics_path
+from hpcdistill.storage.metrics import Metrics, Record, metrics_path
 from hpcdistill.teachers import Teachers
 
 RECORD_EVERY = 10

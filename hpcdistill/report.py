@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from hpcdistill.curves import Curve, nats, read_curves, sources
 from hpcdistill.page import Panel, by_step, figure, loss_by_time, page, svg, table
 from hpcdistill.results import printable
-from hpcdistill.whole_file import write_whole
+from hpcdistill.storage.whole_file import write_whole
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:

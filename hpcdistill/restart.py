@@ -9,14 +9,14 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from hpcdistill.checkpoint import Checkpoints
 from hpcdistill.config import Config
 from hpcdistill.errors import UserError, warn
 from hpcdistill.groups import Groups
 from hpcdistill.job import end_job
-from hpcdistill.run_dir import require_no_checkpoints
 from hpcdistill.snapshot import Layout
-from hpcdistill.state_file import State, on_host
+from hpcdistill.storage.checkpoints import Checkpoints
+from hpcdistill.storage.run_dir import require_no_checkpoints
+from hpcdistill.storage.state_file import State, on_host
 from hpcdistill.tasks.task import TrainingBatches
 
 PATIENCE = 60.0

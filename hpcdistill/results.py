@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.errors import UserError
-from hpcdistill.whole_file import write_whole
+from hpcdistill.storage.whole_file import write_whole
 
 
 def printable(text: str) -> str:

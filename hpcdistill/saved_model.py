@@ -10,12 +10,12 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import nn
 
-from hpcdistill.checkpoint import KIND
 from hpcdistill.config import Config, FactoryConfig
 from hpcdistill.data.store_file import StoreFile
 from hpcdistill.errors import UserError
 from hpcdistill.models import OtherKindOfDataError, build_model
-from hpcdistill.state_file import State, load_state
+from hpcdistill.storage.checkpoints import KIND
+from hpcdistill.storage.state_file import State, load_state
 
 
 @dataclass(frozen=True)

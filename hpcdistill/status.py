@@ -6,9 +6,9 @@ import math
 import time
 from pathlib import Path
 
-from hpcdistill.metrics import GroupMetrics, Record, read_run
 from hpcdistill.results import aligned, printable
-from hpcdistill.run_dir import checkpoint_paths
+from hpcdistill.storage.metrics import GroupMetrics, Record, read_run
+from hpcdistill.storage.run_dir import checkpoint_paths
 
 TITLES = (
     *("group", "state", "step", "steps/s", "loss", "validation", "best"),

@@ -9,7 +9,7 @@ import pytest
 from hpcdistill.cli import main
 from hpcdistill.compare import Reached, compare, draw_comparison
 from hpcdistill.errors import UserError
-from hpcdistill.metrics import metrics_path
+from hpcdistill.storage.metrics import metrics_path
 
 
 def write(run: Path, *losses: Sequence[float], batch: int = 16, unit: str = "token") -> Path:

@@ -18,7 +18,7 @@ from hpcdistill.data.sequences import sequence_batches, sequence_validation_batc
 from hpcdistill.data.store import TokenStore, write_store
 from hpcdistill.data.text import prepare_text
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5_check import digest
+from hpcdistill.storage.hdf5_check import digest
 from peak_memory import peak_of
 
 

@@ -15,9 +15,9 @@ from hpcdistill.cli import main
 from hpcdistill.config import DataConfig
 from hpcdistill.errors import UserError
 from hpcdistill.evaluate import evaluate
-from hpcdistill.metrics import read_run
 from hpcdistill.objective import Softmax
 from hpcdistill.saved_model import SavedModel
+from hpcdistill.storage.metrics import read_run
 from hpcdistill.tasks import open_task
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from hpcdistill.data.text import prepare_text
 from hpcdistill.events import Events
-from hpcdistill.metrics import metrics_path, read_metrics
+from hpcdistill.storage.metrics import metrics_path, read_metrics
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -20,7 +20,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import KEEP, KIND, FilesExchange
 from hpcdistill.groups import Groups
-from hpcdistill.state_file import load_state, save_state
+from hpcdistill.storage.state_file import load_state, save_state
 from killed_writer import kill_at_random
 
 Join = Callable[..., FilesExchange]

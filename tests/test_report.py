@@ -12,9 +12,9 @@ import pytest
 
 from hpcdistill.cli import _report_on, main
 from hpcdistill.compare import compare, draw_comparison
-from hpcdistill.metrics import metrics_path
 from hpcdistill.report import write_report
 from hpcdistill.results import tell
+from hpcdistill.storage.metrics import metrics_path
 
 pytestmark = pytest.mark.alone
 

@@ -13,7 +13,6 @@ from mpi4py import MPI
 from torch import nn
 
 import saved_models
-from hpcdistill.checkpoint import KIND, Checkpoints
 from hpcdistill.config import Config
 from hpcdistill.data.sequences import sequence_batches
 from hpcdistill.errors import UserError
@@ -21,7 +20,8 @@ from hpcdistill.groups import Groups
 from hpcdistill.models import build_model
 from hpcdistill.optimizer import build_optimizer
 from hpcdistill.restart import Restart
-from hpcdistill.state_file import State, load_state
+from hpcdistill.storage.checkpoints import KIND, Checkpoints
+from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.tasks import open_task
 from hpcdistill.train import training_share
 

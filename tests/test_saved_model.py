@@ -15,7 +15,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.evaluate import evaluate
 from hpcdistill.fixed_teachers import FixedTeachers
 from hpcdistill.saved_model import SavedModel
-from hpcdistill.state_file import load_state, save_state
+from hpcdistill.storage.state_file import load_state, save_state
 from hpcdistill.tasks import open_task
 
 FACTORY = """

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from hpcdistill.checkpoint import Checkpoints
 from hpcdistill.cli import main
 from hpcdistill.errors import UserError
-from hpcdistill.metrics import metrics_path
 from hpcdistill.status import status
+from hpcdistill.storage.checkpoints import Checkpoints
+from hpcdistill.storage.metrics import metrics_path
 from metrics_files import write
 
 WITHOUT_WHAT_TRAINS = """

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import saved_models
-from hpcdistill import hdf5_check
 from hpcdistill.data.image_store import ImageStore, Kind, write_images
 from hpcdistill.data.rows import Fields, Rows, RowStore, write_rows
 from hpcdistill.data.store import CHUNK_TOKENS, TokenStore, write_store
 from hpcdistill.data.store_file import PARTS
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5_check import digest
+from hpcdistill.storage import hdf5_check
+from hpcdistill.storage.hdf5_check import digest
 from hpcdistill.tasks import open_task
 
 pytestmark = pytest.mark.alone

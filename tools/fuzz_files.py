@@ -37,7 +37,7 @@ from hpcdistill.data.store import TokenStore, write_store
 from hpcdistill.data.store_file import PARTS
 from hpcdistill.errors import UserError
 from hpcdistill.results import aligned
-from hpcdistill.state_file import load_state, save_state
+from hpcdistill.storage.state_file import load_state, save_state
 from hpcdistill.tasks import open_task
 
 SECONDS = 30

@@ -29,8 +29,8 @@ from hpcdistill.data.hashing import VALIDATION_SHARE
 from hpcdistill.data.rows import Array, Fields, Rows, write_rows
 from hpcdistill.data.store_file import PARTS
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5 import atomic_file, text, write_checked
-from hpcdistill.hdf5_check import ERRORS, digest, require_whole
+from hpcdistill.storage.hdf5 import atomic_file, text, write_checked
+from hpcdistill.storage.hdf5_check import ERRORS, digest, require_whole
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

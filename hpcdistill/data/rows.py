@@ -26,7 +26,7 @@ import numpy as np
 
 from hpcdistill.data.store_file import PARTS, StoreFile, seal
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5 import atomic_file, growing
+from hpcdistill.storage.hdf5 import atomic_file, growing
 
 CHUNK_ROWS = 1024  # also the unit in which checksums are verified
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -22,7 +22,7 @@ from hpcdistill.data.rows import Array
 from hpcdistill.data.store_file import PARTS, StoreFile, seal
 from hpcdistill.data.tokenizer import BYTES, encode
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5 import atomic_file, growing, text
+from hpcdistill.storage.hdf5 import atomic_file, growing, text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import h5py
 
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5 import text
-from hpcdistill.hdf5_check import ERRORS, SIGNATURE, digest, look_apart, require_whole
+from hpcdistill.storage.hdf5 import text
+from hpcdistill.storage.hdf5_check import ERRORS, SIGNATURE, digest, look_apart, require_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self

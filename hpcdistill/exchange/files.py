@@ -29,7 +29,7 @@ from hpcdistill.exchange.codec import Packing, require_codec
 from hpcdistill.groups import Groups
 from hpcdistill.job import end_job
 from hpcdistill.snapshot import Layout
-from hpcdistill.state_file import State, difference, load_state, save_state
+from hpcdistill.storage.state_file import State, difference, load_state, save_state
 
 KIND = "snapshot"
 KEEP = 3

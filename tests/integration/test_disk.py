@@ -22,8 +22,6 @@ import torch
 from mpi4py import MPI
 
 from constant_model import Constant
-from hpcdistill import checkpoint
-from hpcdistill.checkpoint import Checkpoints
 from hpcdistill.config import Config
 from hpcdistill.data.batches import Share
 from hpcdistill.data.sequences import sequence_batches
@@ -32,11 +30,13 @@ from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
 from hpcdistill.groups import Groups
-from hpcdistill.metrics import Metrics, metrics_path, read_metrics
 from hpcdistill.models import build_model
 from hpcdistill.optimizer import build_optimizer
 from hpcdistill.restart import Restart
-from hpcdistill.state_file import State, load_state
+from hpcdistill.storage import checkpoints as checkpoint
+from hpcdistill.storage.checkpoints import Checkpoints
+from hpcdistill.storage.metrics import Metrics, metrics_path, read_metrics
+from hpcdistill.storage.state_file import State, load_state
 from killed_writer import kill_at_random
 from small_run import ALONE, Run, wait_until
 

@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from hpcdistill.data.text import prepare_text
-from hpcdistill.metrics import metrics_path, read_metrics
+from hpcdistill.storage.metrics import metrics_path, read_metrics
 
 pytestmark = pytest.mark.launch
 

@@ -17,7 +17,7 @@ TOOLS = ROOT / "tools"
 BELIEVE_EVERYTHING = """
 import sys
 import fuzz_files
-from hpcdistill import hdf5
+from hpcdistill.storage import hdf5
 from hpcdistill.data import store_file
 
 hdf5.VERSION = "v108"  # the superblock has a checksum, the index of chunks none

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcdistill.metrics import Record, metrics_path, read_metrics
-from hpcdistill.state_file import load_state
+from hpcdistill.storage.metrics import Record, metrics_path, read_metrics
+from hpcdistill.storage.state_file import load_state
 from repository import ROOT
 from slurm_cluster import Cluster, on_slurm
 

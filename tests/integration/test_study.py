@@ -9,7 +9,7 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from hpcdistill.metrics import GroupMetrics
+from hpcdistill.storage.metrics import GroupMetrics
 from study import markdown, spread, steps_to
 
 

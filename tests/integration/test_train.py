@@ -21,9 +21,9 @@ from hpcdistill.data.clicks import prepare_clicks
 from hpcdistill.data.image_store import Kind, write_images
 from hpcdistill.data.rows import RowStore
 from hpcdistill.errors import UserError
-from hpcdistill.metrics import metrics_path, read_metrics
 from hpcdistill.saved_model import SavedModel
-from hpcdistill.state_file import State, load_state
+from hpcdistill.storage.metrics import metrics_path, read_metrics
+from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.tasks import open_task
 from hpcdistill.train import dropout_seed
 from small_run import ALONE, LSTM, SMALL, Run, wait_until

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hpcdistill.metrics import metrics_path
+from hpcdistill.storage.metrics import metrics_path
 
 CONFIG = {"groups": 2, "train": {"steps": 200}}
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpcdistill.checkpoint import Checkpoints
 from hpcdistill.config import Config
 from hpcdistill.data.rows import Fields, Rows, write_rows
 from hpcdistill.data.store import write_store
 from hpcdistill.models import build_model
+from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.tasks import open_task
 
 MODELS = {"row": {"name": "dnn", "widths": (4,), "embedding": 2}, "token": {"name": "lstm", "hidden": 4, "layers": 1}}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.errors import UserError, warn
-from hpcdistill.whole_file import open_to_append, remove_litter, write_whole
+from hpcdistill.storage.whole_file import open_to_append, remove_litter, write_whole
 
 Record = dict[str, Any]
 

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill import state_file
 from hpcdistill.errors import UserError
-from hpcdistill.state_file import PART_NBYTES, USER_BLOCK_NBYTES, load_state, save_state
+from hpcdistill.storage import state_file
+from hpcdistill.storage.state_file import PART_NBYTES, USER_BLOCK_NBYTES, load_state, save_state
 
 pytestmark = pytest.mark.alone
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpcdistill.errors import UserError, warn
-from hpcdistill.run_dir import checkpoint_paths
-from hpcdistill.state_file import State, difference, load_state, save_state
+from hpcdistill.storage.run_dir import checkpoint_paths
+from hpcdistill.storage.state_file import State, difference, load_state, save_state
 
 KIND = "checkpoint"
 

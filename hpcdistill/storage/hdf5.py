@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hpcdistill.whole_file import whole_file
+from hpcdistill.storage.whole_file import whole_file
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CHUNK_NBYTES = 1 << 20

@@ -10,14 +10,14 @@ from pathlib import Path
 import h5py
 import pytest
 
-from hpcdistill import whole_file
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5 import atomic_file
-from hpcdistill.metrics import Metrics
 from hpcdistill.report import write_report
 from hpcdistill.results import write_text
-from hpcdistill.state_file import save_state
-from hpcdistill.whole_file import open_to_append, remove_litter, write_whole
+from hpcdistill.storage import whole_file
+from hpcdistill.storage.hdf5 import atomic_file
+from hpcdistill.storage.metrics import Metrics
+from hpcdistill.storage.state_file import save_state
+from hpcdistill.storage.whole_file import open_to_append, remove_litter, write_whole
 from metrics_files import write
 
 pytestmark = pytest.mark.alone

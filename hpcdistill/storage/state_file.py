@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from hpcdistill.errors import UserError
-from hpcdistill.hdf5 import atomic_file
-from hpcdistill.hdf5_check import ERRORS, require_whole
+from hpcdistill.storage.hdf5 import atomic_file
+from hpcdistill.storage.hdf5_check import ERRORS, require_whole
 
 State = dict[str, Any]
 """Nested dictionaries with string keys; leaves are tensors or what JSON can express."""

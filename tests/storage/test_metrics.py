@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from hpcdistill.compare import compare
 from hpcdistill.errors import UserError
-from hpcdistill.metrics import GroupMetrics, Metrics, read_metrics
 from hpcdistill.status import status
+from hpcdistill.storage.metrics import GroupMetrics, Metrics, read_metrics
 
 pytestmark = pytest.mark.alone
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcdistill.checkpoint import KIND, Checkpoints
 from hpcdistill.errors import UserError
-from hpcdistill.state_file import State, load_state, save_state
+from hpcdistill.storage.checkpoints import KIND, Checkpoints
+from hpcdistill.storage.state_file import State, load_state, save_state
 
 STATE = {"step": 7}
 
