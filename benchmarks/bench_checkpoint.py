@@ -19,8 +19,8 @@ import torch
 from mpi4py import MPI
 from torch.nn import functional
 
-from hpcdistill.config import Config
-from hpcdistill.groups import Groups
+from hpcdistill.config.schema import Config
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.restart import Restart
 from measure import in_turns, machine, ratio, write_json

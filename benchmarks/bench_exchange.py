@@ -21,7 +21,8 @@ from mpi4py import MPI
 from torch import nn
 from torch.nn import functional
 
-from hpcdistill.config import CodistillConfig
+from hpcdistill.config.schema import CodistillConfig
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange.allocation import allocate_window
 from hpcdistill.exchange.codec import CODECS, Packing
 from hpcdistill.exchange.ledger import Ledger
@@ -30,7 +31,6 @@ from hpcdistill.exchange.slots import STAMP_NBYTES, Shard, window_nbytes
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window import WindowExchange
 from hpcdistill.exchange.writer import Writer
-from hpcdistill.groups import Groups
 from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.objective import Softmax
 from hpcdistill.snapshot import Layout

@@ -18,7 +18,8 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
 from bench_loss import DTYPES, TEACHERS, eager
-from hpcdistill import codistillation_loss, linear_codistillation_loss, recycled
+from hpcdistill import codistillation_loss, linear_codistillation_loss
+from hpcdistill.losses import buffers
 from measure import Work, add_common_options, in_turns, peak_extra_bytes, ratio, sweep
 
 
@@ -83,7 +84,7 @@ def measure(setting: Setting, rounds: int, device: torch.device) -> dict[str, An
     peaks = {}
     for name, work in works.items():
         work()  # compiles; and a GPU's libraries take their workspace
-        recycled.release()
+        buffers.release()
         peaks[name] = peak_extra_bytes(work, device)
     works["GEMMs"] = gemms(student, teachers)
     return {**setting._asdict(), "peak_extra_bytes": peaks, "seconds": in_turns(works, device, rounds)}

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
-from hpcdistill import codistillation_loss, recycled
+from hpcdistill import codistillation_loss
+from hpcdistill.losses import buffers
 from measure import Work, add_common_options, in_turns, peak_extra_bytes, ratio, sweep
 
 Loss = Callable[[Tensor, Tensor, list[Tensor]], Tensor]
@@ -65,7 +66,7 @@ def measure(setting: Setting, options: argparse.Namespace, device: torch.device)
         name: partial(step, loss, student, target, teachers)
         for name, loss in contenders(setting, device, options.ours_only)
     }
-    recycled.release()
+    buffers.release()
     peaks = {name: peak_extra_bytes(work, device) for name, work in works.items()}
     destination = torch.empty_like(student)
     works["copy"] = lambda: destination.copy_(student.detach())

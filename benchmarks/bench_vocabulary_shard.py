@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from bench_linear_loss import Model, Setting, add_setting_options, gemms, ours, random_inputs, settings, step
-from hpcdistill import linear_codistillation_loss, recycled
-from hpcdistill.groups import Groups
+from hpcdistill import linear_codistillation_loss
+from hpcdistill.distributed.groups import Groups
+from hpcdistill.losses import buffers
 from measure import Work, add_common_options, ends_all_ranks, in_turns, peak_extra_bytes, ratio, sweep
 
 
@@ -66,7 +67,7 @@ def measure(setting: Setting, groups: Groups, rounds: int, device: torch.device)
         "GEMMs": gemms(student, teachers),
     }
     works["sharded"]()
-    recycled.release()
+    buffers.release()
     peak = peak_extra_bytes(works["sharded"], device)
     seconds = in_turns(works, device, rounds)
     return {**setting._asdict(), "ranks": groups.size, "peak_extra_bytes": peak, "seconds": seconds}

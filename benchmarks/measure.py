@@ -61,7 +61,7 @@ def ends_all_ranks(main: Work) -> Work:
 
     @wraps(main)
     def guarded() -> None:
-        from hpcdistill.job import end_job  # not for those benchmarks that do without MPI
+        from hpcdistill.distributed.launch import end_job  # not for those benchmarks that do without MPI
 
         try:
             main()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hpcdistill.config import CodistillConfig
+from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.exchange.codec import BLOCK, CODECS, Packing
 from hpcdistill.exchange.slots import SLOTS
 from hpcdistill.exchange.topology import Topology
@@ -38,7 +38,7 @@ from hpcdistill.teachers import Teachers
 from measure import ends_all_ranks, in_turns, machine, ratio, write_json
 
 if TYPE_CHECKING:
-    from hpcdistill.groups import Groups
+    from hpcdistill.distributed.groups import Groups
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = RESULTS / "scale-2.json"
@@ -209,7 +209,7 @@ def measure_and_check(parameters: int, output: Path | None) -> None:
     """Collective over the world; rank 0 prints and writes."""
     from mpi4py import MPI
 
-    from hpcdistill.groups import Groups
+    from hpcdistill.distributed.groups import Groups
 
     world = MPI.COMM_WORLD
     torch.set_num_threads(1)

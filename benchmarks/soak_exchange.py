@@ -26,10 +26,10 @@ from mpi4py import MPI
 from torch import nn
 from tqdm import tqdm
 
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange import Snapshot, window
 from hpcdistill.exchange.reader import Reader
 from hpcdistill.exchange.slots import STAMP_NBYTES
-from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
 from measure import ends_all_ranks, machine, write_json
 

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from hpcdistill import codistillation_loss
-from hpcdistill.config import CodistillConfig
+from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
+from hpcdistill.distributed.groups import Groups
+from hpcdistill.distributed.launch import end_job
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window import WindowExchange
-from hpcdistill.groups import Groups
-from hpcdistill.job import end_job
 from hpcdistill.objective import Softmax
 from hpcdistill.teachers import Teachers
 

@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hpcdistill.binary_loss import binary_codistillation_loss
-    from hpcdistill.linear_loss import linear_codistillation_loss
-    from hpcdistill.loss import CodistillationLoss, codistillation_loss
-    from hpcdistill.reduction import LossParts
-    from hpcdistill.vocabulary_shard import VocabularyShard
+    from hpcdistill.losses.binary import binary_codistillation_loss
+    from hpcdistill.losses.codistillation import CodistillationLoss, codistillation_loss
+    from hpcdistill.losses.linear import linear_codistillation_loss
+    from hpcdistill.losses.reduction import LossParts
+    from hpcdistill.losses.vocab_parallel import VocabularyShard
 
 __all__ = [
     "CodistillationLoss",
@@ -24,12 +24,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CodistillationLoss": "loss",
-    "LossParts": "reduction",
-    "VocabularyShard": "vocabulary_shard",
-    "binary_codistillation_loss": "binary_loss",
-    "codistillation_loss": "loss",
-    "linear_codistillation_loss": "linear_loss",
+    "CodistillationLoss": "losses.codistillation",
+    "LossParts": "losses.reduction",
+    "VocabularyShard": "losses.vocab_parallel",
+    "binary_codistillation_loss": "losses.binary",
+    "codistillation_loss": "losses.codistillation",
+    "linear_codistillation_loss": "losses.linear",
 }
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from hpcdistill import __version__
 from hpcdistill.cli_parser import Parser, count, require_apart, require_known
 from hpcdistill.cli_prepare import add_prepare
+from hpcdistill.config.paths import input_path, model_name, model_names, output_path
+from hpcdistill.distributed.launch import end_job, start_mpi
 from hpcdistill.errors import UserError, warn
-from hpcdistill.job import end_job, start_mpi
 from hpcdistill.output import forgive_output, say
-from hpcdistill.paths import input_path, model_name, model_names, output_path
 
 MODELS = "A checkpoint file; a run folder, for its groups' models; or RUN_DIR:GROUP, for the model of one."
 SET_BY_SUBMIT = ("--exchange.transport=files", "--group=0")
@@ -97,7 +97,7 @@ def _add_train(commands: Any) -> None:
         help="go on from the newest usable checkpoint in run_dir; =strict: only from the very newest",
     )
     _add_trust(train)
-    from hpcdistill.config import add_arguments
+    from hpcdistill.config.schema import add_arguments
 
     train.set_defaults(command=_train, overrides=add_arguments(train))
 
@@ -208,10 +208,10 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from hpcdistill.stop import SIGNALS, StopRequest
+    from hpcdistill.distributed.stop import SIGNALS, StopRequest
 
     with StopRequest() as stop:
-        from hpcdistill.config import load_config
+        from hpcdistill.config.schema import load_config
         from hpcdistill.train import Outcome, train
 
         config = load_config(args.config, args.overrides, args)
@@ -243,7 +243,7 @@ def _report_on(run_dir: Path) -> None:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from hpcdistill.config import load_config
+    from hpcdistill.config.schema import load_config
     from hpcdistill.storage.run_dir import require_no_checkpoints
     from hpcdistill.submit import submit
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hpcdistill.config.paths import input_path, output_path
 from hpcdistill.errors import UserError
-from hpcdistill.paths import input_path, output_path
 
 INTERRUPTED = "If it is interrupted, the same command goes on from what is done, in FILE.h5.pieces-*."
 

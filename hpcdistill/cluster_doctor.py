@@ -21,9 +21,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from mpi4py import MPI
 
+from hpcdistill.distributed.groups import local_device, require_one_world
 from hpcdistill.doctor import Check, Result, Status, deadline
 from hpcdistill.errors import UserError
-from hpcdistill.groups import local_device, require_one_world
 from hpcdistill.storage.whole_file import write_whole
 from hpcdistill.window_probe import WindowProbe, place
 

@@ -19,9 +19,9 @@ from enum import Enum
 from importlib import metadata
 from pathlib import Path
 
+from hpcdistill.distributed.groups import require_one_world, require_thread_multiple
+from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError
-from hpcdistill.groups import require_one_world, require_thread_multiple
-from hpcdistill.job import end_job
 
 SETUP = "run `make setup`"
 # Four ranks of the demo took 19 MiB; with 8 MiB they died.
@@ -172,7 +172,7 @@ def check_triton() -> Result:
 
 def check_native_kernels() -> Result:
     """Optional: the loss on CPUs is faster with them."""
-    from hpcdistill.kernels.native_codistillation import instruction_set
+    from hpcdistill.kernels.cpu_codistillation import instruction_set
 
     try:
         return Result(Status.OK, f"the loss on CPUs uses {instruction_set()} instructions")

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from hpcdistill.config import CodistillConfig
+from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.objective import Objective
 from hpcdistill.saved_model import SavedModel

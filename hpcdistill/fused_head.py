@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcdistill.errors import UserError
-from hpcdistill.linear_loss import linear_codistillation_loss
+from hpcdistill.losses.linear import linear_codistillation_loss
 from hpcdistill.objective import Softmax
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcdistill.binary_loss import binary_codistillation_loss
-from hpcdistill.loss import codistillation_loss
+from hpcdistill.losses.binary import binary_codistillation_loss
+from hpcdistill.losses.codistillation import codistillation_loss
 
 
 class Objective(Protocol):

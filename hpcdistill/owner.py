@@ -21,9 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from hpcdistill.distributed.groups import Groups
+from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError, warn
-from hpcdistill.groups import Groups
-from hpcdistill.job import end_job
 from hpcdistill.storage.run_dir import make_run_dir, remove_empty
 
 HEARTBEAT_SECONDS = 5.0

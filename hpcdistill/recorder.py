@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hpcdistill.config import Config
+from hpcdistill.config.schema import Config
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.events import Events
 from hpcdistill.exchange.ledger import Ledger
 from hpcdistill.fixed_teachers import FixedTeachers
-from hpcdistill.groups import Groups
 from hpcdistill.storage.metrics import Metrics, Record, metrics_path
 from hpcdistill.teachers import Teachers
 

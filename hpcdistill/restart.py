@@ -9,10 +9,10 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from hpcdistill.config import Config
+from hpcdistill.config.schema import Config
+from hpcdistill.distributed.groups import Groups
+from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError, warn
-from hpcdistill.groups import Groups
-from hpcdistill.job import end_job
 from hpcdistill.snapshot import Layout
 from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.storage.run_dir import require_no_checkpoints

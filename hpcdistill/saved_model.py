@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import nn
 
-from hpcdistill.config import Config, FactoryConfig
+from hpcdistill.config.schema import Config, FactoryConfig
 from hpcdistill.data.store_file import StoreFile
 from hpcdistill.errors import UserError
 from hpcdistill.models import OtherKindOfDataError, build_model

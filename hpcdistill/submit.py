@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcdistill.config import Config
+from hpcdistill.config.paths import expanded
+from hpcdistill.config.schema import Config
 from hpcdistill.errors import UserError
-from hpcdistill.paths import expanded
 
 SCRIPT = "groups.sbatch"
 

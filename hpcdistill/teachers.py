@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcdistill.config import CodistillConfig
+from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import warn
 from hpcdistill.exchange import Exchange
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.groups import Groups
 from hpcdistill.objective import Objective
 
 PATIENCE = 20

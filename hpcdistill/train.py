@@ -12,22 +12,22 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hpcdistill.config import CodistillConfig, Config
+from hpcdistill.config.schema import CodistillConfig, Config
 from hpcdistill.data.batches import Share
+from hpcdistill.distributed.groups import Groups, require_same_settings
+from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.errors import UserError
 from hpcdistill.events import require_tensorboard
 from hpcdistill.exchange import open_exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.fixed_teachers import FixedTeachers
 from hpcdistill.fused_head import FusedSoftmax
-from hpcdistill.groups import Groups, require_same_settings
 from hpcdistill.models import build_model
 from hpcdistill.objective import Objective, Softmax
 from hpcdistill.optimizer import build_optimizer, set_learning_rate
 from hpcdistill.owner import owned
 from hpcdistill.recorder import Recorder
 from hpcdistill.restart import Restart
-from hpcdistill.stop import StopRequest
 from hpcdistill.tasks import open_task
 from hpcdistill.tasks.task import Task
 from hpcdistill.teachers import Teachers

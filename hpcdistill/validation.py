@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hpcdistill.groups import Groups
+from hpcdistill.distributed.groups import Groups
+from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.objective import Objective
 from hpcdistill.recorder import Recorder
-from hpcdistill.stop import StopRequest
 from hpcdistill.tasks.task import ValidationBatches
 
 

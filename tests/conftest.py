@@ -26,7 +26,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from hpcdistill.groups import Groups
+from hpcdistill.distributed.groups import Groups
 from launcher import LAUNCHER_VARIABLES
 from repository import ROOT
 

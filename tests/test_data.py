@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from damaged_store import DAMAGES, make_damaged_store
-from hpcdistill.config import DataConfig
+from hpcdistill.config.schema import DataConfig
 from hpcdistill.data import documents, text
 from hpcdistill.data.batches import Share
 from hpcdistill.data.sequences import sequence_batches, sequence_validation_batches

@@ -12,7 +12,7 @@ import pytest
 
 import saved_models
 from hpcdistill.cli import main
-from hpcdistill.config import DataConfig
+from hpcdistill.config.schema import DataConfig
 from hpcdistill.errors import UserError
 from hpcdistill.evaluate import evaluate
 from hpcdistill.objective import Softmax

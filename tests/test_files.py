@@ -16,10 +16,10 @@ from mpi4py import MPI
 from torch import nn
 
 from constant_model import Constant
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import KEEP, KIND, FilesExchange
-from hpcdistill.groups import Groups
 from hpcdistill.storage.state_file import load_state, save_state
 from killed_writer import kill_at_random
 

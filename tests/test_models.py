@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdistill.config import DNNConfig, FactoryConfig, LSTMConfig, ResNetConfig
+from hpcdistill.config.schema import DNNConfig, FactoryConfig, LSTMConfig, ResNetConfig
 from hpcdistill.data.image_store import ImageStore, Kind, write_images
 from hpcdistill.data.rows import Fields, Rows, RowStore, write_rows
 from hpcdistill.data.store import TokenStore, write_store

@@ -11,12 +11,12 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from hpcdistill.config import CodistillConfig
+from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.groups import Groups
 from hpcdistill.objective import Softmax
 from hpcdistill.teachers import PATIENCE, WORSE_THAN_GUESSING, Teachers
 

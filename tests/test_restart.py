@@ -13,10 +13,10 @@ from mpi4py import MPI
 from torch import nn
 
 import saved_models
-from hpcdistill.config import Config
+from hpcdistill.config.schema import Config
 from hpcdistill.data.sequences import sequence_batches
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
-from hpcdistill.groups import Groups
 from hpcdistill.models import build_model
 from hpcdistill.optimizer import build_optimizer
 from hpcdistill.restart import Restart

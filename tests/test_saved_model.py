@@ -10,7 +10,7 @@ import torch
 
 import saved_models
 from hpcdistill.churn import churn
-from hpcdistill.config import CodistillConfig
+from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.errors import UserError
 from hpcdistill.evaluate import evaluate
 from hpcdistill.fixed_teachers import FixedTeachers

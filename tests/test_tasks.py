@@ -8,14 +8,14 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from hpcdistill.config import CodistillConfig, Config, DataConfig
+from hpcdistill.config.schema import CodistillConfig, Config, DataConfig
 from hpcdistill.data.batches import Batch, Batches, Share
 from hpcdistill.data.image_store import Kind, write_images
 from hpcdistill.data.rows import Fields, Rows, write_rows
 from hpcdistill.data.store import write_store
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.fixed_teachers import FixedTeachers
-from hpcdistill.groups import Groups
 from hpcdistill.objective import Binary, Objective, Softmax
 from hpcdistill.tasks import clicks, language, open_task
 from hpcdistill.tasks.images import ImageTask

@@ -8,11 +8,11 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from hpcdistill.config import CodistillConfig
+from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window import WindowExchange
-from hpcdistill.groups import Groups
 from hpcdistill.objective import Softmax
 from hpcdistill.teachers import Teachers
 

@@ -12,13 +12,13 @@ from mpi4py import MPI
 from torch import nn
 
 import saved_models
-from hpcdistill.config import Config, DataConfig
+from hpcdistill.config.schema import Config, DataConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.data.image_store import Kind, write_images
-from hpcdistill.groups import Groups
+from hpcdistill.distributed.groups import Groups
+from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.objective import Binary
 from hpcdistill.recorder import Recorder
-from hpcdistill.stop import StopRequest
 from hpcdistill.tasks import open_task
 from hpcdistill.validation import Validation
 

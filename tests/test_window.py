@@ -14,11 +14,11 @@ from torch import nn
 from typing_extensions import override
 
 from constant_model import Constant
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import Exchange, allocation, window
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window import WindowExchange
-from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
 
 pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="ranks: needs peers; run under mpirun")

@@ -28,11 +28,11 @@ import torch
 
 import hpcdistill
 from hpcdistill import codistillation_loss
-from hpcdistill.kernels.native_codistillation import instruction_set
+from hpcdistill.kernels.cpu_codistillation import instruction_set
 
 logits = torch.randn(8, 1000, requires_grad=True)
 target, teacher = torch.randint(0, 1000, (8,)), torch.randn(8, 1000)
-for implementation in ("native", "torch"):
+for implementation in ("cpu", "torch"):
     loss = codistillation_loss(logits, target, [teacher], implementation=implementation)
     loss.backward()
     print(f"{implementation}: {loss.item():.6f}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hpcdistill.config import DataConfig
+from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Batches, Numbers, Share, evenly_spread, require_one_each
 from hpcdistill.data.store import TokenStore
 

@@ -15,11 +15,11 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from hpcdistill.config import Config
+from hpcdistill.config.schema import Config
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange.codec import Packing
 from hpcdistill.exchange.ledger import Ledger
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.groups import Groups
 from hpcdistill.snapshot import Layout
 
 

@@ -22,6 +22,8 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
+from hpcdistill.distributed.groups import Groups, require_thread_multiple
+from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import Exchange, Snapshot
 from hpcdistill.exchange.allocation import allocate_window
@@ -29,8 +31,6 @@ from hpcdistill.exchange.codec import Packing, require_codec
 from hpcdistill.exchange.reader import Reader
 from hpcdistill.exchange.slots import STAMP_NBYTES, Bytes, Shard, stamp_of, total_nbytes, window_nbytes
 from hpcdistill.exchange.writer import Writer
-from hpcdistill.groups import Groups, require_thread_multiple
-from hpcdistill.job import end_job
 from hpcdistill.snapshot import Layout
 
 # Between two looks of the communication thread:

@@ -6,7 +6,7 @@ import importlib
 
 from torch import nn
 
-from hpcdistill.config import DNNConfig, FactoryConfig, LSTMConfig, ModelConfig, ResNetConfig
+from hpcdistill.config.schema import DNNConfig, FactoryConfig, LSTMConfig, ModelConfig, ResNetConfig
 from hpcdistill.data.image_batches import SMALL
 from hpcdistill.data.image_store import ImageStore
 from hpcdistill.data.rows import RowStore

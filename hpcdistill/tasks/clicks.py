@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpcdistill.config import DataConfig
+from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.row_batches import RowBatches, row_validation_batches
 from hpcdistill.data.rows import RowStore

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcdistill.config import DataConfig
+from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Batches, Numbers, Share, evenly_spread, require_one_each
 from hpcdistill.data.image_batches import Images
 from hpcdistill.data.image_store import ImageStore

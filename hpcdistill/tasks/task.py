@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from hpcdistill.config import DataConfig
+from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.store_file import StoreFile
 from hpcdistill.objective import Objective

@@ -22,19 +22,18 @@ import torch
 from mpi4py import MPI
 
 from constant_model import Constant
-from hpcdistill.config import Config
+from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import Share
 from hpcdistill.data.sequences import sequence_batches
 from hpcdistill.data.store import TokenStore
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
-from hpcdistill.groups import Groups
 from hpcdistill.models import build_model
 from hpcdistill.optimizer import build_optimizer
 from hpcdistill.restart import Restart
-from hpcdistill.storage import checkpoints as checkpoint
-from hpcdistill.storage.checkpoints import Checkpoints
+from hpcdistill.storage.checkpoints import KIND, Checkpoints
 from hpcdistill.storage.metrics import Metrics, metrics_path, read_metrics
 from hpcdistill.storage.state_file import State, load_state
 from killed_writer import kill_at_random
@@ -336,7 +335,7 @@ def test_a_truncated_checkpoint_is_refused_at_every_length(restart_files: Checkp
 
 def assert_refused(checkpoints: Checkpoints, path: Path) -> None:
     with pytest.raises(UserError, match=r"is damaged|is not a checkpoint"):
-        load_state(path, checkpoint.KIND)
+        load_state(path, KIND)
     assert newest_step(checkpoints, strict=False) == 1
 
 
@@ -383,7 +382,7 @@ def test_a_checkpoint_writer_killed_at_any_moment_costs_one_checkpoint_at_most(t
         assert (assert_whole(newest) if newest else 0) >= complete[0]
         interrupted += any(tmp_path.glob(".*"))
         checkpoints.remove_litter()
-        steps = {path.name: assert_whole(load_state(path, checkpoint.KIND)["state"]) for path in tmp_path.iterdir()}
+        steps = {path.name: assert_whole(load_state(path, KIND)["state"]) for path in tmp_path.iterdir()}
         best = steps.pop("g0-best.h5", 0)
         assert best >= complete[1]
         assert best % 3 == 0

@@ -24,7 +24,7 @@ from torch import nn
 
 from hpcdistill import VocabularyShard, linear_codistillation_loss
 from hpcdistill.cli import _parser, main
-from hpcdistill.config import load_config
+from hpcdistill.config.schema import load_config
 from repository import ROOT
 from slurm_cluster import Cluster, on_slurm
 

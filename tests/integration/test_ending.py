@@ -14,8 +14,8 @@ Run = Callable[..., CompletedProcess[str]]
 
 CANNOT_PRINT = """
 import os, sys
-from hpcdistill.groups import Groups
-from hpcdistill.job import end_job
+from hpcdistill.distributed.groups import Groups
+from hpcdistill.distributed.launch import end_job
 os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
 groups = Groups.create(2)
 if groups.group == 0:
@@ -32,7 +32,7 @@ def test_an_error_that_cannot_be_printed_ends_all_ranks(mpirun: Run) -> None:
 
 HANGS_IN_ABORT = """
 import signal, time
-from hpcdistill import job
+from hpcdistill.distributed import launch as job
 job.ENDING_SECONDS = 1
 job._abort = lambda *_: time.sleep(1000)
 job.start_mpi()
@@ -64,7 +64,7 @@ def test_ranks_that_were_told_different_things_end(mpirun: Run, tmp_path: Path) 
 
 OPENS_FOR_EVER = """
 from itertools import count
-from hpcdistill.job import end_job
+from hpcdistill.distributed.launch import end_job
 try:
     files = [open("/dev/null") for _ in count()]
 except OSError as error:

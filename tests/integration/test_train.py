@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.config import DataConfig
+from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.clicks import prepare_clicks
 from hpcdistill.data.image_store import Kind, write_images
 from hpcdistill.data.rows import RowStore
@@ -445,7 +445,7 @@ def test_mpi_without_threads_is_refused(train: Run) -> None:
 
 ONE_NEVER_STARTS_MPI = """
 import os, time
-from hpcdistill import job
+from hpcdistill.distributed import launch as job
 job.START_SECONDS = 2
 if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1":
     time.sleep(1000)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpcdistill.config import Config
+from hpcdistill.config.schema import Config
 from hpcdistill.data.rows import Fields, Rows, write_rows
 from hpcdistill.data.store import write_store
 from hpcdistill.models import build_model

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from hpcdistill import __version__
 from hpcdistill.cli import _parse, _parser, main
-from hpcdistill.config import Config, ModelConfig, load_config
+from hpcdistill.config.schema import Config, ModelConfig, load_config
 from hpcdistill.errors import UserError
 from repository import ROOT
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from hpcdistill import fused, recycled
 from hpcdistill.kernels.rows import Rows, compute_dtype
-from hpcdistill.vocabulary_shard import SHARDS, VocabularyShard
+from hpcdistill.losses import buffers, ops
+from hpcdistill.losses.vocab_parallel import SHARDS, VocabularyShard
 
 FEWEST_TOKENS = {"cpu": 512, "cuda": 1024}
 """By device: with fewer at once the GEMMs wait for the head and its gradient, which pass through memory every time."""
@@ -138,7 +138,7 @@ def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tupl
         _fill(teacher, hidden[rows], weight, scale, bias)
     parts = losses.new_empty(3, len(losses))
     shard = _shard(call)
-    run = shard.run if shard else fused.run
+    run = shard.run if shard else ops.run
     run(
         call.implementation,
         Rows(
@@ -157,7 +157,7 @@ def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tupl
             gradient=logits if any(call.wanted) else None,
         ),
     )
-    return logits if call.factors is None else fused.scaled(logits, call.factors[rows]), parts
+    return logits if call.factors is None else ops.scaled(logits, call.factors[rows]), parts
 
 
 def _fill(logits: Tensor, hidden: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
@@ -266,7 +266,7 @@ def _tokens_at_once(call: Call) -> int:
 def _new_buffers(call: Call, tokens: int) -> Tensor:
     shape = (1 + len(call.mixture), tokens, len(call.weight))
     if call.hidden.device.type == "cpu":
-        return recycled.empty(shape, call.logits_dtype)
+        return buffers.empty(shape, call.logits_dtype)
     return call.hidden.new_empty(shape, dtype=call.logits_dtype)
 
 
@@ -275,7 +275,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, parts, *gradients = output
     ctx.summed = call.summed
     ctx.dtypes = [None if by is None else by.dtype for by in (call.hidden, call.weight, call.bias)]
-    ctx.no_gradients = fused.no_gradients(inputs[3:])
+    ctx.no_gradients = ops.no_gradients(inputs[3:])
     ctx.mark_non_differentiable(parts, *gradients)
     ctx.set_materialize_grads(False)
     if call.summed:
@@ -302,14 +302,14 @@ linear_codistillation.register_autograd(_backward, setup_context=_setup_context)
 def _scaled_gradients(ctx: Any, factor: Tensor) -> list[Tensor]:
     """Those of the forward, times what arrives from above for the sum."""
     return [
-        fused.scaled(gradient, factor.expand(len(gradient))) if gradient.dim() == 2 else gradient * factor
-        for gradient in fused.spent(ctx)
+        ops.scaled(gradient, factor.expand(len(gradient))) if gradient.dim() == 2 else gradient * factor
+        for gradient in ops.spent(ctx)
     ]
 
 
 def _gradients_of_rows(ctx: Any, factors: Tensor) -> list[Tensor]:
     """Of the rows' losses times what arrives from above for each."""
-    fused.refuse_second_derivative()
+    ops.refuse_second_derivative()
     call = Call(*_saved_inputs(ctx))
     call = replace(call, summed=True, wanted=list(ctx.needs_input_grad[:3]), factors=factors.contiguous())
     _, _, *gradients = linear_codistillation(*(getattr(call, field.name) for field in fields(Call)))

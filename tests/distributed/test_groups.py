@@ -3,8 +3,8 @@
 import pytest
 from mpi4py import MPI
 
+from hpcdistill.distributed.groups import require_same_settings
 from hpcdistill.errors import UserError
-from hpcdistill.groups import require_same_settings
 
 pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="ranks: needs others to differ from")
 

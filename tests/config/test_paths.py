@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdistill.cli import _parse, _parser
-from hpcdistill.config import Config, load_config
+from hpcdistill.config.paths import expanded, model_names, output_path
+from hpcdistill.config.schema import Config, load_config
 from hpcdistill.errors import UserError
-from hpcdistill.paths import expanded, model_names, output_path
 
 pytestmark = pytest.mark.alone
 

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcdistill.fused_linear import linear_codistillation
 from hpcdistill.kernels.rows import compute_dtype
-from hpcdistill.linear_arguments import Weight, as_teachers, check_chunks, check_linear_teachers, check_student
-from hpcdistill.loss_arguments import (
+from hpcdistill.losses.checks import (
     as_shares,
     assert_in_range,
     check_class_weight,
@@ -25,8 +23,10 @@ from hpcdistill.loss_arguments import (
     check_reduction,
     mixture,
 )
-from hpcdistill.reduction import Reduction
-from hpcdistill.vocabulary_shard import VocabularyShard
+from hpcdistill.losses.linear_checks import Weight, as_teachers, check_chunks, check_linear_teachers, check_student
+from hpcdistill.losses.linear_ops import linear_codistillation
+from hpcdistill.losses.reduction import Reduction
+from hpcdistill.losses.vocab_parallel import VocabularyShard
 
 
 def linear_codistillation_loss(

@@ -18,7 +18,7 @@ from hpcdistill import CodistillationLoss, codistillation_loss
 from loss_oracle import Case, cases, loss_and_gradient, random_case, truth
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-IMPLEMENTATIONS = ["native", "torch"]
+IMPLEMENTATIONS = ["cpu", "torch"]
 
 
 def assert_true(case: Case, reduction: str = "mean", normalizer: float | None = None, **options: Any) -> None:
@@ -339,7 +339,7 @@ BAD_INPUT = [
     ((Z, Y), {"reduction": "sum", "normalizer": 3}, ValueError, r"normalizer.*but reduction is 'sum'"),
     ((Z, Y), {"normalizer": 0}, ValueError, r"normalizer is 0"),
     ((Z, Y), {"normalizer": torch.ones(2)}, ValueError, r"normalizer has shape \[2\]"),
-    ((Z, Y), {"implementation": "cudnn"}, ValueError, r"implementation is 'cudnn'; pass one of auto, native, torch"),
+    ((Z, Y), {"implementation": "cudnn"}, ValueError, r"implementation is 'cudnn'; pass one of auto, cpu, torch"),
     ((Z, Y), {"implementation": "triton"}, ValueError, r"implementation is 'triton', but logits is on cpu.*'auto'"),
     ((LEAF, Y), {"inplace_grad": True}, ValueError, r"inplace_grad would overwrite logits, which is a leaf"),
     ((LEAF.exp()[:1].expand(2, 3), Y), {"inplace_grad": True}, ValueError, r"inplace_grad.*logits.*strides \[0, 1\]"),

@@ -4,31 +4,31 @@ import threading
 import pytest
 import torch
 
-from hpcdistill import recycled
+from hpcdistill.losses import buffers
 
-ROWS = recycled.SMALLEST // 4000 + 1  # of 1000 float32: just large enough
+ROWS = buffers.SMALLEST // 4000 + 1  # of 1000 float32: just large enough
 
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> None:
     gc.collect()
-    recycled.release()
+    buffers.release()
 
 
 def test_memory_goes_to_the_next_tensor_of_about_the_size() -> None:
-    tensor = recycled.empty((ROWS, 1000), torch.float32)
+    tensor = buffers.empty((ROWS, 1000), torch.float32)
     assert (tensor.shape, tensor.dtype) == ((ROWS, 1000), torch.float32)
     where = tensor.fill_(7.0).data_ptr()
     del tensor
-    again = recycled.empty((ROWS * 2, 1000), torch.bfloat16)
+    again = buffers.empty((ROWS * 2, 1000), torch.bfloat16)
     assert again.data_ptr() == where
 
 
 def test_memory_in_use_is_not_given_away() -> None:
-    first = recycled.empty((ROWS, 1000), torch.float32).fill_(1.0)
+    first = buffers.empty((ROWS, 1000), torch.float32).fill_(1.0)
     view = first[5:]
     del first
-    second = recycled.empty((ROWS, 1000), torch.float32).fill_(2.0)
+    second = buffers.empty((ROWS, 1000), torch.float32).fill_(2.0)
     assert (view == 1.0).all()
     assert (second == 2.0).all()
 
@@ -36,34 +36,34 @@ def test_memory_in_use_is_not_given_away() -> None:
 @pytest.mark.parametrize(("kept", "wanted"), [(3 * ROWS, ROWS), (ROWS, 3 * ROWS)])
 def test_memory_of_another_size_goes_back(kept: int, wanted: int) -> None:
     """A block that is too small, and one of which most would lie idle."""
-    tensor = recycled.empty((kept, 1000), torch.float32)
+    tensor = buffers.empty((kept, 1000), torch.float32)
     del tensor
-    assert len(recycled._free) == 1
-    tensor = recycled.empty((wanted, 1000), torch.float32).fill_(1.0)
-    assert len(recycled._free) == 0
+    assert len(buffers._free) == 1
+    tensor = buffers.empty((wanted, 1000), torch.float32).fill_(1.0)
+    assert len(buffers._free) == 0
     del tensor
-    assert len(recycled._free[0]) == wanted * 4000
+    assert len(buffers._free[0]) == wanted * 4000
 
 
 def test_at_most_one_block_is_kept() -> None:
-    tensors = [recycled.empty((ROWS, 1000), torch.float32) for _ in range(3)]
+    tensors = [buffers.empty((ROWS, 1000), torch.float32) for _ in range(3)]
     tensors.clear()
-    assert len(recycled._free) == 1
-    recycled.release()
-    assert len(recycled._free) == 0
+    assert len(buffers._free) == 1
+    buffers.release()
+    assert len(buffers._free) == 0
 
 
 def test_small_tensors_are_left_to_malloc() -> None:
-    tensor = recycled.empty((10, 10), torch.float64)
+    tensor = buffers.empty((10, 10), torch.float64)
     del tensor
-    assert len(recycled._free) == 0
-    assert recycled.empty((0, 5), torch.float32).shape == (0, 5)
+    assert len(buffers._free) == 0
+    assert buffers.empty((0, 5), torch.float32).shape == (0, 5)
 
 
 def test_freed_by_another_thread() -> None:
     """As autograd's threads do."""
-    holder = [recycled.empty((ROWS, 1000), torch.float32)]
+    holder = [buffers.empty((ROWS, 1000), torch.float32)]
     thread = threading.Thread(target=holder.clear)
     thread.start()
     thread.join()
-    assert len(recycled._free) == 1
+    assert len(buffers._free) == 1

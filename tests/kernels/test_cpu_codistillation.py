@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.kernels import native_codistillation
-from hpcdistill.kernels.native_codistillation import run
+from hpcdistill.kernels import cpu_codistillation
+from hpcdistill.kernels.cpu_codistillation import run
 from loss_oracle import Case, assert_true, assert_true_in_shards, cases, random_case, shard_cuts
 
 ALL = ["avx512_bf16", "avx512", "avx2", "baseline"]
-BEST = native_codistillation.instruction_set()
+BEST = cpu_codistillation.instruction_set()
 HERE = ALL[ALL.index(BEST) :] if BEST != "baseline" else ["baseline"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpcdistill.distributed.launch import start_mpi
 from hpcdistill.errors import UserError
-from hpcdistill.job import start_mpi
-from hpcdistill.vocabulary_shard import VocabularyShard
+from hpcdistill.losses.vocab_parallel import VocabularyShard
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpcdistill.kernels.rows import compute_dtype
-from hpcdistill.loss_arguments import (
+from hpcdistill.losses.checks import (
     as_sequence,
     as_shares,
     check_binary_target,

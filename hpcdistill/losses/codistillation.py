@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcdistill import fused
 from hpcdistill.kernels.rows import compute_dtype
-from hpcdistill.loss_arguments import (
+from hpcdistill.losses import ops
+from hpcdistill.losses.checks import (
     as_sequence,
     as_shares,
     assert_in_range,
@@ -26,7 +26,7 @@ from hpcdistill.loss_arguments import (
     check_tensors,
     mixture,
 )
-from hpcdistill.reduction import Reduction
+from hpcdistill.losses.reduction import Reduction
 
 
 def codistillation_loss(
@@ -84,8 +84,8 @@ def codistillation_loss(
             labels in all the batches together.
         inplace_grad: let the gradient overwrite `logits`, which nothing else may need afterwards (autograd notices if
             its own saved tensors do). Under torch.compile, which plans memory itself, it changes nothing.
-        implementation: "auto", or one by name: "native" (C++) on CPUs, "triton" or "cuda" (C++, thread-block clusters,
-            compute capability 9.0) on NVIDIA GPUs, "torch" anywhere. "auto" takes the first that is there of native
+        implementation: "auto", or one by name: "cpu" (C++) on CPUs, "triton" or "cuda" (C++, thread-block clusters,
+            compute capability 9.0) on NVIDIA GPUs, "torch" anywhere. "auto" takes the first that is there of cpu
             and torch, or of triton and torch.
         check_target: look for labels out of range on a GPU, too: an assertion that fails there some time later.
         return_parts: return ``(loss, LossParts)``.
@@ -188,9 +188,9 @@ def _row_losses(logits: Tensor, *arguments: Any, inplace_grad: bool) -> tuple[Te
     """Losses and parts of `Rows`; `logits` ``[rows, V]``."""
     with_gradient = logits.requires_grad and torch.is_grad_enabled()
     if inplace_grad and with_gradient and not torch.compiler.is_compiling():
-        losses, parts = fused.InPlace.apply(logits, *arguments)  # type: ignore[no-untyped-call]
+        losses, parts = ops.InPlace.apply(logits, *arguments)  # type: ignore[no-untyped-call]
     else:
-        losses, parts, _ = fused.codistillation(logits, *arguments, with_gradient)
+        losses, parts, _ = ops.codistillation(logits, *arguments, with_gradient)
     return losses, parts
 
 

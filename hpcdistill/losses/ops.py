@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from hpcdistill import recycled
 from hpcdistill.kernels.rows import Rows, compute_dtype
+from hpcdistill.losses import buffers
 
-IMPLEMENTATIONS = {"cpu": ("native", "torch"), "cuda": ("triton", "torch", "cuda")}
+IMPLEMENTATIONS = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch", "cuda")}
 """By device, best first; each has its module in `hpcdistill.kernels`. "cuda" comes last, to be used by name only, until
 a measurement says where it wins."""
 
@@ -41,7 +41,7 @@ def codistillation(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Ten
     losses, parts = _new_losses(logits)
     rows = logits.shape[0] if with_gradient else 0
     if logits.device.type == "cpu":
-        gradient = recycled.empty((rows, logits.shape[1]), logits.dtype)
+        gradient = buffers.empty((rows, logits.shape[1]), logits.dtype)
     else:
         gradient = logits.new_empty(rows, logits.shape[1])
     run(implementation, Rows(*(logits, *fields, losses, parts, gradient if with_gradient else None)))

@@ -1,7 +1,7 @@
 """The CUDA kernel on a GPU that has clusters; and on any machine with nvcc, that it compiles without spilling.
 
 What memory it touches (also with --tool racecheck, initcheck, synccheck):
-    compute-sanitizer --tool memcheck python -m pytest tests/test_cuda_codistillation.py -m "not launch"
+    compute-sanitizer --tool memcheck python -m pytest tests/kernels/test_cuda_codistillation.py -m "not launch"
 """
 
 # ruff: noqa: N803, N806 - V and N are the names in the formula

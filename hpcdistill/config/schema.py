@@ -23,9 +23,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from hpcdistill.config_reader import explain, read_toml
+from hpcdistill.config.load import explain, read_toml
+from hpcdistill.config.paths import UserPath
 from hpcdistill.errors import UserError
-from hpcdistill.paths import UserPath
 
 
 class Section(BaseModel):

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from hpcdistill import codistillation_loss, fused
+from hpcdistill import codistillation_loss
 from hpcdistill.kernels.rows import Rows
+from hpcdistill.losses import ops
 from loss_oracle import Case, loss_and_gradient, random_case, truth
 
-IMPLEMENTATIONS = ["native", "torch"]
+IMPLEMENTATIONS = ["cpu", "torch"]
 
 
 def test_no_second_derivative() -> None:
@@ -69,8 +70,8 @@ def test_without_grad_no_gradient_is_made(monkeypatch: pytest.MonkeyPatch) -> No
 
     case = random_case()
     expected = loss_and_gradient(case)[0]
-    run = fused.run
-    monkeypatch.setattr(fused, "run", without_gradient)
+    run = ops.run
+    monkeypatch.setattr(ops, "run", without_gradient)
     torch.testing.assert_close(codistillation_loss(case.logits, case.target, case.teachers), expected)
     with torch.no_grad():
         logits = case.logits.requires_grad_()
@@ -125,8 +126,8 @@ def test_operators_keep_torchs_contract(implementation: str) -> None:
     case = random_case(rows=3, V=7, dtype=torch.float32, lse_is_given=True, class_weight=torch.rand(7))
     rows = case.rows()
     _, *rest = (getattr(rows, field.name) for field in fields(Rows)[:-4])  # all but the outputs, and a shard
-    torch.library.opcheck(fused.codistillation, (case.logits.requires_grad_(), *rest, implementation, True))
-    torch.library.opcheck(fused.codistillation_, (case.logits.detach(), *rest, implementation))
+    torch.library.opcheck(ops.codistillation, (case.logits.requires_grad_(), *rest, implementation, True))
+    torch.library.opcheck(ops.codistillation_, (case.logits.detach(), *rest, implementation))
 
 
 @pytest.mark.launch  # compiles C++
@@ -152,13 +153,13 @@ def test_compiles_without_a_break_and_once_for_all_weights(options: dict[str, An
 
 
 def test_a_slow_implementation_is_not_chosen_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fused._best("cpu") == "native"
-    monkeypatch.setattr(fused, "_what_is_missing", lambda name: "no compiler" if name == "native" else "")
-    fused._best.cache_clear()
+    assert ops._best("cpu") == "cpu"
+    monkeypatch.setattr(ops, "_what_is_missing", lambda name: "no compiler" if name == "cpu" else "")
+    ops._best.cache_clear()
     case = random_case()
     with pytest.warns(UserWarning, match="uses 'torch' here, which is slow: no compiler"):
         loss = codistillation_loss(case.logits, case.target, case.teachers)
-    fused._best.cache_clear()
+    ops._best.cache_clear()
     torch.testing.assert_close(loss, truth(case, "mean")[0])
 
 

@@ -13,8 +13,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from hpcdistill import fused
 from hpcdistill.kernels.rows import Rows, Shard
+from hpcdistill.losses import ops
 
 SAME = (
     "the number of hidden's rows",
@@ -53,10 +53,10 @@ class VocabularyShard:
         """Fill the outputs of `rows`, which has the columns of this shard's classes, as `Shard` says. Collective."""
         lse = rows.losses.new_empty(2 + len(rows.teachers), len(rows.losses), dtype=torch.float64)
         alone = Shard(self.first, self.classes, lse, is_merged=False)
-        fused.run(implementation, replace(rows, shard=alone))
+        ops.run(implementation, replace(rows, shard=alone))
         # One exchange instead of a maximum's and then a sum's.
         merged = replace(alone, lse=self.gather(lse).logsumexp(0), is_merged=True)
-        fused.run(implementation, replace(rows, shard=merged))
+        ops.run(implementation, replace(rows, shard=merged))
 
     def losses(self, parts: Tensor, scales: Tensor, temperature: float) -> Tensor:
         """Those of rows, of whose `parts` ``[3, rows]``, as `run` left them, it makes those of all classes. Collective.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hpcdistill.loss_arguments import (
+from hpcdistill.losses.checks import (
     as_sequence,
     check_companion,
     check_device,

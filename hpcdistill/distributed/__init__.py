@@ -1,0 +1,1 @@
+"""Processes: start, end, groups of ranks, averaged gradients. Imports: losses, config, storage."""

@@ -1,0 +1,1 @@
+"""The losses: public functions, their checks, and the operators below them. Imports: kernels, errors."""
