@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from hpcdistill.data.text import prepare_text
+from hpcdistill.data.tokens.prepare_text import prepare_text
 from hpcdistill.storage.metrics import metrics_path, read_metrics
 from hpcdistill.storage.state_file import State, load_state
 

@@ -12,7 +12,7 @@ from statistics import fmean
 from matplotlib.figure import Figure
 
 from hpcdistill.churn import churn
-from hpcdistill.data.rows import RowStore
+from hpcdistill.data.rows.store import RowStore
 from hpcdistill.evaluate import evaluate
 from study import CLICKS, Run, Study, markdown, need_clicks, spread
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hpcdistill.data.store import TokenStore
+from hpcdistill.data.tokens.store import TokenStore
 
 
 class Logits(nn.Module):

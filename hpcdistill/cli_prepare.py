@@ -170,7 +170,7 @@ def _requires_pyarrow() -> Iterator[None]:
 
 
 def _prepare_text(args: argparse.Namespace) -> int:
-    from hpcdistill.data.text import prepare_text
+    from hpcdistill.data.tokens.prepare_text import prepare_text
 
     prepare_text(
         args.input,
@@ -186,7 +186,7 @@ def _prepare_text(args: argparse.Namespace) -> int:
 
 
 def _prepare_clicks(args: argparse.Namespace) -> int:
-    from hpcdistill.data.clicks import prepare_clicks
+    from hpcdistill.data.rows.prepare_synthetic import prepare_clicks
 
     prepare_clicks(args.output, args.rows, args.seed, args.processes)
     return 0
@@ -194,7 +194,7 @@ def _prepare_clicks(args: argparse.Namespace) -> int:
 
 def _prepare_criteo(args: argparse.Namespace) -> int:
     with _requires_pyarrow():
-        from hpcdistill.data.criteo import prepare_criteo
+        from hpcdistill.data.rows.prepare_criteo import prepare_criteo
 
     prepare_criteo(args.input, args.output, args.buckets, args.min_count, args.max_bad, args.processes)
     return 0
@@ -202,7 +202,7 @@ def _prepare_criteo(args: argparse.Namespace) -> int:
 
 def _prepare_table(args: argparse.Namespace) -> int:
     with _requires_pyarrow():
-        from hpcdistill.data.table import Wishes, prepare_table
+        from hpcdistill.data.rows.prepare_table import Wishes, prepare_table
 
     wishes = Wishes(tuple(args.categorical), tuple(args.dense), tuple(args.drop))
     prepare_table(args.input, args.output, args.label, args.positive, args.max_bad, args.processes, wishes)
@@ -210,7 +210,7 @@ def _prepare_table(args: argparse.Namespace) -> int:
 
 
 def _prepare_images(args: argparse.Namespace) -> int:
-    from hpcdistill.data.images import prepare_images
+    from hpcdistill.data.images.prepare_images import prepare_images
 
     prepare_images(args.input, args.output, args.validation, args.size, args.max_bad, args.processes)
     return 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from hpcdistill.data.rows import RowStore
+from hpcdistill.data.rows.store import RowStore
 from hpcdistill.predictions import validation_outputs
 from hpcdistill.results import aligned, cell
 from hpcdistill.scores import BinaryScores, ClassScores, Scores

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from hpcdistill.config.schema import Config, FactoryConfig
-from hpcdistill.data.store_file import StoreFile
+from hpcdistill.data.store import StoreFile
 from hpcdistill.errors import UserError
 from hpcdistill.models import OtherKindOfDataError, build_model
 from hpcdistill.storage.checkpoints import KIND

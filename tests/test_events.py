@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hpcdistill.data.text import prepare_text
+from hpcdistill.data.tokens.prepare_text import prepare_text
 from hpcdistill.events import Events
 from hpcdistill.storage.metrics import metrics_path, read_metrics
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from hpcdistill.config.schema import DNNConfig, FactoryConfig, LSTMConfig, ResNetConfig
-from hpcdistill.data.image_store import ImageStore, Kind, write_images
-from hpcdistill.data.rows import Fields, Rows, RowStore, write_rows
-from hpcdistill.data.store import TokenStore, write_store
-from hpcdistill.data.store_file import StoreFile
+from hpcdistill.data.images.store import ImageStore, Kind, write_images
+from hpcdistill.data.rows.store import Fields, Rows, RowStore, write_rows
+from hpcdistill.data.store import StoreFile
+from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.errors import UserError
 from hpcdistill.models import build_model
 from hpcdistill.models.dnn import ClickDNN

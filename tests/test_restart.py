@@ -14,7 +14,7 @@ from torch import nn
 
 import saved_models
 from hpcdistill.config.schema import Config
-from hpcdistill.data.sequences import sequence_batches
+from hpcdistill.data.tokens.batches import sequence_batches
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.models import build_model

@@ -10,9 +10,9 @@ from mpi4py import MPI
 
 from hpcdistill.config.schema import CodistillConfig, Config, DataConfig
 from hpcdistill.data.batches import Batch, Batches, Share
-from hpcdistill.data.image_store import Kind, write_images
-from hpcdistill.data.rows import Fields, Rows, write_rows
-from hpcdistill.data.store import write_store
+from hpcdistill.data.images.store import Kind, write_images
+from hpcdistill.data.rows.store import Fields, Rows, write_rows
+from hpcdistill.data.tokens.store import write_store
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.fixed_teachers import FixedTeachers

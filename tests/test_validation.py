@@ -14,7 +14,7 @@ from torch import nn
 import saved_models
 from hpcdistill.config.schema import Config, DataConfig
 from hpcdistill.data.batches import Batch
-from hpcdistill.data.image_store import Kind, write_images
+from hpcdistill.data.images.store import Kind, write_images
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.objective import Binary

@@ -31,10 +31,10 @@ import h5py
 import numpy as np
 import torch
 
-from hpcdistill.data.image_store import ImageStore, Kind, write_images
-from hpcdistill.data.rows import Fields, Rows, RowStore, write_rows
-from hpcdistill.data.store import TokenStore, write_store
-from hpcdistill.data.store_file import PARTS
+from hpcdistill.data.images.store import ImageStore, Kind, write_images
+from hpcdistill.data.rows.store import Fields, Rows, RowStore, write_rows
+from hpcdistill.data.store import PARTS
+from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.errors import UserError
 from hpcdistill.results import aligned
 from hpcdistill.storage.state_file import load_state, save_state

@@ -1,115 +1,188 @@
-"""The HDF5 token store: two streams of tokens, checksummed chunk by chunk.
+"""Common part of all stores: an HDF5 file with a training and a validation part, which says what it is.
 
-/                   attributes: format, version, vocabulary, source, identity
-/train              uint8, uint16 or uint32 [tokens], the smallest that holds the vocabulary; Fletcher-32 checksum on
-                    each chunk; attribute bytes, of the text (older stores have one token a byte, and no such attribute)
-/validation         the same
-/tokenizer          only where one byte is not one token: JSON of Hugging Face's `tokenizers`. In its tokens each
-                    character is a byte: Tokenizer.from_str(JSON).decode(tokens, False).encode("latin-1") is the text
+/                   attributes: format, version, source, identity, digest; others by kind
+
+From version 2 on, all of a store has a checksum: HDF5's structures and the chunks of its datasets each their own, and
+`digest` is that of the rest. Text in attributes is UTF-8 of a fixed length.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+import errno
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import h5py
-import numpy as np
 
-from hpcdistill.data.rows import Array
-from hpcdistill.data.store_file import PARTS, StoreFile, seal
-from hpcdistill.data.tokenizer import BYTES, encode
 from hpcdistill.errors import UserError
-from hpcdistill.storage.hdf5 import atomic_file, growing, text
+from hpcdistill.storage.hdf5 import text
+from hpcdistill.storage.hdf5_check import ERRORS, SIGNATURE, digest, look_apart, require_whole
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from typing_extensions import Self
 
-CHUNK_TOKENS = 1 << 16  # also the unit in which checksums are verified
+PARTS = ("train", "validation")
+ANY_COMMAND = "hpcdistill prepare text|table|criteo|images --input PATH"
+DIGEST_SINCE = 2  # of the versions
+CHECKSUMS_SINCE = 2  # of HDF5's superblock
 
 
-def write_store(
-    path: Path, pieces: Iterable[tuple[str, bytes]], source: str, tokenizer: Tokenizer | None = None
-) -> None:
-    """Write a store from (part, text) pieces, in order; memory stays bounded by the largest piece.
+def seal(file: h5py.File, kind: type[StoreFile], source: str, identity: str, **attributes: Any) -> None:
+    r"""Let a store whose data is complete say what it is, and give it a digest of all that has no checksum.
 
     Args:
-        path: the file to make; replaced only when all pieces are written.
-        pieces: each with one of `PARTS` and the bytes to append to it.
-        source: where the text is from, for reports.
-        tokenizer: makes tokens of the text; without it, one byte is one token.
+        file: the store.
+        kind: of which kind it is.
+        source: where the data is from. Of file names that are not UTF-8 the bytes are escaped: `caf\xe9.csv`.
+        identity: digest of the data.
+        attributes: more of the root's, text as `str`.
     """
-    vocabulary, json = (tokenizer.get_vocab_size(), tokenizer.to_str()) if tokenizer else (BYTES, "")
-    with atomic_file(path) as (file, _):
-        parts = {name: _Part(file, name, np.min_scalar_type(vocabulary - 1)) for name in PARTS}
-        for name, tokens, size in encode(pieces, tokenizer):
-            parts[name].append(tokens, size)
-        identity = hashlib.blake2b(json.encode(), digest_size=16)
-        for part in parts.values():
-            identity.update(part.digest.digest())
-            part.tokens.attrs["bytes"] = part.bytes
-        if tokenizer:
-            file["tokenizer"] = text(json)
-        seal(file, TokenStore, source, identity.hexdigest(), vocabulary=vocabulary)
+    source = source.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    facts = {"format": kind.FORMAT, "version": kind.VERSION, "source": source, "identity": identity, **attributes}
+    file.attrs.update({name: text(fact) if isinstance(fact, str) else fact for name, fact in facts.items()})
+    file.attrs["digest"] = text(digest(file))
 
 
-class _Part:
-    """A part while it grows."""
+def stored_format(path: Path) -> str | None:
+    """Return the `FORMAT` of the store at `path`; None where the file does not say it.
 
-    def __init__(self, file: h5py.File, name: str, dtype: np.dtype[Any]) -> None:
-        self.tokens = growing(file, name, dtype, CHUNK_TOKENS)
-        self.bytes = 0
-        self.digest = hashlib.blake2b()  # by part: the pieces may be cut anywhere
-
-    def append(self, tokens: Array, size: int) -> None:
-        """`tokens`, made of `size` bytes."""
-        values = tokens.astype(self.tokens.dtype, copy=False)
-        begin = self.tokens.size
-        self.tokens.resize(begin + values.size, axis=0)
-        self.tokens[begin:] = values
-        self.bytes += size
-        self.digest.update(values.data)
+    Raises:
+        UserError: there is no HDF5 file, or none that can be read.
+    """
+    remedy = f"make one with: {ANY_COMMAND} --output {path}"
+    with _opened(path, remedy) as file:
+        try:
+            return _attributes(file).get("format")
+        except ERRORS as error:
+            raise _damaged(path, "what it is", error, remedy) from None
 
 
-class TokenStore(StoreFile):
-    """A token store, open for reading; see `StoreFile`.
+class StoreFile(ABC):
+    """A store, open for reading; a context manager that closes it.
 
     Attributes:
-        vocabulary: tokens are in [0, vocabulary).
+        source: where the data is from.
+        identity: equal for two stores if and only if their data is.
+
+    Raises:
+        UserError: missing, not HDF5, truncated, damaged, or not a store of this kind that this version reads.
     """
 
-    KIND, COMMAND = "a token store", "hpcdistill prepare text --input PATH"
-    FORMAT, VERSION = "hpcdistill-tokens", 2
+    KIND: ClassVar[str]
+    """In words, with its article."""
+    COMMAND: ClassVar[str]
+    """What makes one."""
+    FORMAT: ClassVar[str]
+    VERSION: ClassVar[int]
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        self.path = path
+        self._remedy = f"make one with: {self.COMMAND} --output {path}"
+        self._file = _opened(path, self._remedy)
         with self._intact("what it is"):
-            self.vocabulary = int(self._attributes["vocabulary"])
-            self._bytes = {part: int(self._file[part].attrs.get("bytes", self._file[part].size)) for part in PARTS}
-            if any(self._file[part].ndim != 1 or self._file[part].dtype.kind != "u" for part in PARTS):
-                raise ValueError("a part is not a sequence of unsigned integers")
+            self._attributes = _attributes(self._file)
+            if self._attributes.get("format") != self.FORMAT or not set(PARTS) <= set(self._file):
+                raise UserError(f"data.path = {path}: HDF5, but not {self.KIND}; {self._remedy}")
+            self._version = int(self._attributes["version"])
+            if self._version > self.VERSION:
+                raise UserError(
+                    f"data.path = {path}: store version {self._version}, this hpcdistill reads up to {self.VERSION}; "
+                    "upgrade hpcdistill or prepare the data again"
+                )
+            if self._version >= DIGEST_SINCE and self._attributes["digest"] != digest(self._file):
+                raise ValueError("its digest does not fit its content")
+            self.source = str(self._attributes["source"])
+            self.identity = str(self._attributes["identity"])
 
+    @property
+    def doubt(self) -> str | None:
+        """Warning that damage may go unseen, of a store made before all of a store had checksums."""
+        if self._version >= DIGEST_SINCE:
+            return None
+        return (
+            f"data.path = {self.path} was made by an older hpcdistill, without checksums beside those of the data: "
+            "damage may go unseen; prepare the data again"
+        )
+
+    @abstractmethod
     def size(self, part: str) -> int:
-        """Tokens in `part`."""
-        return int(self._file[part].size)
+        """How many of what one prediction each is made for are in `part`."""
 
-    def bytes_per_token(self, part: str) -> float:
-        """Of text, on average over `part`: nats per token divided by it are nats per byte."""
-        return self._bytes[part] / self.size(part)
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
-    def read(self, part: str, begin: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """`count` tokens of `part` from `begin`, int64.
+    def __enter__(self) -> Self:
+        return self
 
-        Raises:
-            UserError: the bytes on disk do not match their checksum, or a token is outside the vocabulary.
-        """
-        with self._intact(f"tokens {begin} to {begin + count} of {part!r}"):
-            tokens: np.ndarray[Any, np.dtype[np.int64]] = self._file[part][begin : begin + count].astype(np.int64)
-        if tokens.max(initial=0) >= self.vocabulary:
-            raise UserError(
-                f"{self.path}: token {tokens.max()} in {part!r} near {begin} is outside its stated vocabulary of "
-                f"{self.vocabulary}; prepare the data again"
-            )
-        return tokens
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def _intact(self, what: str) -> Iterator[None]:
+        """Make of what h5py raises over damage an error of the user's: `what` cannot be read."""
+        try:
+            yield
+        except ERRORS as error:
+            raise _damaged(self.path, what, error, self._remedy) from None
+
+
+def _opened(path: Path, remedy: str) -> h5py.File:
+    """Open an HDF5 file that is whole, without locks, which stores do not need and not all file systems have.
+
+    Raises:
+        UserError: there is none; `remedy` makes one.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if path.is_dir() else "no regular file"
+            raise UserError(f"data.path = {path} is {kind}; name a store, which is a file; {remedy}")
+        with path.open("rb") as raw:
+            begin = raw.read(len(SIGNATURE) + 1)
+        if not begin.startswith(SIGNATURE):
+            raise UserError(f"data.path = {path}: not a whole HDF5 file; {remedy}")
+        if begin[-1] < CHECKSUMS_SINCE and (found := _look_apart(path, status.st_mtime_ns, status.st_size)):
+            raise ValueError(found)
+        file = h5py.File(path, "r", locking=False)
+        try:
+            require_whole(file)
+        except ERRORS:
+            file.close()
+            raise
+        return file
+    except ERRORS as error:
+        reason = _REASONS.get(error.errno or 0) if isinstance(error, OSError) else None
+        if reason is None:
+            raise _damaged(path, "its structure", error, remedy) from None
+        raise UserError(f"data.path = {path}: {reason.format(remedy=remedy)}") from None
+
+
+_LOCKED = "it is locked, or its file system has no locks; set HDF5_USE_FILE_LOCKING=FALSE, which asks for none"
+_REASONS = {
+    errno.ENOENT: "no such file; {remedy}",
+    errno.EACCES: "permission denied; have its owner let you read it, and the folders that it is in",
+    errno.ESTALE: "stale file handle, as the file has been replaced meanwhile; start again",
+    **dict.fromkeys((errno.EAGAIN, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), _LOCKED),
+}
+
+
+@lru_cache
+def _look_apart(path: Path, changed: int, size: int) -> str:
+    """Look once at a file as long as it stays the same."""
+    return look_apart(path)
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()}
+
+
+def _damaged(path: Path, what: str, error: object, remedy: str) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{path}: {what} cannot be read ({reason}); the file is damaged: restore it, or {remedy}")

@@ -7,11 +7,11 @@ import importlib
 from torch import nn
 
 from hpcdistill.config.schema import DNNConfig, FactoryConfig, LSTMConfig, ModelConfig, ResNetConfig
-from hpcdistill.data.image_batches import SMALL
-from hpcdistill.data.image_store import ImageStore
-from hpcdistill.data.rows import RowStore
-from hpcdistill.data.store import TokenStore
-from hpcdistill.data.store_file import StoreFile
+from hpcdistill.data.images.batches import SMALL
+from hpcdistill.data.images.store import ImageStore
+from hpcdistill.data.rows.store import RowStore
+from hpcdistill.data.store import StoreFile
+from hpcdistill.data.tokens.store import TokenStore
 from hpcdistill.errors import UserError
 from hpcdistill.models.dnn import ClickDNN
 from hpcdistill.models.lstm import LSTMLanguageModel

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hpcdistill.data.image_store import ImageStore
-from hpcdistill.data.rows import RowStore
-from hpcdistill.data.store import TokenStore
-from hpcdistill.data.store_file import ANY_COMMAND, stored_format
+from hpcdistill.data.images.store import ImageStore
+from hpcdistill.data.rows.store import RowStore
+from hpcdistill.data.store import ANY_COMMAND, stored_format
+from hpcdistill.data.tokens.store import TokenStore
 from hpcdistill.errors import UserError, warn
 from hpcdistill.tasks.clicks import ClickTask
 from hpcdistill.tasks.images import ImageTask

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Share
-from hpcdistill.data.row_batches import RowBatches, row_validation_batches
-from hpcdistill.data.rows import RowStore
+from hpcdistill.data.rows.batches import RowBatches, row_validation_batches
+from hpcdistill.data.rows.store import RowStore
 from hpcdistill.objective import Binary
 from hpcdistill.tasks.task import Task, TrainingBatches
 

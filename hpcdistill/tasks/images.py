@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Batches, Numbers, Share, evenly_spread, require_one_each
-from hpcdistill.data.image_batches import Images
-from hpcdistill.data.image_store import ImageStore
+from hpcdistill.data.images.batches import Images
+from hpcdistill.data.images.store import ImageStore
 from hpcdistill.objective import Softmax
 from hpcdistill.tasks.task import Task, TrainingBatches, ValidationBatches
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Share
-from hpcdistill.data.sequences import sequence_batches, sequence_validation_batches
-from hpcdistill.data.store import TokenStore
+from hpcdistill.data.tokens.batches import sequence_batches, sequence_validation_batches
+from hpcdistill.data.tokens.store import TokenStore
 from hpcdistill.objective import Softmax
 from hpcdistill.tasks.task import Task, TrainingBatches
 

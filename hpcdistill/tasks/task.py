@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Share
-from hpcdistill.data.store_file import StoreFile
+from hpcdistill.data.store import StoreFile
 from hpcdistill.objective import Objective
 
 

@@ -6,7 +6,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from hpcdistill.data.text import prepare_text
+from hpcdistill.data.tokens.prepare_text import prepare_text
 from small_run import SMALL, Run
 
 

@@ -24,8 +24,8 @@ from mpi4py import MPI
 from constant_model import Constant
 from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import Share
-from hpcdistill.data.sequences import sequence_batches
-from hpcdistill.data.store import TokenStore
+from hpcdistill.data.tokens.batches import sequence_batches
+from hpcdistill.data.tokens.store import TokenStore
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import files

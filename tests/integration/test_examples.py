@@ -7,7 +7,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from hpcdistill.data.text import prepare_text
+from hpcdistill.data.tokens.prepare_text import prepare_text
 from hpcdistill.storage.metrics import metrics_path, read_metrics
 
 pytestmark = pytest.mark.launch

@@ -18,7 +18,7 @@ BELIEVE_EVERYTHING = """
 import sys
 import fuzz_files
 from hpcdistill.storage import hdf5
-from hpcdistill.data import store_file
+from hpcdistill.data import store as store_file
 
 hdf5.VERSION = "v108"  # the superblock has a checksum, the index of chunks none
 for name in ("digest", "require_whole"):

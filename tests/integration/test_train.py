@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdistill.config.schema import DataConfig
-from hpcdistill.data.clicks import prepare_clicks
-from hpcdistill.data.image_store import Kind, write_images
-from hpcdistill.data.rows import RowStore
+from hpcdistill.data.images.store import Kind, write_images
+from hpcdistill.data.rows.prepare_synthetic import prepare_clicks
+from hpcdistill.data.rows.store import RowStore
 from hpcdistill.errors import UserError
 from hpcdistill.saved_model import SavedModel
 from hpcdistill.storage.metrics import metrics_path, read_metrics

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from hpcdistill.config.schema import Config
-from hpcdistill.data.rows import Fields, Rows, write_rows
-from hpcdistill.data.store import write_store
+from hpcdistill.data.rows.store import Fields, Rows, write_rows
+from hpcdistill.data.tokens.store import write_store
 from hpcdistill.models import build_model
 from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.tasks import open_task

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hpcdistill.data.store import TokenStore
-from hpcdistill.data.text import prepare_text
+from hpcdistill.data.tokens.prepare_text import prepare_text
+from hpcdistill.data.tokens.store import TokenStore
 
 TEXTS = [f"text {number}, naïve and\nin two lines" for number in range(400)]
 

@@ -1,0 +1,1 @@
+"""Pictures as images: store, batches, preparation."""

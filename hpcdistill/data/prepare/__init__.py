@@ -1,0 +1,1 @@
+"""What all kinds of preparation share: pieces, folders, bad records."""

@@ -1,0 +1,167 @@
+"""`hpcdistill prepare table`: files of CSV or Parquet with a label of two values.
+
+Dense columns get mean 0 and deviation 1 in the training part, and 0, the mean, where a value is missing. Categories
+have the ids 0 for a missing value, 1 for one that the training part does not have, and then one each. Which columns are
+what is told by `columns.py`. Of text it is guessed from the begin, and all is read again where that was wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+
+from hpcdistill.data.prepare.bad_records import Bad, count_bad, tell_bad
+from hpcdistill.data.prepare.lines import fingerprint
+from hpcdistill.data.prepare.pieces import Piece, join_pieces, make_pieces, pieces_folder
+from hpcdistill.data.rows.columns import Column, Kind, Seen, kind_of_type, read_categories
+from hpcdistill.data.rows.csv_table import CsvTable
+from hpcdistill.data.rows.encoding import Encoding, make_piece, read_found
+from hpcdistill.data.rows.files import find_files
+from hpcdistill.data.rows.label import choose
+from hpcdistill.data.rows.parquet_table import ParquetTable
+from hpcdistill.data.rows.remarks import remarks
+from hpcdistill.errors import UserError, suggestion, warn
+
+Table = CsvTable | ParquetTable
+
+
+class Wishes(NamedTuple):
+    """Columns that the user says something of, by name."""
+
+    categorical: Sequence[str] = ()
+    dense: Sequence[str] = ()
+    drop: Sequence[str] = ()
+
+
+NO_WISHES = Wishes()
+
+
+def prepare_table(
+    inputs: Sequence[Path],
+    output: Path,
+    label: str,
+    positive: str | None = None,
+    max_bad: int = 0,
+    processes: int | None = None,
+    wishes: Wishes = NO_WISHES,
+) -> None:
+    """Turn a table into a store of rows; about 5 % of them, evenly spread, become the validation part.
+
+    Args:
+        inputs: files of CSV, which may be packed and are cut at the commas, semicolons, tabs or bars that fit, the
+            first record being the names; or files of Parquet; or folders of either. All with the same columns.
+        output: the HDF5 file to make.
+        label: the column to be predicted, which has two values.
+        positive: which of the values is 1; see `label.choose`.
+        max_bad: bad lines to pass over.
+        processes: how many; by default one for each core.
+        wishes: which columns are of categories or of numbers, whatever their values are, and which are left out.
+
+    Raises:
+        UserError: a file cannot be read, the label is not as it should be, there is no such column, too many lines are
+            bad or too few there.
+    """
+    files, is_parquet = find_files(inputs)
+    state = fingerprint(files)
+    table: Table = ParquetTable(files) if is_parquet else CsvTable(files)
+    names = _features(table, label, wishes)
+    columns = [_column(name, table, wishes) for name in names]
+    if isinstance(table, CsvTable):
+        columns = _guess(table, columns)
+    with pieces_folder(output, "table", 2, state, label, wishes) as folder:
+        paths, bad = _read(table, label, columns, folder, max_bad, processes)
+        found = read_found(paths, columns)
+        decided = _decide(columns, found.seen)
+        if decided != columns:
+            columns = decided
+            paths, bad = _read(table, label, columns, folder, max_bad, processes)
+            found = read_found(paths, columns)
+        chosen = choose(label, found.labels, positive)
+        encoding = Encoding(columns, found, chosen)
+        join_pieces(output, paths, encoding, encoding.fields, ", ".join(map(str, inputs)))
+    tell_bad(*bad, "lines")
+    for message in remarks(columns, found):
+        warn(message)
+    print(f"{label} = {chosen.one!r} is 1, {chosen.zero!r} is 0")
+    if chosen.is_guessed:
+        warn(
+            f"which value of {label!r} is 1 was guessed by the alphabet; to choose the other: --positive={chosen.zero}"
+        )
+
+
+def _features(table: Table, label: str, wishes: Wishes) -> list[str]:
+    """Return the names of the columns that are to be learned from."""
+    file, names = table.files[0], [name for name in table.names if name]
+    if label not in names:
+        known = ", ".join(names[:20])
+        raise UserError(f"--label {label!r} is no column of {file}{suggestion(label, names)}; it has {known}")
+    if table.types and pyarrow.types.is_nested(table.types[label]):
+        raise UserError(
+            f"--label {label!r} of {file} has the type {table.types[label]}; it must be of numbers or words"
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{file} has two columns {twice!r}; rename one of them")
+    wished: dict[str, str] = {label: "--label"}
+    for option, chosen in zip(("--categorical", "--dense", "--drop"), wishes, strict=True):
+        for name in chosen:
+            if name not in names:
+                raise UserError(f"{option} {name!r} is no column of {file}{suggestion(name, names)}")
+            if wished.setdefault(name, option) != option:
+                raise UserError(f"{option} {name!r}: that column is in {wished[name]} as well; choose one")
+    index = [name for name in table.index if name not in wished]
+    if index or len(names) < len(table.names):
+        left_out = ", ".join(map(repr, [*index, *[""] * ("" in table.names)]))
+        warn(
+            f"{file}: left out {left_out}: columns that number the rows, as pandas writes them, or have no name. To "
+            "learn from one: --dense or --categorical COLUMN"
+        )
+    features = [name for name in names if name != label and name not in index and name not in wishes.drop]
+    if not features:
+        raise UserError(f"{file} has no column to learn from besides the label {label!r}; check --input, --drop")
+    return features
+
+
+def _column(name: str, table: Table, wishes: Wishes) -> Column:
+    typed = kind_of_type(name, table.types[name], table.files[0]) if name in table.types else None
+    if name in wishes.categorical:
+        return Column(name, "categorical", "user")
+    if name in wishes.dense:
+        return Column(name, "dense", "user")
+    return Column(name, typed or "dense", "file" if typed else None)
+
+
+def _guess(table: CsvTable, columns: Sequence[Column]) -> list[Column]:
+    """Return what the columns of the begin of a table are."""
+    chunk = table.sample(columns)
+    return _decide(columns, [read_categories(chunk, cells).seen for cells in chunk.columns])
+
+
+def _decide(columns: Sequence[Column], seen: Sequence[Seen]) -> list[Column]:
+    """Return what the columns are, of which so much has been seen."""
+
+    def kind(column: Column, of: Seen) -> Kind:
+        if column.said_by:
+            return column.kind
+        return "dense" if of.is_of_numbers else "categorical"
+
+    return [column._replace(kind=kind(column, of)) for column, of in zip(columns, seen, strict=True)]
+
+
+def _read(
+    table: Table, label: str, columns: Sequence[Column], folder: Path, max_bad: int, processes: int | None
+) -> tuple[list[Path], Bad]:
+    """Return the pieces of the table with these columns, and what was bad in it."""
+    pieces = folder / hashlib.blake2b(repr(columns).encode(), digest_size=8).hexdigest()
+    pieces.mkdir(exist_ok=True)
+    made = make_pieces(pieces, partial(_make, table, label, columns), table.tasks(), processes)
+    return count_bad(made, max_bad, "lines")
+
+
+def _make(table: Any, label: str, columns: Sequence[Column], task: Any) -> Piece:
+    return make_piece(columns, table.read(label, columns, task))

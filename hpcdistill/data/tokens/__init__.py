@@ -1,0 +1,1 @@
+"""Text as tokens: store, batches, preparation."""

@@ -1,0 +1,176 @@
+"""Documents of a file: of text, plain or packed, the file itself; of JSON lines and Parquet the text of each record."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from hpcdistill.data.prepare.lines import quote
+from hpcdistill.data.prepare.packed import is_packed, unpacked
+from hpcdistill.data.tokens.files import TextFile
+from hpcdistill.errors import UserError
+
+TEXT, JSON_LINES, PARQUET = "text", "JSON lines", "Parquet"
+USUAL_COLUMN = "text"
+READ_BYTES = 1 << 16
+LINE_BYTES = 1 << 26  # of JSON, at most
+BATCH_ROWS = 256  # of Parquet, in memory at a time
+MOST_UNPACKED = 1000  # times its size; text becomes some 3 to 50 times as large, and what is made up more
+UNPACKED_BYTES = 1 << 30  # up to which any file may
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+class Document(NamedTuple):
+    """A text that stands for itself."""
+
+    key: bytes
+    """What its part is chosen by: of a file the name, of a record the text."""
+    pieces: Iterable[bytes]
+    """The text in order, without a zero byte."""
+
+
+class NotTextError(UserError):
+    """A file that holds no text; `reason` is what such files are, in the plural."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is one of these: {reason}")
+        self.reason = reason
+
+
+def kind_of(path: Path, column: str | None) -> str:
+    """Tell what a file holds: `PARQUET`, `JSON_LINES` or `TEXT`, by its name.
+
+    Files called .json hold JSON lines if the first two lines, or the only one with the column, are objects.
+
+    Raises:
+        UserError: as `read_documents`, where the file has to be looked into.
+    """
+    suffix = (Path(path.stem) if is_packed(path) else path).suffix.lower()
+    if suffix in (".parquet", ".pq") and not is_packed(path):
+        return PARQUET
+    if suffix in (".jsonl", ".ndjson") or (suffix == ".json" and _begins_with_records(path, column or USUAL_COLUMN)):
+        return JSON_LINES
+    return TEXT
+
+
+def read_documents(file: TextFile, kind: str, column: str | None, bad: Callable[[str], None]) -> Iterator[Document]:
+    """Read the documents of a file; memory is that of a piece, a line of JSON, or some rows of Parquet.
+
+    Args:
+        file: the file.
+        kind: what it holds; see `kind_of`.
+        column: which one of records has the text; by default `text`.
+        bad: called for each record without text, with a line that tells where it is and what is wrong.
+
+    Raises:
+        NotTextError: it is binary, or UTF-16.
+        UserError: it cannot be read, is not whole or unpacks to what is no text; Parquet without such a column.
+    """
+    if kind == TEXT:
+        yield Document(os.fsencode(file.name), _pieces(file.path))
+    else:
+        read = _json_lines if kind == JSON_LINES else _parquet
+        for text in read(file.path, column or USUAL_COLUMN, bad):
+            yield Document(text, (text,))
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    for piece in _read(path, lambda stream: stream.read(READ_BYTES)):
+        if b"\0" in piece:
+            raise NotTextError(path, "binary files")
+        yield piece
+
+
+def _read(path: Path, unit: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
+    """Read a file, unpacked, by whatever `unit` takes of it."""
+    size = 0
+    with unpacked(path) as (stream, raw):
+        while data := unit(stream):
+            if not size and data.startswith(UTF_16):
+                raise NotTextError(path, "UTF-16 files, of which `iconv -f UTF-16 -t UTF-8` makes text")
+            size += len(data)
+            if size > UNPACKED_BYTES and size > MOST_UNPACKED * raw.tell():
+                raise UserError(
+                    f"{path} unpacks to more than {MOST_UNPACKED} times its size, which text does not; leave it out "
+                    "with --exclude, or unpack it yourself"
+                )
+            yield data
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    return _read(path, lambda stream: stream.readline(LINE_BYTES))
+
+
+def _begins_with_records(path: Path, column: str) -> bool:
+    try:
+        first, *second = [json.loads(line) for line in islice(filter(bytes.strip, _lines(path)), 2)]
+    except (ValueError, RecursionError):
+        return False
+    return all(isinstance(record, dict) for record in (first, *second)) and (bool(second) or column in first)
+
+
+def _json_lines(path: Path, column: str, bad: Callable[[str], None]) -> Iterator[bytes]:
+    for number, line in enumerate(_lines(path), 1):
+        if len(line) == LINE_BYTES:
+            raise UserError(f"{path} line {number} has {LINE_BYTES:,} bytes or more; are these JSON lines?")
+        if line.isspace():
+            continue
+        try:
+            yield _field(json.loads(line), column)
+        except (ValueError, RecursionError) as error:
+            bad(quote(path, number, error, line))
+
+
+def _field(record: Any, column: str) -> bytes:
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    if column not in record:
+        raise ValueError(f"no {column!r} among {', '.join(map(repr, record))}; --column chooses another")
+    if not isinstance(record[column], str):
+        raise ValueError(f"{column!r} is no text")
+    return _whole(record[column].encode())
+
+
+def _whole(text: bytes | None) -> bytes:
+    if text is None:
+        raise ValueError("no text")
+    if b"\0" in text:
+        raise ValueError("a zero byte in the text")
+    return text
+
+
+def _parquet(path: Path, column: str, bad: Callable[[str], None]) -> Iterator[bytes]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise UserError(f"{path} is read with pyarrow; pip install pyarrow") from None
+    try:
+        with path.open("rb") as stream, ParquetFile(stream) as table:  # pyarrow opens no names that are not UTF-8
+            _require_text(path, table.schema_arrow, column)
+            batches = table.iter_batches(BATCH_ROWS, columns=[column])
+            texts = (text for batch in batches for text in batch.column(0).cast(pyarrow.large_binary()).to_pylist())
+            for row, text in enumerate(texts, 1):
+                try:
+                    yield _whole(text)
+                except ValueError as error:
+                    bad(f"{path.name} row {row}: {error}")
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names of columns are not UTF-8
+        raise UserError(f"{path} cannot be read to its end: {error}; fetch it again") from None
+
+
+def _require_text(path: Path, schema: Any, column: str) -> None:
+    import pyarrow
+
+    if column not in schema.names:
+        names = ", ".join(map(repr, schema.names))
+        raise UserError(f"{path} has no column {column!r} among {names}; --column chooses another")
+    try:
+        pyarrow.array([], schema.field(column).type).cast(pyarrow.large_binary())
+    except pyarrow.ArrowException:
+        kind = schema.field(column).type
+        raise UserError(f"{path}: column {column!r} is of {kind}, not text; --column chooses another") from None
