@@ -32,8 +32,8 @@ from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window import WindowExchange
 from hpcdistill.exchange.writer import Writer
 from hpcdistill.models.lstm import LSTMLanguageModel
-from hpcdistill.objective import Softmax
 from hpcdistill.snapshot import Layout
+from hpcdistill.tasks.objective import Softmax
 from hpcdistill.teachers import Teachers
 from measure import ends_all_ranks, machine, ratio, write_json
 

@@ -32,8 +32,8 @@ from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.exchange.codec import BLOCK, CODECS, Packing
 from hpcdistill.exchange.slots import SLOTS
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.objective import Softmax
 from hpcdistill.snapshot import Layout
+from hpcdistill.tasks.objective import Softmax
 from hpcdistill.teachers import Teachers
 from measure import ends_all_ranks, in_turns, machine, ratio, write_json
 

@@ -13,7 +13,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window import WindowExchange
-from hpcdistill.objective import Softmax
+from hpcdistill.tasks.objective import Softmax
 from hpcdistill.teachers import Teachers
 
 

@@ -18,7 +18,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.predictions import validation_outputs
 from hpcdistill.results import aligned
 from hpcdistill.storage.run_dir import named_checkpoints
-from hpcdistill.tasks import open_task
+from hpcdistill.tasks.registry import open_task
 
 RESAMPLES = 1000
 SEED = 0

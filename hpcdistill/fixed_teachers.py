@@ -8,8 +8,8 @@ import torch
 
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
-from hpcdistill.objective import Objective
-from hpcdistill.saved_model import SavedModel
+from hpcdistill.models.saved import SavedModel
+from hpcdistill.tasks.objective import Objective
 from hpcdistill.tasks.task import Task
 
 

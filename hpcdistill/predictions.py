@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.errors import UserError
-from hpcdistill.saved_model import SavedModel
+from hpcdistill.models.saved import SavedModel
 from hpcdistill.tasks.task import Task
 
 

@@ -14,7 +14,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import warn
 from hpcdistill.exchange import Exchange
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.objective import Objective
+from hpcdistill.tasks.objective import Objective
 
 PATIENCE = 20
 """In exchange intervals: so long a teacher may teach that is not heard of anew, unless configured."""

@@ -21,14 +21,14 @@ from hpcdistill.events import require_tensorboard
 from hpcdistill.exchange import open_exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.fixed_teachers import FixedTeachers
-from hpcdistill.fused_head import FusedSoftmax
-from hpcdistill.models import build_model
-from hpcdistill.objective import Objective, Softmax
+from hpcdistill.models.registry import build_model
 from hpcdistill.optimizer import build_optimizer, set_learning_rate
 from hpcdistill.owner import owned
 from hpcdistill.recorder import Recorder
 from hpcdistill.restart import Restart
-from hpcdistill.tasks import open_task
+from hpcdistill.tasks.linear_objective import FusedSoftmax
+from hpcdistill.tasks.objective import Objective, Softmax
+from hpcdistill.tasks.registry import open_task
 from hpcdistill.tasks.task import Task
 from hpcdistill.teachers import Teachers
 from hpcdistill.validation import Validation

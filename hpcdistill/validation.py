@@ -7,8 +7,8 @@ from torch import nn
 
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
-from hpcdistill.objective import Objective
 from hpcdistill.recorder import Recorder
+from hpcdistill.tasks.objective import Objective
 from hpcdistill.tasks.task import ValidationBatches
 
 

@@ -12,8 +12,8 @@ import saved_models
 from hpcdistill.churn import churn, estimates
 from hpcdistill.cli import main
 from hpcdistill.errors import UserError
-from hpcdistill.saved_model import SavedModel
-from hpcdistill.tasks import open_task
+from hpcdistill.models.saved import SavedModel
+from hpcdistill.tasks.registry import open_task
 
 
 def test_the_interval_is_that_of_the_mean() -> None:

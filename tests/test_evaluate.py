@@ -15,10 +15,10 @@ from hpcdistill.cli import main
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.errors import UserError
 from hpcdistill.evaluate import evaluate
-from hpcdistill.objective import Softmax
-from hpcdistill.saved_model import SavedModel
+from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.metrics import read_run
-from hpcdistill.tasks import open_task
+from hpcdistill.tasks.objective import Softmax
+from hpcdistill.tasks.registry import open_task
 
 
 def test_text(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.objective import Softmax
+from hpcdistill.tasks.objective import Softmax
 from hpcdistill.teachers import PATIENCE, WORSE_THAN_GUESSING, Teachers
 
 BATCH = Batch((torch.eye(3),), torch.arange(3))

@@ -17,12 +17,12 @@ from hpcdistill.config.schema import Config
 from hpcdistill.data.tokens.batches import sequence_batches
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
-from hpcdistill.models import build_model
+from hpcdistill.models.registry import build_model
 from hpcdistill.optimizer import build_optimizer
 from hpcdistill.restart import Restart
 from hpcdistill.storage.checkpoints import KIND, Checkpoints
 from hpcdistill.storage.state_file import State, load_state
-from hpcdistill.tasks import open_task
+from hpcdistill.tasks.registry import open_task
 from hpcdistill.train import training_share
 
 

@@ -13,7 +13,7 @@ from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window import WindowExchange
-from hpcdistill.objective import Softmax
+from hpcdistill.tasks.objective import Softmax
 from hpcdistill.teachers import Teachers
 
 pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="ranks: needs peers; run under mpirun")

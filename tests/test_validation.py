@@ -17,9 +17,9 @@ from hpcdistill.data.batches import Batch
 from hpcdistill.data.images.store import Kind, write_images
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
-from hpcdistill.objective import Binary
 from hpcdistill.recorder import Recorder
-from hpcdistill.tasks import open_task
+from hpcdistill.tasks.objective import Binary
+from hpcdistill.tasks.registry import open_task
 from hpcdistill.validation import Validation
 
 CPU = torch.device("cpu")

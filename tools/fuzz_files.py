@@ -38,7 +38,7 @@ from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.errors import UserError
 from hpcdistill.results import aligned
 from hpcdistill.storage.state_file import load_state, save_state
-from hpcdistill.tasks import open_task
+from hpcdistill.tasks.registry import open_task
 
 SECONDS = 30
 FILES_OF_A_PROCESS = 50  # so that it is not the forks that take the time

@@ -13,7 +13,7 @@ from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Batches, Numbers, Share, evenly_spread, require_one_each
 from hpcdistill.data.images.batches import Images
 from hpcdistill.data.images.store import ImageStore
-from hpcdistill.objective import Softmax
+from hpcdistill.tasks.objective import Softmax
 from hpcdistill.tasks.task import Task, TrainingBatches, ValidationBatches
 
 VALIDATION_IMAGES = 10_000

@@ -9,7 +9,7 @@ from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.tokens.batches import sequence_batches, sequence_validation_batches
 from hpcdistill.data.tokens.store import TokenStore
-from hpcdistill.objective import Softmax
+from hpcdistill.tasks.objective import Softmax
 from hpcdistill.tasks.task import Task, TrainingBatches
 
 PART_TOKENS = 1 << 20  # read at a time

@@ -11,7 +11,7 @@ from torch import Tensor
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.store import StoreFile
-from hpcdistill.objective import Objective
+from hpcdistill.tasks.objective import Objective
 
 
 class TrainingBatches(Protocol):

@@ -20,7 +20,7 @@ from hpcdistill.data.tokens.store import CHUNK_TOKENS, TokenStore, write_store
 from hpcdistill.errors import UserError
 from hpcdistill.storage import hdf5_check
 from hpcdistill.storage.hdf5_check import digest
-from hpcdistill.tasks import open_task
+from hpcdistill.tasks.registry import open_task
 
 pytestmark = pytest.mark.alone
 

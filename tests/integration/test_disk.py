@@ -30,7 +30,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
-from hpcdistill.models import build_model
+from hpcdistill.models.registry import build_model
 from hpcdistill.optimizer import build_optimizer
 from hpcdistill.restart import Restart
 from hpcdistill.storage.checkpoints import KIND, Checkpoints

@@ -21,10 +21,10 @@ from hpcdistill.data.images.store import Kind, write_images
 from hpcdistill.data.rows.prepare_synthetic import prepare_clicks
 from hpcdistill.data.rows.store import RowStore
 from hpcdistill.errors import UserError
-from hpcdistill.saved_model import SavedModel
+from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.metrics import metrics_path, read_metrics
 from hpcdistill.storage.state_file import State, load_state
-from hpcdistill.tasks import open_task
+from hpcdistill.tasks.registry import open_task
 from hpcdistill.train import dropout_seed
 from small_run import ALONE, LSTM, SMALL, Run, wait_until
 
@@ -463,7 +463,7 @@ def test_who_waits_for_a_rank_that_never_comes_gives_up(mpirun: Run) -> None:
 RAISES_ON_RANK_3 = """
 import sys
 from mpi4py import MPI
-import hpcdistill.objective
+import hpcdistill.tasks.objective
 from hpcdistill.cli import main
 
 def loss(*args, **options):
@@ -471,7 +471,7 @@ def loss(*args, **options):
         raise RuntimeError("lightning")
     return real(*args, **options)
 
-real, hpcdistill.objective.codistillation_loss = hpcdistill.objective.codistillation_loss, loss
+real, hpcdistill.tasks.objective.codistillation_loss = hpcdistill.tasks.objective.codistillation_loss, loss
 main(sys.argv[1:])
 """
 

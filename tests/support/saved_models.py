@@ -8,9 +8,9 @@ import torch
 from hpcdistill.config.schema import Config
 from hpcdistill.data.rows.store import Fields, Rows, write_rows
 from hpcdistill.data.tokens.store import write_store
-from hpcdistill.models import build_model
+from hpcdistill.models.registry import build_model
 from hpcdistill.storage.checkpoints import Checkpoints
-from hpcdistill.tasks import open_task
+from hpcdistill.tasks.registry import open_task
 
 MODELS = {"row": {"name": "dnn", "widths": (4,), "embedding": 2}, "token": {"name": "lstm", "hidden": 4, "layers": 1}}
 

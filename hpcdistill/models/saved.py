@@ -13,7 +13,7 @@ from torch import nn
 from hpcdistill.config.schema import Config, FactoryConfig
 from hpcdistill.data.store import StoreFile
 from hpcdistill.errors import UserError
-from hpcdistill.models import OtherKindOfDataError, build_model
+from hpcdistill.models.registry import OtherKindOfDataError, build_model
 from hpcdistill.storage.checkpoints import KIND
 from hpcdistill.storage.state_file import State, load_state
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from hpcdistill.errors import UserError
-from hpcdistill.fused_head import FusedSoftmax
 from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.models.resnet import ResNet
-from hpcdistill.objective import Objective, Softmax
+from hpcdistill.tasks.linear_objective import FusedSoftmax
+from hpcdistill.tasks.objective import Objective, Softmax
 
 TOKENS = torch.arange(30).view(3, 10) % 17
 

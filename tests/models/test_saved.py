@@ -14,9 +14,9 @@ from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.errors import UserError
 from hpcdistill.evaluate import evaluate
 from hpcdistill.fixed_teachers import FixedTeachers
-from hpcdistill.saved_model import SavedModel
+from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.state_file import load_state, save_state
-from hpcdistill.tasks import open_task
+from hpcdistill.tasks.registry import open_task
 
 FACTORY = """
 import torch

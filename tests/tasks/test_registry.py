@@ -16,9 +16,11 @@ from hpcdistill.data.tokens.store import write_store
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.fixed_teachers import FixedTeachers
-from hpcdistill.objective import Binary, Objective, Softmax
-from hpcdistill.tasks import clicks, language, open_task
+from hpcdistill.tasks import binary as clicks
+from hpcdistill.tasks import language
 from hpcdistill.tasks.images import ImageTask
+from hpcdistill.tasks.objective import Binary, Objective, Softmax
+from hpcdistill.tasks.registry import open_task
 from hpcdistill.tasks.task import Task
 from hpcdistill.train import training_share
 

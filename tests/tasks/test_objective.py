@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.objective import Binary, Softmax
+from hpcdistill.tasks.objective import Binary, Softmax
 
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3).map(torch.tensor)
 

@@ -13,9 +13,9 @@ from hpcdistill.data.rows.store import Fields, Rows, RowStore, write_rows
 from hpcdistill.data.store import StoreFile
 from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.errors import UserError
-from hpcdistill.models import build_model
 from hpcdistill.models.dnn import ClickDNN
 from hpcdistill.models.lstm import LSTMLanguageModel
+from hpcdistill.models.registry import build_model
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.rows.batches import RowBatches, row_validation_batches
 from hpcdistill.data.rows.store import RowStore
-from hpcdistill.objective import Binary
+from hpcdistill.tasks.objective import Binary
 from hpcdistill.tasks.task import Task, TrainingBatches
 
 PART_ROWS = 1 << 16  # read at a time

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.objective import Softmax
-from hpcdistill.scores import BinaryScores, ClassScores, auc, calibration_error
+from hpcdistill.tasks.objective import Softmax
+from hpcdistill.tasks.scores import BinaryScores, ClassScores, auc, calibration_error
 
 ROWS = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30)
 

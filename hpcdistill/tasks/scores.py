@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcdistill.objective import Binary, Objective
+from hpcdistill.tasks.objective import Binary, Objective
 
 BINS = 10
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hpcdistill.errors import UserError
 from hpcdistill.losses.linear import linear_codistillation_loss
-from hpcdistill.objective import Softmax
+from hpcdistill.tasks.objective import Softmax
 
 
 class Hidden(NamedTuple):
