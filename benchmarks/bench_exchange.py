@@ -23,16 +23,16 @@ from torch.nn import functional
 
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.distributed.groups import Groups
-from hpcdistill.exchange.allocation import allocate_window
 from hpcdistill.exchange.codec import CODECS, Packing
-from hpcdistill.exchange.ledger import Ledger
-from hpcdistill.exchange.reader import Reader
-from hpcdistill.exchange.slots import STAMP_NBYTES, Shard, window_nbytes
+from hpcdistill.exchange.layout import Layout
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.exchange.window import WindowExchange
-from hpcdistill.exchange.writer import Writer
+from hpcdistill.exchange.traffic import Ledger
+from hpcdistill.exchange.window.allocation import allocate_window
+from hpcdistill.exchange.window.exchange import WindowExchange
+from hpcdistill.exchange.window.reader import Reader
+from hpcdistill.exchange.window.slots import STAMP_NBYTES, Shard, window_nbytes
+from hpcdistill.exchange.window.writer import Writer
 from hpcdistill.models.lstm import LSTMLanguageModel
-from hpcdistill.snapshot import Layout
 from hpcdistill.tasks.objective import Softmax
 from hpcdistill.teachers import Teachers
 from measure import ends_all_ranks, machine, ratio, write_json

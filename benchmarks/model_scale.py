@@ -30,9 +30,9 @@ from torch import nn
 
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.exchange.codec import BLOCK, CODECS, Packing
-from hpcdistill.exchange.slots import SLOTS
+from hpcdistill.exchange.layout import Layout
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.snapshot import Layout
+from hpcdistill.exchange.window.slots import SLOTS
 from hpcdistill.tasks.objective import Softmax
 from hpcdistill.teachers import Teachers
 from measure import ends_all_ranks, in_turns, machine, ratio, write_json
@@ -171,7 +171,7 @@ def topology(setting: Setting, group: int) -> Topology:
 
 def steps(groups: "Groups", setting: Setting, count: int) -> list[float]:
     """Seconds that the exchange took of each of so many steps; a step itself is a rest of 20 ms."""
-    from hpcdistill.exchange.window import WindowExchange
+    from hpcdistill.exchange.window.exchange import WindowExchange
 
     model = model_of(setting.parameters)
     config = CodistillConfig(burn_in=0, exchange_interval=setting.interval)

@@ -27,10 +27,11 @@ from torch import nn
 from tqdm import tqdm
 
 from hpcdistill.distributed.groups import Groups
-from hpcdistill.exchange import Snapshot, window
-from hpcdistill.exchange.reader import Reader
-from hpcdistill.exchange.slots import STAMP_NBYTES
-from hpcdistill.snapshot import Layout
+from hpcdistill.exchange.base import Snapshot
+from hpcdistill.exchange.layout import Layout
+from hpcdistill.exchange.window import exchange as window
+from hpcdistill.exchange.window.reader import Reader
+from hpcdistill.exchange.window.slots import STAMP_NBYTES
 from measure import ends_all_ranks, machine, write_json
 
 SLOT_BYTES = (4096, 4 * 2**20, 64 * 2**20)

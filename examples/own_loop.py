@@ -12,7 +12,7 @@ from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.exchange.window import WindowExchange
+from hpcdistill.exchange.window.exchange import WindowExchange
 from hpcdistill.tasks.objective import Softmax
 from hpcdistill.teachers import Teachers
 

@@ -18,7 +18,7 @@ from hpcdistill.config.schema import Config
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.events import Events
-from hpcdistill.exchange.ledger import Ledger
+from hpcdistill.exchange.traffic import Ledger
 from hpcdistill.fixed_teachers import FixedTeachers
 from hpcdistill.storage.metrics import Metrics, Record, metrics_path
 from hpcdistill.teachers import Teachers

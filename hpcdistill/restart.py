@@ -13,7 +13,7 @@ from hpcdistill.config.schema import Config
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError, warn
-from hpcdistill.snapshot import Layout
+from hpcdistill.exchange.layout import Layout
 from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.storage.run_dir import require_no_checkpoints
 from hpcdistill.storage.state_file import State, on_host

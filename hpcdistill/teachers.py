@@ -12,7 +12,7 @@ from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import warn
-from hpcdistill.exchange import Exchange
+from hpcdistill.exchange.base import Exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.tasks.objective import Objective
 

@@ -18,7 +18,7 @@ from hpcdistill.distributed.groups import Groups, require_same_settings
 from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.errors import UserError
 from hpcdistill.events import require_tensorboard
-from hpcdistill.exchange import open_exchange
+from hpcdistill.exchange.base import open_exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.fixed_teachers import FixedTeachers
 from hpcdistill.models.registry import build_model

@@ -12,8 +12,8 @@ import torch
 from mpi4py import MPI
 
 from hpcdistill.errors import UserError
-from hpcdistill.exchange.allocation import allocate_window
-from hpcdistill.exchange.window import BUSY_SECONDS, IDLE_SECONDS
+from hpcdistill.exchange.window.allocation import allocate_window
+from hpcdistill.exchange.window.exchange import BUSY_SECONDS, IDLE_SECONDS
 
 GETS = 10
 GET_NBYTES = 1 << 16

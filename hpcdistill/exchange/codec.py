@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 
 from hpcdistill.errors import UserError
-from hpcdistill.snapshot import Layout, Piece, aligned
+from hpcdistill.exchange.layout import Layout, Piece, aligned
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CODECS = {"fp32": FLOATS, "bf16": (torch.float64, torch.float32, torch.bfloat16), "int8": FLOATS}

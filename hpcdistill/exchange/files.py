@@ -26,9 +26,9 @@ from torch import nn
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError, warn
-from hpcdistill.exchange import Exchange, Snapshot
+from hpcdistill.exchange.base import Exchange, Snapshot
 from hpcdistill.exchange.codec import Packing, require_codec
-from hpcdistill.snapshot import Layout
+from hpcdistill.exchange.layout import Layout
 from hpcdistill.storage.state_file import State, difference, load_state, save_state
 
 KIND = "snapshot"

@@ -16,7 +16,7 @@ BENCHMARKS = ROOT / "benchmarks"
 
 ACCEPT_ONE_VERSION_TOO_LATE = """
 import soak_exchange
-from hpcdistill.exchange.reader import SLOTS, Reader, total_nbytes
+from hpcdistill.exchange.window.reader import SLOTS, Reader, total_nbytes
 
 def fetch(reader, version):
     peer, shards = reader._held
@@ -32,7 +32,7 @@ ADOPT_WITHOUT_AGREEMENT = """
 import numpy as np
 import soak_exchange
 from mpi4py import MPI
-from hpcdistill.exchange.window import WindowExchange
+from hpcdistill.exchange.window.exchange import WindowExchange
 
 def compare_staged(exchange):
     versions = [min(reader.staged, reader.turn + 1) for reader in exchange._readers]  # all that is staged seems equal

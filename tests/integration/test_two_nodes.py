@@ -28,7 +28,7 @@ def test_each_half_of_the_ranks_is_on_a_node_of_its_own_and_their_exit_status_co
 
 def test_the_exchange_works_between_nodes() -> None:
     # Not the tests that leave their windows behind: over those, MPI_Finalize may fail between nodes.
-    selected = ["tests/test_window.py", "-k", "not after_an_exception"]
+    selected = ["tests/exchange/window/test_exchange.py", "-k", "not after_an_exception"]
     result = on_two_nodes("-m", "pytest", "-q", *selected, "-p", "no:cacheprovider")
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     assert re.search(r"\d+ passed", result.stdout), result.stdout

@@ -15,8 +15,8 @@ from collections.abc import Callable, Generator
 import numpy as np
 from mpi4py import MPI
 
-from hpcdistill.exchange.ledger import Ledger
-from hpcdistill.exchange.slots import SLOTS, Bytes, Shard, stamp_of, total_nbytes
+from hpcdistill.exchange.traffic import Ledger
+from hpcdistill.exchange.window.slots import SLOTS, Bytes, Shard, stamp_of, total_nbytes
 
 CHUNK_NBYTES = 1 << 30  # one Rget moves at most this, well below what 32-bit counts can express
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hpcdistill.snapshot import ALIGNMENT, Layout
+from hpcdistill.exchange.layout import ALIGNMENT, Layout
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
 

@@ -25,13 +25,13 @@ from torch import nn
 from hpcdistill.distributed.groups import Groups, require_thread_multiple
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError
-from hpcdistill.exchange import Exchange, Snapshot
-from hpcdistill.exchange.allocation import allocate_window
+from hpcdistill.exchange.base import Exchange, Snapshot
 from hpcdistill.exchange.codec import Packing, require_codec
-from hpcdistill.exchange.reader import Reader
-from hpcdistill.exchange.slots import STAMP_NBYTES, Bytes, Shard, stamp_of, total_nbytes, window_nbytes
-from hpcdistill.exchange.writer import Writer
-from hpcdistill.snapshot import Layout
+from hpcdistill.exchange.layout import Layout
+from hpcdistill.exchange.window.allocation import allocate_window
+from hpcdistill.exchange.window.reader import Reader
+from hpcdistill.exchange.window.slots import STAMP_NBYTES, Bytes, Shard, stamp_of, total_nbytes, window_nbytes
+from hpcdistill.exchange.window.writer import Writer
 
 # Between two looks of the communication thread:
 IDLE_SECONDS = 5e-3  # when nothing is under way: 2 % of a core

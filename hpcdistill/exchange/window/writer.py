@@ -7,7 +7,7 @@ import torch
 from mpi4py import MPI
 
 from hpcdistill.exchange.codec import Packing
-from hpcdistill.exchange.slots import HEADER_NBYTES, SLOTS, STAMP_NBYTES, stamp_of
+from hpcdistill.exchange.window.slots import HEADER_NBYTES, SLOTS, STAMP_NBYTES, stamp_of
 
 
 class Writer:

@@ -8,7 +8,7 @@ from torch import nn
 
 from hpcdistill.errors import UserError
 from hpcdistill.exchange.codec import BLOCK, CHUNK, CODECS, Packing, require_codec
-from hpcdistill.snapshot import Layout
+from hpcdistill.exchange.layout import Layout
 
 # Both sides of the ends of a block, of a chunk and of a shard.
 SIZES = st.lists(st.sampled_from([0, 1, 7, BLOCK - 1, BLOCK, BLOCK + 1, CHUNK * BLOCK - 300]), min_size=1, max_size=4)

@@ -16,10 +16,12 @@ from typing_extensions import override
 from constant_model import Constant
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
-from hpcdistill.exchange import Exchange, allocation, window
+from hpcdistill.exchange.base import Exchange
+from hpcdistill.exchange.layout import Layout
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.exchange.window import WindowExchange
-from hpcdistill.snapshot import Layout
+from hpcdistill.exchange.window import allocation
+from hpcdistill.exchange.window import exchange as window
+from hpcdistill.exchange.window.exchange import WindowExchange
 
 pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="ranks: needs peers; run under mpirun")
 
