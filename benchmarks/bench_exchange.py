@@ -21,6 +21,7 @@ from mpi4py import MPI
 from torch import nn
 from torch.nn import functional
 
+from hpcdistill.codistill.peer_teachers import Teachers
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange.codec import CODECS, Packing
@@ -34,7 +35,6 @@ from hpcdistill.exchange.window.slots import STAMP_NBYTES, Shard, window_nbytes
 from hpcdistill.exchange.window.writer import Writer
 from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.tasks.objective import Softmax
-from hpcdistill.teachers import Teachers
 from measure import ends_all_ranks, machine, ratio, write_json
 
 WORLD = MPI.COMM_WORLD

@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hpcdistill.codistill.peer_teachers import Teachers
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.exchange.codec import BLOCK, CODECS, Packing
 from hpcdistill.exchange.layout import Layout
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window.slots import SLOTS
 from hpcdistill.tasks.objective import Softmax
-from hpcdistill.teachers import Teachers
 from measure import ends_all_ranks, in_turns, machine, ratio, write_json
 
 if TYPE_CHECKING:

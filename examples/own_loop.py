@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hpcdistill import codistillation_loss
+from hpcdistill.codistill.peer_teachers import Teachers
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
@@ -14,7 +15,6 @@ from hpcdistill.distributed.launch import end_job
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window.exchange import WindowExchange
 from hpcdistill.tasks.objective import Softmax
-from hpcdistill.teachers import Teachers
 
 
 def main(steps: int = 400) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hpcdistill.codistill.fixed_teachers import FixedTeachers
+from hpcdistill.codistill.peer_teachers import Teachers
 from hpcdistill.config.schema import CodistillConfig, Config
 from hpcdistill.data.batches import Share
 from hpcdistill.distributed.groups import Groups, require_same_settings
@@ -20,7 +22,6 @@ from hpcdistill.errors import UserError
 from hpcdistill.events import require_tensorboard
 from hpcdistill.exchange.base import open_exchange
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.fixed_teachers import FixedTeachers
 from hpcdistill.models.registry import build_model
 from hpcdistill.optimizer import build_optimizer, set_learning_rate
 from hpcdistill.owner import owned
@@ -30,7 +31,6 @@ from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Objective, Softmax
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.tasks.task import Task
-from hpcdistill.teachers import Teachers
 from hpcdistill.validation import Validation
 
 MAY_DIFFER = {"data": {"path"}}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
+from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.config.schema import CodistillConfig, Config, DataConfig
 from hpcdistill.data.batches import Batch, Batches, Share
 from hpcdistill.data.images.store import Kind, write_images
@@ -15,7 +16,6 @@ from hpcdistill.data.rows.store import Fields, Rows, write_rows
 from hpcdistill.data.tokens.store import write_store
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
-from hpcdistill.fixed_teachers import FixedTeachers
 from hpcdistill.tasks import binary as clicks
 from hpcdistill.tasks import language
 from hpcdistill.tasks.images import ImageTask

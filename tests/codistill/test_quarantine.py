@@ -11,6 +11,7 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
+from hpcdistill.codistill.peer_teachers import PATIENCE, WORSE_THAN_GUESSING, Teachers
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
@@ -18,7 +19,6 @@ from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.tasks.objective import Softmax
-from hpcdistill.teachers import PATIENCE, WORSE_THAN_GUESSING, Teachers
 
 BATCH = Batch((torch.eye(3),), torch.arange(3))
 CONFIG = CodistillConfig(burn_in=1, exchange_interval=1)

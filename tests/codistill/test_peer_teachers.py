@@ -8,13 +8,13 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
+from hpcdistill.codistill.peer_teachers import Teachers
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.window.exchange import WindowExchange
 from hpcdistill.tasks.objective import Softmax
-from hpcdistill.teachers import Teachers
 
 pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="ranks: needs peers; run under mpirun")
 

@@ -1,0 +1,1 @@
+"""Codistillation: teachers and the session that keeps them. Imports: exchange, tasks, models."""
