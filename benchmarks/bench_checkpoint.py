@@ -22,7 +22,7 @@ from torch.nn import functional
 from hpcdistill.config.schema import Config
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.models.lstm import LSTMLanguageModel
-from hpcdistill.restart import Restart
+from hpcdistill.training.restart import Restart
 from measure import in_turns, machine, ratio, write_json
 
 CPU = torch.device("cpu")

@@ -212,7 +212,7 @@ def _train(args: argparse.Namespace) -> int:
 
     with StopRequest() as stop:
         from hpcdistill.config.schema import load_config
-        from hpcdistill.train import Outcome, train
+        from hpcdistill.training.loop import Outcome, train
 
         config = load_config(args.config, args.overrides, args)
         outcome = train(config, args.resume, stop, args.trust)

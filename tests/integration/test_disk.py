@@ -31,11 +31,11 @@ from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
 from hpcdistill.models.registry import build_model
-from hpcdistill.optimizer import build_optimizer
-from hpcdistill.restart import Restart
 from hpcdistill.storage.checkpoints import KIND, Checkpoints
 from hpcdistill.storage.metrics import Metrics, metrics_path, read_metrics
 from hpcdistill.storage.state_file import State, load_state
+from hpcdistill.training.optimizer import build_optimizer
+from hpcdistill.training.restart import Restart
 from killed_writer import kill_at_random
 from small_run import ALONE, Run, wait_until
 

@@ -25,7 +25,7 @@ from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.metrics import metrics_path, read_metrics
 from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.tasks.registry import open_task
-from hpcdistill.train import dropout_seed
+from hpcdistill.training.loop import dropout_seed
 from small_run import ALONE, LSTM, SMALL, Run, wait_until
 
 pytestmark = pytest.mark.launch

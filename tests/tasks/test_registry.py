@@ -22,7 +22,7 @@ from hpcdistill.tasks.images import ImageTask
 from hpcdistill.tasks.objective import Binary, Objective, Softmax
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.tasks.task import Task
-from hpcdistill.train import training_share
+from hpcdistill.training.loop import training_share
 
 
 def language_task(tmp_path: Path) -> Task:

@@ -7,9 +7,9 @@ from torch import nn
 
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
-from hpcdistill.recorder import Recorder
 from hpcdistill.tasks.objective import Objective
 from hpcdistill.tasks.task import ValidationBatches
+from hpcdistill.training.recorder import Recorder
 
 
 class Validation:

@@ -17,10 +17,10 @@ from hpcdistill.data.batches import Batch
 from hpcdistill.data.images.store import Kind, write_images
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
-from hpcdistill.recorder import Recorder
 from hpcdistill.tasks.objective import Binary
 from hpcdistill.tasks.registry import open_task
-from hpcdistill.validation import Validation
+from hpcdistill.training.recorder import Recorder
+from hpcdistill.training.validation import Validation
 
 CPU = torch.device("cpu")
 

@@ -19,19 +19,19 @@ from hpcdistill.data.batches import Share
 from hpcdistill.distributed.groups import Groups, require_same_settings
 from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.errors import UserError
-from hpcdistill.events import require_tensorboard
 from hpcdistill.exchange.base import open_exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.models.registry import build_model
-from hpcdistill.optimizer import build_optimizer, set_learning_rate
-from hpcdistill.owner import owned
-from hpcdistill.recorder import Recorder
-from hpcdistill.restart import Restart
 from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Objective, Softmax
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.tasks.task import Task
-from hpcdistill.validation import Validation
+from hpcdistill.training.optimizer import build_optimizer, set_learning_rate
+from hpcdistill.training.owner import owned
+from hpcdistill.training.recorder import Recorder
+from hpcdistill.training.restart import Restart
+from hpcdistill.training.tensorboard import require_tensorboard
+from hpcdistill.training.validation import Validation
 
 MAY_DIFFER = {"data": {"path"}}
 """Keys of the configuration that need not be the same on all ranks: of data, what is there is compared."""

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hpcdistill.data.tokens.prepare_text import prepare_text
-from hpcdistill.events import Events
 from hpcdistill.storage.metrics import metrics_path, read_metrics
+from hpcdistill.training.tensorboard import Events
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hpcdistill.config.schema import OptimizerConfig
-from hpcdistill.optimizer import build_optimizer, learning_rate, set_learning_rate
+from hpcdistill.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 
 def rates(steps: int, **config: object) -> list[float]:

@@ -19,9 +19,9 @@ from hpcdistill.codistill.peer_teachers import Teachers
 from hpcdistill.config.schema import Config
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
-from hpcdistill.events import Events
 from hpcdistill.exchange.traffic import Ledger
 from hpcdistill.storage.metrics import Metrics, Record, metrics_path
+from hpcdistill.training.tensorboard import Events
 
 RECORD_EVERY = 10
 """Steps between two records. The loss is looked at only then, so that a GPU need not wait for its host."""

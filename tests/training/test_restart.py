@@ -18,12 +18,12 @@ from hpcdistill.data.tokens.batches import sequence_batches
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import build_model
-from hpcdistill.optimizer import build_optimizer
-from hpcdistill.restart import Restart
 from hpcdistill.storage.checkpoints import KIND, Checkpoints
 from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.tasks.registry import open_task
-from hpcdistill.train import training_share
+from hpcdistill.training.loop import training_share
+from hpcdistill.training.optimizer import build_optimizer
+from hpcdistill.training.restart import Restart
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_busy_disk_costs_a_checkpoint_but_not_the_best(
 def test_a_disk_that_never_answers_does_not_keep_the_run_from_ending(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hpcdistill.restart.LAST_SECONDS", 0.1)
+    monkeypatch.setattr("hpcdistill.training.restart.LAST_SECONDS", 0.1)
     answers = threading.Event()
     with restart(tmp_path, data) as run:
         run._writing = threading.Thread(target=answers.wait)

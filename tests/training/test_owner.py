@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from hpcdistill import owner
 from hpcdistill.errors import UserError
-from hpcdistill.owner import Claim
+from hpcdistill.training import owner
+from hpcdistill.training.owner import Claim
 
 pytestmark = pytest.mark.alone
 

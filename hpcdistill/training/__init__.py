@@ -1,0 +1,1 @@
+"""The training program: loop, step, restart, records. Imports: codistill and all below it."""
