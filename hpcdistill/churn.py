@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hpcdistill.errors import UserError
 from hpcdistill.predictions import validation_outputs
-from hpcdistill.results import aligned
+from hpcdistill.reports.tables import aligned
 from hpcdistill.storage.run_dir import named_checkpoints
 from hpcdistill.tasks.registry import open_task
 

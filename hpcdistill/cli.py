@@ -234,7 +234,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _report_on(run_dir: Path) -> None:
     try:
-        from hpcdistill.report import write_report
+        from hpcdistill.reports.report import write_report
 
         write_report([run_dir], run_dir / "report.html")
     except Exception as error:  # whatever it is, what was trained is safe
@@ -261,14 +261,14 @@ def _submit(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from hpcdistill.status import status
+    from hpcdistill.reports.status import status
 
     print(status(args.run))
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
-    from hpcdistill.report import write_report
+    from hpcdistill.reports.report import write_report
 
     try:
         write_report(args.runs, args.output)
@@ -278,8 +278,8 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from hpcdistill.compare import compare, draw_comparison
-    from hpcdistill.results import tell
+    from hpcdistill.reports.compare import compare, draw_comparison
+    from hpcdistill.reports.tables import tell
 
     found = compare(args.runs, args.target)
     tell(found, args.json)
@@ -290,7 +290,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from hpcdistill.evaluate import evaluate
-    from hpcdistill.results import tell
+    from hpcdistill.reports.tables import tell
 
     tell(evaluate(args.models, args.data, args.checkpoint, args.trust), args.json)
     return 0
@@ -298,7 +298,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _churn(args: argparse.Namespace) -> int:
     from hpcdistill.churn import churn
-    from hpcdistill.results import tell
+    from hpcdistill.reports.tables import tell
 
     tell(churn(args.a, args.b, args.data, args.checkpoint, args.trust), args.json)
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpcdistill.data.rows.store import RowStore
 from hpcdistill.predictions import validation_outputs
-from hpcdistill.results import aligned, cell
+from hpcdistill.reports.tables import aligned, cell
 from hpcdistill.storage.run_dir import named_checkpoints
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.tasks.scores import BinaryScores, ClassScores, Scores

@@ -36,7 +36,7 @@ from hpcdistill.data.rows.store import Fields, Rows, RowStore, write_rows
 from hpcdistill.data.store import PARTS
 from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.errors import UserError
-from hpcdistill.results import aligned
+from hpcdistill.reports.tables import aligned
 from hpcdistill.storage.state_file import load_state, save_state
 from hpcdistill.tasks.registry import open_task
 

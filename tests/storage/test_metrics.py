@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.compare import compare
 from hpcdistill.errors import UserError
-from hpcdistill.status import status
+from hpcdistill.reports.compare import compare
+from hpcdistill.reports.status import status
 from hpcdistill.storage.metrics import GroupMetrics, Metrics, read_metrics
 
 pytestmark = pytest.mark.alone

@@ -11,8 +11,8 @@ import h5py
 import pytest
 
 from hpcdistill.errors import UserError
-from hpcdistill.report import write_report
-from hpcdistill.results import write_text
+from hpcdistill.reports.report import write_report
+from hpcdistill.reports.tables import write_text
 from hpcdistill.storage import whole_file
 from hpcdistill.storage.hdf5 import atomic_file
 from hpcdistill.storage.metrics import Metrics

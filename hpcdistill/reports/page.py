@@ -13,8 +13,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hpcdistill.curves import Curve
-from hpcdistill.results import printable
+from hpcdistill.reports.curves import Curve
+from hpcdistill.reports.tables import printable
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small files, searchable

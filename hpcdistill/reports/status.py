@@ -6,7 +6,7 @@ import math
 import time
 from pathlib import Path
 
-from hpcdistill.results import aligned, printable
+from hpcdistill.reports.tables import aligned, printable
 from hpcdistill.storage.metrics import GroupMetrics, Record, read_run
 from hpcdistill.storage.run_dir import checkpoint_paths
 

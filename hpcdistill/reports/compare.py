@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcdistill.curves import Curve, nats, read_curves, sources
 from hpcdistill.errors import UserError
-from hpcdistill.page import Panel, by_step, figure, loss_by_examples, loss_by_time, page, svg, table
-from hpcdistill.results import aligned, cell, write_text
+from hpcdistill.reports.curves import Curve, nats, read_curves, sources
+from hpcdistill.reports.page import Panel, by_step, figure, loss_by_examples, loss_by_time, page, svg, table
+from hpcdistill.reports.tables import aligned, cell, write_text
 
 
 @dataclass(frozen=True)

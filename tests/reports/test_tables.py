@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpcdistill.errors import UserError
-from hpcdistill.results import cell, tell
+from hpcdistill.reports.tables import cell, tell
 
 
 @dataclass

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from hpcdistill.cli import _report_on, main
-from hpcdistill.compare import compare, draw_comparison
-from hpcdistill.report import write_report
-from hpcdistill.results import tell
+from hpcdistill.reports.compare import compare, draw_comparison
+from hpcdistill.reports.report import write_report
+from hpcdistill.reports.tables import tell
 from hpcdistill.storage.metrics import metrics_path
 
 pytestmark = pytest.mark.alone

@@ -12,7 +12,7 @@ import torch
 
 from hpcdistill.cli import main
 from hpcdistill.errors import UserError
-from hpcdistill.status import status
+from hpcdistill.reports.status import status
 from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.storage.metrics import metrics_path
 from metrics_files import write

@@ -11,9 +11,9 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 
-from hpcdistill.curves import Curve, nats, read_curves, sources
-from hpcdistill.page import Panel, by_step, figure, loss_by_time, page, svg, table
-from hpcdistill.results import printable
+from hpcdistill.reports.curves import Curve, nats, read_curves, sources
+from hpcdistill.reports.page import Panel, by_step, figure, loss_by_time, page, svg, table
+from hpcdistill.reports.tables import printable
 from hpcdistill.storage.whole_file import write_whole
 
 

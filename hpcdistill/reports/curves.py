@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcdistill.results import printable
+from hpcdistill.reports.tables import printable
 from hpcdistill.storage.metrics import GroupMetrics, Record, read_run
 
 

@@ -1,0 +1,1 @@
+"""Tables, curves and pages about runs. Imports: storage, errors."""
