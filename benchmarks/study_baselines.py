@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from hpcdistill.evaluate import evaluate
+from hpcdistill.evaluation.evaluate import evaluate
 from study import ALONE, TEXT, Run, Study, markdown, need_text, spread
 
 SEEDS = range(3)

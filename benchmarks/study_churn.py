@@ -11,9 +11,9 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from hpcdistill.churn import churn
 from hpcdistill.data.rows.store import RowStore
-from hpcdistill.evaluate import evaluate
+from hpcdistill.evaluation.churn import churn
+from hpcdistill.evaluation.evaluate import evaluate
 from study import CLICKS, Run, Study, markdown, need_clicks, spread
 
 SEEDS = range(10)

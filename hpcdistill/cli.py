@@ -289,7 +289,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from hpcdistill.evaluate import evaluate
+    from hpcdistill.evaluation.evaluate import evaluate
     from hpcdistill.reports.tables import tell
 
     tell(evaluate(args.models, args.data, args.checkpoint, args.trust), args.json)
@@ -297,7 +297,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _churn(args: argparse.Namespace) -> int:
-    from hpcdistill.churn import churn
+    from hpcdistill.evaluation.churn import churn
     from hpcdistill.reports.tables import tell
 
     tell(churn(args.a, args.b, args.data, args.checkpoint, args.trust), args.json)

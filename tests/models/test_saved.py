@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import saved_models
-from hpcdistill.churn import churn
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.errors import UserError
-from hpcdistill.evaluate import evaluate
+from hpcdistill.evaluation.churn import churn
+from hpcdistill.evaluation.evaluate import evaluate
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.state_file import load_state, save_state
 from hpcdistill.tasks.registry import open_task

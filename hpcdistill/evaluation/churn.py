@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hpcdistill.errors import UserError
-from hpcdistill.predictions import validation_outputs
+from hpcdistill.evaluation.predictions import validation_outputs
 from hpcdistill.reports.tables import aligned
 from hpcdistill.storage.run_dir import named_checkpoints
 from hpcdistill.tasks.registry import open_task

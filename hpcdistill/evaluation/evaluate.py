@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from hpcdistill.data.rows.store import RowStore
-from hpcdistill.predictions import validation_outputs
+from hpcdistill.evaluation.predictions import validation_outputs
 from hpcdistill.reports.tables import aligned, cell
 from hpcdistill.storage.run_dir import named_checkpoints
 from hpcdistill.tasks.registry import open_task

@@ -14,7 +14,7 @@ import saved_models
 from hpcdistill.cli import main
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.errors import UserError
-from hpcdistill.evaluate import evaluate
+from hpcdistill.evaluation.evaluate import evaluate
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.metrics import read_run
 from hpcdistill.tasks.objective import Softmax

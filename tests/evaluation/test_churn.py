@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import saved_models
-from hpcdistill.churn import churn, estimates
 from hpcdistill.cli import main
 from hpcdistill.errors import UserError
+from hpcdistill.evaluation.churn import churn, estimates
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.tasks.registry import open_task
 

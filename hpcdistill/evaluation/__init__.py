@@ -1,0 +1,1 @@
+"""Scores and churn of trained models. Imports: models, tasks, storage, reports."""
