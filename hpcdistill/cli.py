@@ -305,7 +305,7 @@ def _churn(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from hpcdistill import doctor
+    from hpcdistill.doctor import machine as doctor
 
     if not args.slurm:
         if args.folder:
@@ -313,7 +313,7 @@ def _doctor(args: argparse.Namespace) -> int:
         return doctor.main()
     try:
         start_mpi()  # which does not wait for ever, as importing it would
-        from hpcdistill import cluster_doctor
+        from hpcdistill.doctor import cluster as cluster_doctor
     except (ImportError, RuntimeError):  # MPI does not load, as the other checks will say
         return doctor.main()
     return doctor.main(cluster_doctor.checks(args.folder or Path()))

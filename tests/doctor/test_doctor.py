@@ -12,22 +12,23 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from hpcdistill import cluster_doctor, doctor
-from hpcdistill.cluster_doctor import Sight, binding
-from hpcdistill.doctor import Result, Status
+from hpcdistill.doctor import cluster as cluster_doctor
+from hpcdistill.doctor import machine as doctor
+from hpcdistill.doctor.cluster import Sight, binding
+from hpcdistill.doctor.machine import Result, Status
 from two_nodes import on_two_nodes
 
 WITHOUT_H5PY = """
 import sys
 sys.modules["h5py"] = None  # `import h5py` raises ImportError
-from hpcdistill.doctor import main
+from hpcdistill.doctor.machine import main
 sys.exit(main())
 """
 
 HOROVOD_ON_RANK_0_ALONE = """
 import sys
 from mpi4py import MPI
-from hpcdistill import doctor
+from hpcdistill.doctor import machine as doctor
 if MPI.COMM_WORLD.rank == 1:
     sys.modules["horovod"] = None
 doctor.CHECK_SECONDS = 5
@@ -37,14 +38,16 @@ sys.exit(doctor.main())
 RANK_1_HANGS = """
 import time
 from mpi4py import MPI
-from hpcdistill import cluster_doctor
+from hpcdistill.doctor import cluster as cluster_doctor
 cluster_doctor.TASK_SECONDS = 1
 cluster_doctor.ask_all(lambda: time.sleep(1000 * MPI.COMM_WORLD.rank))
 """
 
 NOBODY_LOOKS = """
 import sys, time
-from hpcdistill import cluster_doctor, doctor, window_probe
+from hpcdistill.doctor import cluster as cluster_doctor
+from hpcdistill.doctor import machine as doctor
+from hpcdistill.doctor import window_probe
 window_probe.GET_SECONDS = 1
 window_probe.WindowProbe._serve = lambda *_: time.sleep(4)
 doctor.CHECKS = [("window progress", cluster_doctor.check_window_progress, "")]

@@ -22,10 +22,10 @@ import torch
 from mpi4py import MPI
 
 from hpcdistill.distributed.groups import local_device, require_one_world
-from hpcdistill.doctor import Check, Result, Status, deadline
+from hpcdistill.doctor.machine import Check, Result, Status, deadline
+from hpcdistill.doctor.window_probe import WindowProbe, place
 from hpcdistill.errors import UserError
 from hpcdistill.storage.whole_file import write_whole
-from hpcdistill.window_probe import WindowProbe, place
 
 T = TypeVar("T")
 
