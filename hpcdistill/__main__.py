@@ -2,6 +2,6 @@
 
 import sys
 
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 
 sys.exit(main())

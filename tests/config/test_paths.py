@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.cli import _parse, _parser
+from hpcdistill.cli.main import _parse, _parser
 from hpcdistill.config.paths import expanded, model_names, output_path
 from hpcdistill.config.schema import Config, load_config
 from hpcdistill.errors import UserError

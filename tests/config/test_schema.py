@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 from hpcdistill import __version__
-from hpcdistill.cli import _parse, _parser, main
+from hpcdistill.cli.main import _parse, _parser, main
 from hpcdistill.config.schema import Config, ModelConfig, load_config
 from hpcdistill.errors import UserError
 from repository import ROOT
@@ -181,7 +181,7 @@ def test_incomplete_commands_raise_with_usage(arguments: list[str], monkeypatch:
     def end_job(error: BaseException, launched: bool) -> NoReturn:  # which would end all ranks
         raise error
 
-    monkeypatch.setattr("hpcdistill.cli.end_job", end_job)
+    monkeypatch.setattr("hpcdistill.cli.main.end_job", end_job)
     with pytest.raises(UserError, match="usage: hpcdistill"):
         main(arguments)
 

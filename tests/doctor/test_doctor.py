@@ -145,7 +145,9 @@ def test_slurm_outside_an_allocation(mpirun: Callable[..., CompletedProcess[str]
 
 @pytest.mark.launch
 def test_slurm_without_mpi_is_told_of_mpi() -> None:
-    script = "import sys; sys.modules['mpi4py'] = None; from hpcdistill.cli import main; sys.exit(main(sys.argv[1:]))"
+    script = (
+        "import sys; sys.modules['mpi4py'] = None; from hpcdistill.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     result = subprocess.run([sys.executable, "-c", script, "doctor", "--slurm"], capture_output=True, text=True)
     assert result.returncode == 1, result.stderr
     assert "remedy: run `make setup`" in row_of(result.stdout, "MPI")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import saved_models
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 from hpcdistill.errors import UserError
 from hpcdistill.evaluation.churn import churn, estimates
 from hpcdistill.models.saved import SavedModel

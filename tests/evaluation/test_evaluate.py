@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import saved_models
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.errors import UserError
 from hpcdistill.evaluation.evaluate import evaluate
@@ -90,7 +90,7 @@ WITHOUT_WHAT_TRAINS = """
 import sys
 for name in ("mpi4py", "horovod", "matplotlib", "tqdm"):
     sys.modules[name] = None  # importing it raises ImportError
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

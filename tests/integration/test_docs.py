@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import nn
 
 from hpcdistill import VocabularyShard, linear_codistillation_loss
-from hpcdistill.cli import _parser, main
+from hpcdistill.cli.main import _parser, main
 from hpcdistill.config.schema import load_config
 from repository import ROOT
 from slurm_cluster import Cluster, on_slurm

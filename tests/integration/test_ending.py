@@ -47,7 +47,7 @@ def test_an_abort_that_hangs_is_ended(mpirun: Run) -> None:
 
 RANKS_DIFFER = """
 import os, sys
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 rank = os.environ.get("PMI_RANK") or os.environ["OMPI_COMM_WORLD_RANK"]
 sys.exit(main(["train", *sys.argv[1:], *(["--codistill.weight=0"] if rank == "1" else [])]))
 """

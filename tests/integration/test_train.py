@@ -331,7 +331,7 @@ SLOW_TO_JUDGE = """
 import os, sys, time
 from pathlib import Path
 from torch import nn
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 
 class Model(nn.Module):
     def __init__(self, store):
@@ -464,7 +464,7 @@ RAISES_ON_RANK_3 = """
 import sys
 from mpi4py import MPI
 import hpcdistill.tasks.objective
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 
 def loss(*args, **options):
     if MPI.COMM_WORLD.rank == 3:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 from hpcdistill.errors import UserError
 from hpcdistill.reports.compare import Reached, compare, draw_comparison
 from hpcdistill.storage.metrics import metrics_path

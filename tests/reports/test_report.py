@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hpcdistill.cli import _report_on, main
+from hpcdistill.cli.main import _report_on, main
 from hpcdistill.reports.compare import compare, draw_comparison
 from hpcdistill.reports.report import write_report
 from hpcdistill.reports.tables import tell

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 from hpcdistill.errors import UserError
 from hpcdistill.reports.status import status
 from hpcdistill.storage.checkpoints import Checkpoints
@@ -21,7 +21,7 @@ WITHOUT_WHAT_TRAINS = """
 import sys
 for name in ("mpi4py", "horovod", "h5py", "matplotlib", "tqdm"):
     sys.modules[name] = None  # importing it raises ImportError
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

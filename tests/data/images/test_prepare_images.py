@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 from hpcdistill.data.images import folder as image_folder
 from hpcdistill.data.images import prepare_images as images
 from hpcdistill.data.images.prepare_images import prepare_images

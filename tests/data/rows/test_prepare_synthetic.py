@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 from hpcdistill.data.rows import prepare_synthetic as clicks
 from hpcdistill.data.rows import store as rows_module
 from hpcdistill.data.rows.prepare_synthetic import CARDINALITIES, DENSE, prepare_clicks, true_logits

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import hpcdistill
-from hpcdistill.cli import main
-from hpcdistill.cli_prepare import add_prepare
+from hpcdistill.cli.main import main
+from hpcdistill.cli.prepare import add_prepare
 from hpcdistill.data.prepare import lines
 from hpcdistill.data.prepare.lines import Block
 from hpcdistill.data.prepare.split import in_validation
@@ -597,7 +597,7 @@ def test_an_outlier_of_the_validation_part_stays_finite(tmp_path: Path) -> None:
 @pytest.mark.launch
 def test_preparing_starts_without_torch() -> None:
     """Which takes a second, when a table of a million rows takes one or two."""
-    rooms = "hpcdistill.cli, hpcdistill.data.rows.prepare_table, hpcdistill.data.rows.prepare_criteo"
+    rooms = "hpcdistill.cli.main, hpcdistill.data.rows.prepare_table, hpcdistill.data.rows.prepare_criteo"
     script = f"import sys, {rooms}; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert answer.stdout == "False\n"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 from hpcdistill.data.tokens.parts import is_chosen
 from hpcdistill.data.tokens.prepare_text import prepare_text
 from hpcdistill.errors import UserError

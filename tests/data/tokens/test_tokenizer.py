@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.cli import main
+from hpcdistill.cli.main import main
 from hpcdistill.data.tokens import prepare_text as text
 from hpcdistill.data.tokens import tokenizer
 from hpcdistill.data.tokens.parts import is_chosen

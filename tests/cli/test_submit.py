@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcdistill.cli import _parse
+from hpcdistill.cli.main import _parse
+from hpcdistill.cli.submit import scripts
 from hpcdistill.errors import UserError
-from hpcdistill.submit import scripts
 from repository import ROOT
 
 CONFIG = ROOT / "configs" / "demo.toml"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill import __version__
-from hpcdistill.cli_parser import Parser, count, require_apart, require_known
-from hpcdistill.cli_prepare import add_prepare
+from hpcdistill.cli.parser import Parser, count, require_apart, require_known
+from hpcdistill.cli.prepare import add_prepare
 from hpcdistill.config.paths import input_path, model_name, model_names, output_path
 from hpcdistill.distributed.launch import end_job, start_mpi
 from hpcdistill.errors import UserError, warn
@@ -243,9 +243,9 @@ def _report_on(run_dir: Path) -> None:
 
 
 def _submit(args: argparse.Namespace) -> int:
+    from hpcdistill.cli.submit import submit
     from hpcdistill.config.schema import load_config
     from hpcdistill.storage.run_dir import require_no_checkpoints
-    from hpcdistill.submit import submit
 
     for word in args.training:
         if word.split("=")[0] in ("--group", "--exchange.transport") and word not in SET_BY_SUBMIT[:1]:
