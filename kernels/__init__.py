@@ -1,0 +1,1 @@
+"""The loss row by row, in four implementations behind one interface. Imports: torch."""
