@@ -54,7 +54,7 @@ def measure(setting: Setting, groups: Groups, rounds: int, device: torch.device)
         Model(model.hidden, model.weight[begin:end].detach().clone().requires_grad_(model is student))
         for model in (student, *teachers)
     )
-    shard = groups.vocabulary_shard(end - begin)
+    shard = groups.vocab_parallel(end - begin)
 
     def sharded(student: Model, target: Tensor, teachers: list[Model]) -> Tensor:
         hidden, weight = [model.hidden for model in teachers], [model.weight for model in teachers]

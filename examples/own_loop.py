@@ -22,8 +22,7 @@ def main(steps: int = 400) -> None:
     groups = Groups.create(count=2)  # instead of hvd.init(): Horovod works inside each group
     torch.manual_seed(groups.group)
     model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = groups.distribute(torch.optim.Adam(model.parameters(), lr=3e-3), model)
-    groups.broadcast(model)
+    model, optimizer = groups.distribute(model, torch.optim.Adam(model.parameters(), lr=3e-3))
     torch.manual_seed(groups.world.rank)
     peers = Topology("all", groups.group, groups.count)  #
     with WindowExchange(groups, model, degree=1) as exchange:  #

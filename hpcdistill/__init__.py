@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hpcdistill.distributed.groups import Groups
     from hpcdistill.losses.binary import binary_codistillation_loss
     from hpcdistill.losses.codistillation import CodistillationLoss, codistillation_loss
     from hpcdistill.losses.linear import linear_codistillation_loss
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CodistillationLoss",
+    "Groups",
     "LossParts",
     "VocabularyShard",
     "__version__",
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CodistillationLoss": "losses.codistillation",
+    "Groups": "distributed.groups",
     "LossParts": "losses.reduction",
     "VocabularyShard": "losses.vocab_parallel",
     "binary_codistillation_loss": "losses.binary",
@@ -34,7 +37,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a loss when it is asked for: torch takes a second, and preparing data does without it."""
+    """Import a public name on first use: torch takes a second to import, and preparing data does without it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,79 +1,109 @@
-"""The world and its groups: who trains with whom. The only file that imports Horovod."""
+"""Groups of ranks: which ranks train which model."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import sys
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hpcdistill.distributed.launch import start_mpi
-from hpcdistill.errors import UserError
-from hpcdistill.losses.vocab_parallel import VocabularyShard
+from hpcdistill.distributed import horovod
+from hpcdistill.distributed.checks import require_one_world, require_thread_multiple
+from hpcdistill.distributed.device import local_device
+from hpcdistill.distributed.launch import end_job, start_mpi, was_launched
+from hpcdistill.distributed.single import SingleProcess
+from hpcdistill.errors import UserError, warn
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from hpcdistill.losses.vocab_parallel import VocabularyShard
+
 T = TypeVar("T")
+Model = TypeVar("Model", bound=nn.Module)
+Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 
 @dataclass(frozen=True)
 class Groups:
-    """This process's place among a few groups of ranks, one model each.
+    """This process's place among groups of ranks, each of which trains one model.
 
-    Either all groups make up one world, or each is a world of its own. A group's ranks are neighbours in the world, so
-    that they share nodes.
+    All groups are in one MPI world, or each group is a world (a job) of its own. The ranks of a group are neighbours in
+    the world, so that they share nodes.
     """
 
     world: MPI.Intracomm
+    """Communicator of all ranks of this job."""
     comm: MPI.Comm
-    """The ranks of this group; for everything but gradients, which travel through Horovod's own."""
+    """Communicator of this group; gradients travel through Horovod's own."""
     sizes: tuple[int, ...]
-    """Ranks of each of this world's groups."""
+    """Number of ranks in each group of this world."""
     device: torch.device
+    """Device of this rank."""
     count: int
-    """How many groups there are, in all worlds."""
+    """Number of groups, in all worlds."""
     first: int = 0
-    """The number of this world's first group."""
+    """Number of this world's first group."""
 
     @classmethod
     def create(cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None) -> Groups:
-        """Split the world into `count` groups, or take it for one of them; one Horovod each.
+        """Split the MPI world into groups, for a training script.
 
-        Collective over the world, once per process.
+        Collective over the world, once per process. An exception that no rank catches from then on ends all ranks of
+        the job: this sets `sys.excepthook`, because the other ranks would otherwise wait forever.
+
+        A process that no launcher (mpirun, srun) has started becomes one group of one rank, without MPI and Horovod,
+        and a warning says so: the script runs unchanged on a laptop.
 
         Args:
-            count: how many groups.
-            sizes: ranks of each; None for as many in each.
-            group: which of the groups this world is; None if it is all of them.
+            count: number of groups; the ranks of a group follow each other in the world.
+            sizes: number of ranks in each group; None for groups of equal size.
+            group: number of the group that this world is, where each group is a job of its own; else None.
 
         Raises:
-            UserError: the world does not split evenly or is not the sum of `sizes`, MPI grants too low a thread
-                level, or a wrong PMI has made N worlds of one rank.
+            UserError: the world does not split evenly or is not the sum of `sizes`; MPI grants too low a thread level;
+                the PMI plugin of srun does not fit this MPI; MPI or Horovod is not installed.
+        """
+        if group is None and not was_launched():
+            warn(
+                f"no launcher started this process, so it trains one model without peers instead of {count}; "
+                "start it with mpirun or srun to codistil"
+            )
+            return cls.single()
+        groups = cls.from_world(count, sizes, group)
+        if groups.world.size > 1:
+            sys.excepthook = lambda _, error, __: end_job(error)
+        return groups
+
+    @classmethod
+    def from_world(cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None) -> Groups:
+        """Split the MPI world into groups, for a program that ends the job itself when a rank fails (`end_job`).
+
+        Arguments and errors as those of `create`; a world of one rank is no exception.
         """
         # Importing MPI initialises it, so only those who train pay for it and need it.
-        start_mpi()
-        import horovod.torch as hvd
-        from mpi4py import MPI
+        try:
+            start_mpi()
+            from mpi4py import MPI
 
-        world = MPI.COMM_WORLD
-        require_one_world()
-        require_thread_multiple()
-        device = local_device(world)
-        if group is None:
-            groups = cls.split(world, _sizes(world.size, count, sizes), device)
-        else:
-            groups = cls.alone(world, group, count, device)
-        # Not process sets: with those a stopped rank of one group stalls every group.
-        hvd.init(comm=groups.comm)
+            world = MPI.COMM_WORLD
+            require_one_world()
+            require_thread_multiple()
+            device = local_device(world)
+            if group is None:
+                groups = cls.split(world, _sizes(world.size, count, sizes), device)
+            else:
+                groups = cls.alone(world, group, count, device)
+            horovod.start(groups.comm)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"groups of ranks need {error.name}, which is not installed; run make setup, or see docs/cluster.md"
+            ) from error
         return groups
 
     @classmethod
@@ -83,106 +113,102 @@ class Groups:
 
     @classmethod
     def alone(cls, world: MPI.Intracomm, group: int, count: int, device: torch.device) -> Groups:
-        """Make the world one group of those of several worlds, without Horovod. Collective over it."""
+        """Make the world one of `count` groups that are worlds of their own, without Horovod. Collective over it."""
         return cls(world, world.Dup(), (world.size,), device, count, first=group)
+
+    @classmethod
+    def single(cls) -> Groups:
+        """Make this process one group of one rank, without MPI and Horovod."""
+        comm = cast("MPI.Intracomm", SingleProcess())
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return cls(comm, comm, (1,), device, count=1)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether this process runs without MPI."""
+        return isinstance(self.world, SingleProcess)
 
     @property
     def group(self) -> int:
-        """Which of them this process belongs to."""
+        """Number of this process's group."""
         return self.group_of(self.world.rank)
 
     def group_of(self, world_rank: int) -> int:
-        """Which group a rank of this world belongs to."""
+        """Return the number of the group of a rank of this world."""
         return self.first + _group_of(world_rank, self.sizes)
 
     def leader_of(self, group: int) -> int:
-        """The rank in this world of a group's rank 0."""
+        """Return the rank in this world of a group's rank 0."""
         return sum(self.sizes[: group - self.first])
 
     @property
     def rank(self) -> int:
-        """This process's number inside its group."""
+        """Rank of this process in its group."""
         return self.comm.rank
 
     @property
     def size(self) -> int:
-        """Ranks of this group."""
+        """Number of ranks in this group."""
         return self.comm.size
 
     @property
     def is_leader(self) -> bool:
-        """Whether this is rank 0 of its group."""
+        """True on rank 0 of each group."""
         return self.comm.rank == 0
 
     @property
     def peers(self) -> list[int]:
-        """The other groups."""
+        """Numbers of the other groups."""
         return [group for group in range(self.count) if group != self.group]
 
-    def distribute(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-        """`optimizer` with gradients averaged over the group by Horovod before each step."""
-        import horovod.torch as hvd
+    def distribute(self, model: Model, optimizer: Optimizer, micro_batches: int = 1) -> tuple[Model, Optimizer]:
+        """Return model and optimizer for data-parallel training inside the group. Collective over the group.
 
-        distributed: torch.optim.Optimizer = hvd.DistributedOptimizer(
-            optimizer, named_parameters=model.named_parameters()
-        )
-        return distributed
+        The ranks of the group get the leader's parameters and buffers; the optimizer returned averages gradients over
+        the group, while the backward pass runs, before each step. Make learning rate schedulers from it.
 
-    def broadcast(self, model: nn.Module) -> None:
-        """Give every rank of the group the leader's parameters and buffers.
-
-        The optimizer needs no broadcast: its state is empty at the start, and on a restart every rank has read
-        the same checkpoint. (Horovod's own broadcast would run a step to create the state first.)
+        Args:
+            model: the model, on `device`.
+            optimizer: any optimizer of torch of the model's parameters.
+            micro_batches: backward passes before each step (gradient accumulation).
         """
-        import horovod.torch as hvd
+        if self.is_single:
+            return model, optimizer
+        horovod.broadcast_parameters(model)
+        return model, horovod.average_gradients(model, optimizer, micro_batches)
 
-        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    def vocab_parallel(self, classes: int) -> VocabularyShard:
+        """Return the `shard` of `linear_codistillation_loss` for a head whose rows are split over the group's ranks.
 
-    def vocabulary_shard(self, classes: int) -> VocabularyShard:
-        """For `linear_codistillation_loss`, when this group's ranks have `classes` rows each of a head. Collective.
+        Collective over the group. The gradients of a rank's own rows must not be averaged with those of other ranks:
+        give these rows an optimizer that is not distributed.
 
-        Gradients are summed by Horovod. The logsumexp of a few tokens goes through the communicator that Horovod was
-        given: a hundredth of a millisecond, and Horovod's own allreduce waits a millisecond for the next of its cycles.
-
-        What a rank's rows get must not be averaged with other rows: give them an optimizer that is not distributed.
+        Args:
+            classes: number of rows of the head on this rank.
         """
-        import horovod.torch as hvd
-
-        sizes = self.comm.allgather(classes)
-        return VocabularyShard(
-            first=sum(sizes[: self.rank]),
-            classes=sum(sizes),
-            gather=self._gather,
-            sum_=lambda tensor: hvd.allreduce_(tensor, op=hvd.Sum),
-        )
-
-    def _gather(self, tensor: Tensor) -> Tensor:
-        mine = tensor.cpu().numpy()
-        everyone = np.empty((self.size, *mine.shape), mine.dtype)
-        self.comm.Allgather(mine, everyone)
-        return torch.from_numpy(everyone).to(tensor.device)
+        return horovod.vocab_parallel(self.comm, classes)
 
     def sum(self, value: T) -> T:
-        """The sum of what can be added by `+`, over the group. Collective over the group."""
+        """Return the sum over the group of values that `+` can add. Collective over the group."""
         total: T = self.comm.allreduce(value)
         return total
 
     def require_same(self, name: str, value: str) -> None:
-        """Refuse to go on where `value` is not the same on all ranks. Collective over the world.
+        """Check that `value` is the same on all ranks. Collective over the world.
 
         Raises:
-            UserError: naming the first rank that differs from rank 0; on every rank.
+            UserError: it differs; names the first rank that differs from rank 0; on every rank.
         """
         values = self.world.allgather(value)
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise UserError(
                     f"{name} differs between ranks: {values[0]} on world rank 0, {other} on rank {rank}; give every "
-                    "node the same"
+                    "rank the same"
                 )
 
     def from_leader(self, make: Callable[[], T]) -> T:
-        """What the leader's `make()` returned, or the `UserError` it raised, on every rank of the group."""
+        """Return the leader's `make()` on every rank, or raise its `UserError` there. Collective over the group."""
         outcome: T | UserError | None = None
         if self.is_leader:
             try:
@@ -193,60 +219,6 @@ class Groups:
         if isinstance(outcome, UserError):
             raise outcome
         return outcome  # type: ignore[return-value]
-
-
-def require_same_settings(settings: dict[str, Any]) -> None:
-    """Refuse ranks that have been told different things: some would wait for ever for what others never do.
-
-    Collective over the world; the first thing that ranks do together.
-
-    Args:
-        settings: what this rank has been told, by name; values that JSON can express.
-
-    Raises:
-        UserError: naming the first setting that differs, and both values; on every rank.
-    """
-    start_mpi()
-    from mpi4py import MPI
-
-    require_one_world()
-    world = MPI.COMM_WORLD
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
-    if len(set(world.allgather(digest))) == 1:
-        return
-    first, *others = world.allgather(settings)
-    for rank, other in enumerate(others, start=1):
-        for name in sorted({*first, *other}):
-            mine, theirs = (each.get(name, "not set") for each in (first, other))
-            if mine != theirs:
-                raise UserError(
-                    f"{name} differs between ranks: {mine} on world rank 0, {theirs} on rank {rank}; give all ranks "
-                    "the same options and configuration file, or make each group a job of its own (--group)"
-                )
-
-
-def require_one_world() -> None:
-    """Raise a `UserError` where srun started several ranks and MPI made of each a world of its own."""
-    from mpi4py import MPI
-
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if MPI.COMM_WORLD.size == 1 and tasks > 1:
-        raise UserError(
-            f"srun started {tasks} tasks but each sees an MPI world of one rank: the PMI plugin does not fit this "
-            "MPI; use srun --mpi=pmi2 for MPICH, --mpi=pmix for Open MPI, or start with mpirun"
-        )
-
-
-def require_thread_multiple() -> None:
-    """Raise a `UserError` where MPI does not let several threads call it at once."""
-    from mpi4py import MPI
-
-    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-        raise UserError(
-            "MPI does not grant MPI_THREAD_MULTIPLE, which Horovod beside one-sided windows needs; unset "
-            f"MPI4PY_RC_THREAD_LEVEL (now {os.environ.get('MPI4PY_RC_THREAD_LEVEL', 'unset')}) or use an MPI built "
-            "with thread support"
-        )
 
 
 def _sizes(ranks: int, groups: int, wanted: Sequence[int] | None) -> tuple[int, ...]:
@@ -266,28 +238,3 @@ def _sizes(ranks: int, groups: int, wanted: Sequence[int] | None) -> tuple[int, 
 
 def _group_of(world_rank: int, sizes: Sequence[int]) -> int:
     return bisect(list(accumulate(sizes)), world_rank)
-
-
-def local_device(world: MPI.Intracomm) -> torch.device:
-    """The GPU that this rank trains on: a node's are dealt out to its ranks in order, several of which may share one.
-
-    Collective over the world.
-
-    Raises:
-        UserError: some ranks see a GPU and others do not; on every rank.
-    """
-    seen = world.allgather(torch.cuda.is_available())
-    if not any(seen):
-        return torch.device("cpu")
-    if not all(seen):
-        raise UserError(
-            f"world rank {seen.index(True)} sees a GPU, rank {seen.index(False)} sees none; give one to every rank "
-            "(sbatch --gpus-per-node), or to none (CUDA_VISIBLE_DEVICES=)"
-        )
-    from mpi4py import MPI
-
-    node = world.Split_type(MPI.COMM_TYPE_SHARED)
-    device = torch.device("cuda", node.rank % torch.cuda.device_count())
-    node.Free()
-    torch.cuda.set_device(device)
-    return device

@@ -1,4 +1,4 @@
-"""The job that this process may be a rank of: how it starts MPI, and how it ends."""
+"""Start and end of the MPI job that this process may be a rank of."""
 
 from __future__ import annotations
 
@@ -24,19 +24,31 @@ if TYPE_CHECKING:
 # Set by Hydra, Open MPI and srun for each rank they start.
 LAUNCHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 LAUNCHER_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+LAUNCHER_SIGNS = (*LAUNCHER_SIZES, "PMIX_RANK", "PALS_RANKID")
+"""Variables that a launcher sets, and a batch script of Slurm, which runs one process, has not."""
 
 START_SECONDS = 600.0
-"""For all ranks to start MPI; thousands that load torch from one filesystem need minutes."""
+"""Time for all ranks to start MPI; thousands that load torch from one filesystem need minutes."""
 
 ENDING_SECONDS = 30
-"""For a process to say why it ends the job, and to end it; then SIGALRM ends it, wherever it hangs."""
+"""Time for a process to report an error and end the job; then SIGALRM ends the process, even in a blocking call."""
+
+
+def was_launched() -> bool:
+    """Return whether this process is a rank that a launcher started, or is in an MPI world of several ranks."""
+    if _has_mpi():
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.size > 1:
+            return True
+    return _is_connected() and any(os.environ.get(name) for name in LAUNCHER_SIGNS)
 
 
 def start_mpi() -> None:
-    """Initialise MPI together with all other ranks, or end this process when they do not come.
+    """Initialise MPI together with all other ranks, or end this process when they do not arrive in time.
 
-    The wait is bounded by a watchdog that works while MPI_Init keeps Python from running; it prints where the process
-    stands. With srun --kill-on-bad-exit, and with mpirun, that ends the whole job.
+    A watchdog bounds the wait; it works while MPI_Init keeps Python from running, and prints the process's stack. With
+    srun --kill-on-bad-exit, and with mpirun, that ends the whole job.
     """
     faulthandler.dump_traceback_later(START_SECONDS, exit=True)
     from mpi4py import MPI  # noqa: F401
@@ -45,22 +57,22 @@ def start_mpi() -> None:
 
 
 def end_job(error: BaseException, launched: bool = False) -> NoReturn:
-    """Say what went wrong and end this process; once it has started MPI, every process of the job.
+    """Report an error and end this process; after MPI has started, end every process of the job.
 
-    A rank that merely exited would leave the others waiting for it for ever (MPI 4.1, Section 11.2.2). Neither a
-    message that cannot be printed nor anything that hangs keeps the process from ending.
+    If a rank only exited, the others would wait for it forever (MPI 4.1, Section 11.2.2). The process ends even if the
+    message cannot be printed or a call hangs.
 
     Args:
-        error: what went wrong.
-        launched: this process was about to start MPI; where it is one of several, which may wait for it, start MPI now
-            in order to end them.
+        error: the error.
+        launched: True if this process was about to start MPI. If it is one of several ranks, which may wait for it, it
+            starts MPI now in order to end them.
     """
     status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
     said = False
     if launched and not _has_mpi() and _is_one_of_several():
         if said := _is_first():
-            say(_message(error))  # now, for MPI may not start
-        with suppress(ImportError, RuntimeError):  # there is no MPI library
+            say(_message(error))  # now: MPI may not start
+        with suppress(ImportError, RuntimeError):  # no MPI library
             start_mpi()
     if _has_mpi():
         from mpi4py import MPI
@@ -70,10 +82,10 @@ def end_job(error: BaseException, launched: bool = False) -> NoReturn:
             signal.alarm(ENDING_SECONDS)
             try:
                 if world.rank and isinstance(error, UserError):
-                    time.sleep(2)  # where all ranks have the same error, rank 0 says it for all and ends the job
+                    time.sleep(2)  # where all ranks have the same error, rank 0 reports it for all and ends the job
                 if not said:
                     say(f"[world rank {world.rank} of {world.size}] {_message(error)}")
-                time.sleep(1)  # until the launcher has passed it on: killing the job at once, it often loses it
+                time.sleep(1)  # the launcher often loses messages of a job that ends at once
             finally:
                 _abort(world, status)
     if not said:
@@ -93,21 +105,22 @@ def _has_mpi() -> bool:
 
 
 def _is_one_of_several() -> bool:
-    """Return whether a launcher has started this process as one of several.
+    """Return whether a launcher has started this process as one of several."""
+    return _is_connected() and any(os.environ.get(name, "1") not in ("", "0", "1") for name in LAUNCHER_SIZES)
 
-    A child of a rank inherits the launcher's variables, but not the connection to it.
-    """
-    if "PMI_FD" in os.environ:
-        try:
-            if not stat.S_ISSOCK(os.fstat(int(os.environ["PMI_FD"])).st_mode):
-                return False
-        except (OSError, ValueError):
-            return False
-    return any(os.environ.get(name, "1") not in ("", "0", "1") for name in LAUNCHER_SIZES)
+
+def _is_connected() -> bool:
+    """Return False in a child of a rank: it inherits the launcher's variables, but not the connection to it."""
+    if "PMI_FD" not in os.environ:
+        return True
+    try:
+        return stat.S_ISSOCK(os.fstat(int(os.environ["PMI_FD"])).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _is_first() -> bool:
-    """Return whether this is rank 0 of those started; it speaks for all that have the same error."""
+    """Return whether this is rank 0 of the job, which reports an error that all ranks have."""
     ranks = [os.environ[name] for name in LAUNCHER_RANKS if name in os.environ]
     return ranks[:1] == ["0"]
 
@@ -116,7 +129,7 @@ def _abort(world: MPI.Intracomm, status: int) -> NoReturn:
     try:
         world.Abort(status)
     finally:
-        os._exit(status)  # MPICH returns from Abort and lets its launcher do the killing
+        os._exit(status)  # MPICH returns from Abort and leaves the killing to its launcher
 
 
 def _message(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Stopping in order: a signal asks, the group agrees, and the step that all its ranks have made is the last."""
+"""Orderly stop: after a signal to any rank, all ranks of the group agree on the same last step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-"""Ctrl-C; preemption, `scancel` and `slurm/launch.sh`; what Slurm users ask for by `sbatch --signal` as a rule."""
+"""Signals that request a stop: Ctrl-C; preemption, `scancel`, `slurm/launch.sh`; `sbatch --signal`."""
 
 
 class StopRequest:
-    """Takes note of the signals that ask a run to stop; a context manager, inside which they do nothing else."""
+    """Record of the signals that request a stop; a context manager, inside which the signals do nothing else."""
 
     def __init__(self) -> None:
         self._received = False
@@ -24,10 +24,10 @@ class StopRequest:
         self._former: dict[int, Any] = {}
 
     def agreed(self, comm: MPI.Comm) -> bool:
-        """Whether any rank of `comm` had received such a signal when this was called last; the same answer on all.
+        """Return whether any rank of `comm` had received a signal at the previous call; the same on all ranks.
 
-        Collective over `comm`. What the ranks know is combined by a small allreduce that has until the next call to
-        complete, so that nobody waits for it.
+        Collective over `comm`. A small allreduce combines the ranks' records; it has until the next call to complete,
+        so no rank waits for it.
         """
         from mpi4py import MPI
 
@@ -37,9 +37,9 @@ class StopRequest:
         return agreed
 
     def agreed_now(self, comm: MPI.Comm) -> bool:
-        """Return whether any rank of `comm` has received such a signal by now, the same on all ranks.
+        """Return whether any rank of `comm` has received a signal until now; the same on all ranks.
 
-        Collective over `comm`; all wait for the answer.
+        Collective over `comm`; all ranks wait for the answer.
         """
         agreed = self.agreed(comm)
         return self._count() or agreed

@@ -21,7 +21,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from mpi4py import MPI
 
-from hpcdistill.distributed.groups import local_device, require_one_world
+from hpcdistill.distributed.checks import require_one_world
+from hpcdistill.distributed.device import local_device
 from hpcdistill.doctor.machine import Check, Result, Status, deadline
 from hpcdistill.doctor.window_probe import WindowProbe, place
 from hpcdistill.errors import UserError

@@ -19,7 +19,7 @@ from enum import Enum
 from importlib import metadata
 from pathlib import Path
 
-from hpcdistill.distributed.groups import require_one_world, require_thread_multiple
+from hpcdistill.distributed.checks import require_one_world, require_thread_multiple
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError
 

@@ -29,7 +29,7 @@ _REFUSAL = -1
 
 @dataclass(frozen=True, eq=False)
 class VocabularyShard:
-    """A rank's classes, and how to talk with the ranks that have the others: see `Groups.vocabulary_shard` for Horovod.
+    """A rank's classes, and how to talk with the ranks that have the others: see `Groups.vocab_parallel` for Horovod.
 
     Args:
         first: the class of the first row of this rank's heads. The shards follow each other in the order of ranks.

@@ -16,7 +16,8 @@ from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.codistill.peer_teachers import Teachers
 from hpcdistill.config.schema import CodistillConfig, Config
 from hpcdistill.data.batches import Share
-from hpcdistill.distributed.groups import Groups, require_same_settings
+from hpcdistill.distributed.checks import require_same_settings
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.errors import UserError
 from hpcdistill.exchange.base import open_exchange
@@ -62,7 +63,7 @@ def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -
         UserError: bad input, or a loss that is not finite.
     """
     require_same_settings({"--resume": resume, **_settings(config.model_dump(mode="json", exclude=MAY_DIFFER))})
-    groups = Groups.create(config.groups, config.group_sizes, config.group)
+    groups = Groups.from_world(config.groups, config.group_sizes, config.group)
     with owned(config.run_dir, groups):
         return _train(config, groups, resume, stop, trust)
 
@@ -80,7 +81,7 @@ def _train(config: Config, groups: Groups, resume: str, stop: StopRequest, trust
     learns = config.codistill.with_peers
     fixed = None if learns else FixedTeachers(config.codistill, task, objective, groups.device, trust)
     torch.manual_seed(dropout_seed(config.seed, groups.group, groups.rank))
-    optimizer = groups.distribute(build_optimizer(config.optimizer, model), model)
+    model, optimizer = groups.distribute(model, build_optimizer(config.optimizer, model))
     average = _average_of(model, config.train.average)
     restart = Restart(config, groups, model, average, optimizer, batches, task.store.identity)
     step = restart.resume(resume)
@@ -90,7 +91,6 @@ def _train(config: Config, groups: Groups, resume: str, stop: StopRequest, trust
         if groups.world.rank == 0:
             print(f"hpcdistill: {step} steps of train.steps = {steps} are made already: nothing to do", flush=True)
         return Outcome.NOTHING_TO_DO
-    groups.broadcast(model)
     shown = model if average is None else average.module
     validation = Validation(shown, objective, validation_data, groups)
     topology = Topology(config.exchange.topology, groups.group, groups.count, config.exchange.degree, config.seed)

@@ -26,7 +26,7 @@ def group(request: pytest.FixtureRequest) -> Iterator[Groups]:
     """One that is the whole world, or half of it."""
     if WORLD.size % request.param:
         pytest.skip(f"ranks: {WORLD.size} do not make {request.param} groups")
-    yield Groups.create(request.param)
+    yield Groups.from_world(request.param)
     hvd.shutdown()
 
 
@@ -36,7 +36,7 @@ def cut(case: LinearCase, group: Groups, sizes: list[int] | None = None) -> tupl
     sizes = sizes or [classes // ranks + (rank < classes % ranks) for rank in range(ranks)]
     begin = sum(sizes[: group.rank])
     end = begin + sizes[group.rank]
-    return replace(case, classes=slice(begin, end)), group.vocabulary_shard(end - begin)
+    return replace(case, classes=slice(begin, end)), group.vocab_parallel(end - begin)
 
 
 @given(

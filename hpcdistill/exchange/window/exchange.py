@@ -22,7 +22,8 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from hpcdistill.distributed.groups import Groups, require_thread_multiple
+from hpcdistill.distributed.checks import require_thread_multiple
+from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError
 from hpcdistill.exchange.base import Exchange, Snapshot

@@ -1,0 +1,30 @@
+"""Ranks go on together only if they have been told the same."""
+
+import pytest
+from mpi4py import MPI
+
+from hpcdistill.distributed.checks import require_same_settings
+from hpcdistill.errors import UserError
+
+pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="ranks: needs others to differ from")
+
+
+def test_equal_settings_are_accepted() -> None:
+    require_same_settings({"groups": 2, "paths": ["a"], "average": None})
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "message"),
+    [
+        ({"steps": 1}, {"steps": 2}, "steps differs between ranks: 1 on world rank 0, 2 on rank"),
+        ({"a": 1, "b": 1}, {"a": 1, "b": None}, "b differs between ranks: 1 on world rank 0, None on rank"),
+        ({"a": [1, 2]}, {"a": [2, 1]}, r"a differs between ranks: \[1, 2\] on world rank 0, \[2, 1\] on rank"),
+        ({"layers": 2}, {"factory": "m:f"}, "factory differs between ranks: not set on world rank 0, m:f on rank"),
+    ],
+)
+def test_the_first_difference_is_named_on_every_rank(
+    mine: dict[str, object], theirs: dict[str, object], message: str, world: MPI.Intracomm
+) -> None:
+    last = world.size - 1
+    with pytest.raises(UserError, match=f"{message} {last}; give all ranks the same"):
+        require_same_settings(theirs if world.rank == last else mine)
