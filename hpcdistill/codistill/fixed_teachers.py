@@ -9,7 +9,7 @@ import torch
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.models.saved import SavedModel
-from hpcdistill.tasks.objective import Objective
+from hpcdistill.tasks.objective import TrainingObjective
 from hpcdistill.tasks.task import Task
 
 
@@ -33,7 +33,12 @@ class FixedTeachers:
     quarantine: ClassVar[dict[int, str]] = {}
 
     def __init__(
-        self, config: CodistillConfig, task: Task, objective: Objective, device: torch.device, trust: bool = False
+        self,
+        config: CodistillConfig,
+        task: Task,
+        objective: TrainingObjective[Any],
+        device: torch.device,
+        trust: bool = False,
     ) -> None:
         self._objective = objective
         self._outputs: list[Any] = []
@@ -44,8 +49,8 @@ class FixedTeachers:
     @torch.no_grad()
     def predict(self, batch: Batch) -> None:
         """Let each teacher look at the inputs."""
-        models = [self._objective.outputs(model, batch.inputs) for model in self._models]
-        self._outputs = models + [self._objective.always(prior, batch.target) for prior in self._priors]
+        models = [self._objective.outputs(model, *batch.inputs) for model in self._models]
+        self._outputs = models + [self._objective.constant_prediction(prior, batch.target) for prior in self._priors]
 
     def outputs(self) -> list[Any]:
         """What `predict` made."""

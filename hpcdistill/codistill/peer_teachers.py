@@ -14,7 +14,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import warn
 from hpcdistill.exchange.base import Exchange
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.tasks.objective import Objective
+from hpcdistill.tasks.objective import TrainingObjective
 
 PATIENCE = 20
 """In exchange intervals: so long a teacher may teach that is not heard of anew, unless configured."""
@@ -52,7 +52,7 @@ class Teachers:
         exchange: Exchange,
         topology: Topology,
         groups: Groups,
-        objective: Objective,
+        objective: TrainingObjective[Any],
     ) -> None:
         self.quarantine: dict[int, str] = {}
         self._config = config
@@ -87,7 +87,7 @@ class Teachers:
         }
         with torch.cuda.stream(self._stream), torch.autocast(batch.target.device.type, torch.bfloat16, enabled=low):
             predictions = {
-                peer: self._objective.outputs(replica, batch.inputs).to(self._dtype) for peer, replica in asked.items()
+                peer: self._objective.outputs(replica, *batch.inputs).to(self._dtype) for peer, replica in asked.items()
             }
             for peer in sorted(self._untried):
                 self._try(peer, predictions[peer], batch.target)
@@ -145,7 +145,7 @@ class Teachers:
     def _try(self, peer: int, outputs: Any, target: torch.Tensor) -> None:
         self._untried.discard(peer)
         loss = self._objective.cross_entropy(outputs, target).mean().item()
-        mean, guessing = self._groups.sum(loss) / self._groups.size, self._objective.guessing
+        mean, guessing = self._groups.sum(loss) / self._groups.size, self._objective.chance_loss
         if not mean <= guessing + WORSE_THAN_GUESSING:
             numbers = f"{mean:.3g} nats, not {guessing:.3g}"
             self._put_in_quarantine(peer, f"as it was at step {self._steps[peer]} it is worse than guessing: {numbers}")

@@ -82,7 +82,10 @@ def churn(a: str, b: str, data: Path, which: str = "best", trust: bool = False) 
         judge, samples = task.objective, []
         for outputs, _ in validation_outputs(task, [*members_a.values(), *members_b.values()], trust):
             one, other = judge.ensemble(outputs[: len(members_a)]), judge.ensemble(outputs[len(members_a) :])
-            differ = [_by_sample(judge.distance(one, other)), _by_sample(judge.answer(one) != judge.answer(other))]
+            differ = [
+                _by_sample(judge.distance(one, other)),
+                _by_sample(judge.predict_class(one) != judge.predict_class(other)),
+            ]
             samples.append(torch.stack(differ, dim=1).cpu())
     values = torch.cat(samples).numpy()
     return Churn([*members_a], [*members_b], str(data), len(values), *estimates(values))

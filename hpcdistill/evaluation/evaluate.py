@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from hpcdistill.data.rows.store import RowStore
 from hpcdistill.evaluation.predictions import validation_outputs
 from hpcdistill.reports.tables import aligned, cell
 from hpcdistill.storage.run_dir import named_checkpoints
 from hpcdistill.tasks.registry import open_task
-from hpcdistill.tasks.scores import BinaryScores, ClassScores, Scores
-from hpcdistill.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,7 @@ def evaluate(names: Sequence[str], data: Path, which: str = "best", trust: bool 
     judged = {model: [model] for model in checkpoints} | _ensembles({name: [*found] for name, found in named.items()})
     task = open_task(data)
     with task.store:
-        new_scores, predictions = _scores(task), 0
-        scores = {name: new_scores() for name in judged}
+        scores, predictions = {name: task.scores() for name in judged}, 0
         for outputs, target in validation_outputs(task, [*checkpoints.values()], trust):
             by_model = dict(zip(checkpoints, outputs, strict=True))
             predictions += target.numel()
@@ -71,10 +66,3 @@ def _ensembles(named: dict[str, list[str]]) -> dict[str, list[str]]:
     runs = {f"mean of {name}": models for name, models in named.items() if len(models) > 1}
     everyone = list(dict.fromkeys(model for models in named.values() for model in models))
     return runs | ({"mean of all": everyone} if len(everyone) > 1 and everyone not in runs.values() else {})
-
-
-def _scores(task: Task) -> Callable[[], Scores]:
-    """What makes the scores that fit the task."""
-    if isinstance(task.store, RowStore):
-        return partial(BinaryScores, task.store.bayes_log_loss("validation"))
-    return partial(ClassScores, task.objective)

@@ -1,4 +1,4 @@
-"""Predict whether there will be a click, or whatever else a label of 0 or 1 says."""
+"""Prediction of a label that is 0 or 1, such as whether an advertisement is clicked."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.rows.batches import RowBatches, row_validation_batches
 from hpcdistill.data.rows.store import RowStore
 from hpcdistill.tasks.objective import Binary
+from hpcdistill.tasks.registry import register
+from hpcdistill.tasks.scores import BinaryScores
 from hpcdistill.tasks.task import Task, TrainingBatches
 
-PART_ROWS = 1 << 16  # read at a time
+READ_ROWS = 1 << 16  # rows read at a time
 
 
-class ClickTask(Task):
-    """Models give one logit each, [batch], for float32 [batch, D] and int32 [batch, C]."""
+@register(RowStore)
+class BinaryTask(Task):
+    """Binary classification of rows: one logit each, [batch], for float32 [batch, D] and int32 [batch, C]."""
 
     unit = "row"
 
@@ -33,7 +36,11 @@ class ClickTask(Task):
         return row_validation_batches(self.store, config.batch_size, rank, size, items)
 
     def unigram(self) -> Tensor:
-        """See `Task`; float32 []. Where all labels are equal, as if there were one of the other."""
+        """See `Task`; float32 []. A label that does not occur is counted once, so that the logit is finite."""
         rows = self.store.size("train")
-        ones = sum(int(self.store.read("train", begin, PART_ROWS).label.sum()) for begin in range(0, rows, PART_ROWS))
-        return torch.tensor((max(ones, 1)) / max(rows - ones, 1)).log()
+        ones = sum(int(self.store.read("train", begin, READ_ROWS).label.sum()) for begin in range(0, rows, READ_ROWS))
+        return torch.tensor(max(ones, 1) / max(rows - ones, 1)).log()
+
+    def scores(self) -> BinaryScores:
+        """See `Task`; the best possible loss is that of the whole validation part."""
+        return BinaryScores(self.store.bayes_log_loss("validation"))

@@ -1,22 +1,26 @@
-"""Predict the next token."""
+"""Prediction of the next token."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.tokens.batches import sequence_batches, sequence_validation_batches
 from hpcdistill.data.tokens.store import TokenStore
+from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Softmax
+from hpcdistill.tasks.registry import register
+from hpcdistill.tasks.scores import ClassScores
 from hpcdistill.tasks.task import Task, TrainingBatches
 
-PART_TOKENS = 1 << 20  # read at a time
+READ_TOKENS = 1 << 20  # tokens read at a time
 
 
+@register(TokenStore)
 class LanguageTask(Task):
-    """Models give logits [batch, time, V] for int64 tokens [batch, time]."""
+    """Language modelling: logits [batch, time, V] for int64 tokens [batch, time]."""
 
     unit = "token"
 
@@ -33,9 +37,17 @@ class LanguageTask(Task):
         return sequence_validation_batches(self.store, config, rank, size, items)
 
     def unigram(self) -> Tensor:
-        """See `Task`; float32 [V]. A token that does not occur counts as one that occurs once."""
+        """See `Task`; float32 [V]. A token that does not occur is counted once, so that the logit is finite."""
         counts = torch.zeros(self.store.vocabulary, dtype=torch.int64)
-        for begin in range(0, self.store.size("train"), PART_TOKENS):
-            count = min(PART_TOKENS, self.store.size("train") - begin)
+        for begin in range(0, self.store.size("train"), READ_TOKENS):
+            count = min(READ_TOKENS, self.store.size("train") - begin)
             counts += torch.from_numpy(self.store.read("train", begin, count)).bincount(minlength=len(counts))
         return counts.clamp(min=1).float().log()
+
+    def scores(self) -> ClassScores:
+        """See `Task`."""
+        return ClassScores(self.objective)
+
+    def fused_objective(self, model: nn.Module) -> FusedSoftmax:
+        """See `Task`."""
+        return FusedSoftmax(self.store.vocabulary, model)

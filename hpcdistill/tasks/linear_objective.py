@@ -1,20 +1,20 @@
-"""A softmax whose logits never exist together: the loss multiplies by the model's head itself."""
+"""Training objective of a softmax that is fused with the model's head, so that the logits are never all in memory."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from hpcdistill.errors import UserError
 from hpcdistill.losses.linear import linear_codistillation_loss
-from hpcdistill.tasks.objective import Softmax
 
 
 class Hidden(NamedTuple):
-    """What a model has found out, and the head that would make logits of it."""
+    """Hidden states of a model, and the head that turns them into logits."""
 
     states: Tensor
     """[..., D]"""
@@ -24,44 +24,45 @@ class Hidden(NamedTuple):
     """[V]"""
 
     def to(self, dtype: torch.dtype) -> Hidden:
-        """As it is: the loss takes teachers of any dtype."""
+        """Return `self` unchanged: the loss takes teachers of any dtype."""
         return self
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """As of a tensor."""
+        """Mark the states as used by `stream`; see `torch.Tensor.record_stream`."""
         self.states.record_stream(stream)
 
 
-class FusedSoftmax(Softmax):
-    """`Softmax` for models that have a method `hidden` and an `nn.Linear` named `head`; see there.
+class FusedSoftmax:
+    """Training objective like `Softmax`, for models with a method `hidden` and an `nn.Linear` named `head`.
 
     Args:
-        classes: V.
+        classes: number of classes, V.
         model: the student.
 
     Raises:
-        UserError: the model has not.
+        UserError: the model has no such method or no such head.
     """
 
     def __init__(self, classes: int, model: nn.Module) -> None:
-        super().__init__(classes)
         if not (callable(getattr(model, "hidden", None)) and isinstance(getattr(model, "head", None), nn.Linear)):
             raise UserError(
                 f"codistill.fused_linear needs a model with a method `hidden` and an nn.Linear `head`, which "
-                f"{type(model).__name__} has not; add them, or do without --codistill.fused_linear"
+                f"{type(model).__name__} has not; add them, or omit --codistill.fused_linear"
             )
+        self.chance_loss = math.log(classes)
+        self.uniform = torch.zeros(classes)
 
-    def outputs(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> Hidden:  # type: ignore[override]
-        """See `Objective`."""
+    def outputs(self, model: nn.Module, *inputs: Any) -> Hidden:
+        """See `TrainingObjective`."""
         hidden, head = cast(Callable[..., Tensor], model.hidden), cast(nn.Linear, model.head)
         return Hidden(hidden(*inputs), head.weight, head.bias)
 
-    def always(self, prior: Tensor, target: Tensor) -> Hidden:  # type: ignore[override]
-        """See `Objective`; a bias is all that there is to it."""
-        return Hidden(prior.new_zeros(*target.shape, 1), prior.new_zeros(len(prior), 1), prior)
+    def constant_prediction(self, logits: Tensor, target: Tensor) -> Hidden:
+        """See `TrainingObjective`; the states and the weight are zero, and the bias alone predicts."""
+        return Hidden(logits.new_zeros(*target.shape, 1), logits.new_zeros(len(logits), 1), logits)
 
-    def loss(  # type: ignore[override]
-        self, outputs: Hidden, target: Tensor, teachers: list[Hidden], weight: float, temperature: float
+    def loss(
+        self, outputs: Hidden, target: Tensor, teachers: list[Hidden], distill_weight: float, temperature: float
     ) -> Tensor:
         """See `linear_codistillation_loss`."""
         loss: Tensor = linear_codistillation_loss(
@@ -72,13 +73,13 @@ class FusedSoftmax(Softmax):
             [teacher.weight for teacher in teachers],
             bias=outputs.bias,
             teacher_bias=[teacher.bias for teacher in teachers],
-            distill_weight=weight,
+            distill_weight=distill_weight,
             temperature=temperature,
         )
         return loss
 
-    def cross_entropy(self, outputs: Hidden, target: Tensor) -> Tensor:  # type: ignore[override]
-        """See `Objective`."""
+    def cross_entropy(self, outputs: Hidden, target: Tensor) -> Tensor:
+        """See `TrainingObjective`."""
         losses: Tensor = linear_codistillation_loss(
             outputs.states, outputs.weight, target, bias=outputs.bias, reduction="none"
         )

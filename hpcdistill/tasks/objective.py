@@ -1,10 +1,10 @@
-"""What a model's output is a prediction of, and how it is learned: by the losses of this package."""
+"""Objectives: how a model's outputs are trained and evaluated."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,116 +13,141 @@ from torch.nn import functional
 from hpcdistill.losses.binary import binary_codistillation_loss
 from hpcdistill.losses.codistillation import codistillation_loss
 
+Outputs = TypeVar("Outputs")
 
-class Objective(Protocol):
-    """What a model's outputs are and how they are judged.
 
-    Outputs are tensors, but for those of `fused_head.FusedSoftmax`, which only its own losses know.
-    """
+class TrainingObjective(Protocol[Outputs]):
+    """Losses of a model's outputs, whose type is the objective's own."""
 
-    guessing: float
-    """The cross-entropy, in nats, of a prediction that knows nothing."""
+    chance_loss: float
+    """Cross-entropy, in nats, of a model that gives every class the same probability."""
     uniform: Tensor
-    """That prediction: logits for one target."""
+    """Logits of that model for one target, float32."""
 
-    def outputs(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-        """What `model` makes of a batch's inputs."""
+    def outputs(self, model: nn.Module, *inputs: Any) -> Outputs:
+        """Run the forward pass of `model` and return its outputs."""
 
-    def always(self, prior: Tensor, target: Tensor) -> Any:
-        """Outputs that are `prior`, logits for one target, whatever the inputs of a batch with such a target."""
+    def constant_prediction(self, logits: Tensor, target: Tensor) -> Outputs:
+        """Return outputs that are `logits` for each target of a batch.
 
-    def loss(self, outputs: Any, target: Tensor, teachers: list[Any], weight: float, temperature: float) -> Tensor:
-        """The mean loss of a batch, with the distillation term; teachers' outputs are shaped as `outputs`."""
+        Args:
+            logits: for one target, shaped as `uniform`.
+            target: the targets of the batch.
+        """
 
-    def cross_entropy(self, outputs: Any, target: Tensor) -> Tensor:
-        """In nats for each target, shaped as `target`; float32."""
+    def loss(
+        self, outputs: Outputs, target: Tensor, teachers: list[Outputs], distill_weight: float, temperature: float
+    ) -> Tensor:
+        """Return the mean loss of a batch with the distillation term, a scalar.
+
+        Args:
+            outputs: the student's.
+            target: labels of the batch.
+            teachers: each teacher's outputs, of the student's shape.
+            distill_weight: weight of the distillation term, >= 0.
+            temperature: temperature of the distillation term, > 0.
+        """
+
+    def cross_entropy(self, outputs: Outputs, target: Tensor) -> Tensor:
+        """Return the cross-entropy of each target in nats, shaped as `target`."""
+
+
+class EvaluationObjective(Protocol):
+    """Comparisons of predictions given as logits."""
+
+    def cross_entropy(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the cross-entropy of each target in nats, float32, shaped as `target`."""
 
     def ensemble(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Outputs that predict the mean of the probabilities that `outputs` predict; float32, shaped as each of them.
+        """Return the logits of the mean of the predicted probabilities, float32, shaped as each of `outputs`.
 
-        All in logarithms, so that what is almost certain does not become certain.
+        The mean is computed in the logarithmic domain: probabilities near 1 are not rounded to 1.
         """
 
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
-        """Total variation distance of two predictions, from 0 to 1 for each target; float32, shaped as a target.
+        """Return the total variation distance of two predictions for each target, float32, in [0, 1].
 
-        That is the sum of the absolute differences of all answers' probabilities, halved.
+        It is half the sum of the absolute differences of the classes' probabilities.
         """
 
-    def answer(self, outputs: Tensor) -> Tensor:
-        """The likeliest answers, to be compared with a target and shaped as it."""
+    def predict_class(self, outputs: Tensor) -> Tensor:
+        """Return the most probable class, with the shape and dtype of a target."""
+
+
+class Objective(TrainingObjective[Tensor], EvaluationObjective, Protocol):
+    """Objective of a task: its outputs are logits, which can be trained and evaluated."""
 
 
 class _Logits:
-    """Outputs as the model gives them."""
+    """Outputs that are what the model's forward pass returns."""
 
-    def outputs(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        """See `Objective`."""
+    def outputs(self, model: nn.Module, *inputs: Any) -> Tensor:
+        """See `TrainingObjective`."""
         logits: Tensor = model(*inputs)
         return logits
 
-    def always(self, prior: Tensor, target: Tensor) -> Tensor:
-        """See `Objective`."""
-        return prior.expand(*target.shape, *prior.shape)
+    def constant_prediction(self, logits: Tensor, target: Tensor) -> Tensor:
+        """See `TrainingObjective`."""
+        return logits.expand(*target.shape, *logits.shape)
 
 
 class Softmax(_Logits):
-    """One of `classes`: outputs are logits [..., classes], targets int64 [...]."""
+    """Objective of choosing one of `classes`: logits [..., classes], targets int64 [...]."""
 
     def __init__(self, classes: int) -> None:
-        self.guessing = math.log(classes)
+        self.chance_loss = math.log(classes)
         self.uniform = torch.zeros(classes)
 
     def loss(
-        self, outputs: Tensor, target: Tensor, teachers: list[Tensor], weight: float, temperature: float
+        self, outputs: Tensor, target: Tensor, teachers: list[Tensor], distill_weight: float, temperature: float
     ) -> Tensor:
         """See `codistillation_loss`."""
-        loss: Tensor = codistillation_loss(outputs, target, teachers, weight=weight, temperature=temperature)
+        loss: Tensor = codistillation_loss(outputs, target, teachers, weight=distill_weight, temperature=temperature)
         return loss
 
     def cross_entropy(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """See `Objective`."""
+        """See `EvaluationObjective`."""
         losses = functional.cross_entropy(outputs.flatten(0, -2).float(), target.flatten(), reduction="none")
         return losses.view_as(target)
 
     def ensemble(self, outputs: Sequence[Tensor]) -> Tensor:
-        """See `Objective`."""
+        """See `EvaluationObjective`."""
         return torch.stack([one.float().log_softmax(-1) for one in outputs]).logsumexp(0) - math.log(len(outputs))
 
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
-        """See `Objective`."""
+        """See `EvaluationObjective`."""
         return (one.float().softmax(-1) - other.float().softmax(-1)).abs().sum(-1) / 2
 
-    def answer(self, outputs: Tensor) -> Tensor:
-        """See `Objective`."""
+    def predict_class(self, outputs: Tensor) -> Tensor:
+        """See `EvaluationObjective`."""
         return outputs.argmax(-1)
 
 
 class Binary(_Logits):
-    """Yes or no: outputs are one logit each [...], targets float [...]."""
+    """Objective of a binary label: one logit for each target [...], targets float [...], 0 or 1."""
 
-    guessing = math.log(2)
+    chance_loss = math.log(2)
     uniform = torch.zeros(())
 
     def loss(
-        self, outputs: Tensor, target: Tensor, teachers: list[Tensor], weight: float, temperature: float
+        self, outputs: Tensor, target: Tensor, teachers: list[Tensor], distill_weight: float, temperature: float
     ) -> Tensor:
         """See `binary_codistillation_loss`."""
-        return binary_codistillation_loss(outputs, target, teachers, weight=weight, temperature=temperature)
+        return binary_codistillation_loss(outputs, target, teachers, weight=distill_weight, temperature=temperature)
 
     def cross_entropy(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """See `Objective`."""
+        """See `EvaluationObjective`."""
         return functional.binary_cross_entropy_with_logits(outputs.float(), target, reduction="none")
 
     def ensemble(self, outputs: Sequence[Tensor]) -> Tensor:
-        """See `Objective`."""
-        logits = torch.stack([one.double() for one in outputs])  # around 0, float32 would forget their order
+        """See `EvaluationObjective`."""
+        logits = torch.stack([one.double() for one in outputs])  # float32 near 0 would lose the order of the logits
         return (functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)).float()
 
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
-        """See `Objective`; both answers' probabilities differ by as much."""
+        """See `EvaluationObjective`; the probabilities of both classes differ by the same amount."""
         return (one.float().sigmoid() - other.float().sigmoid()).abs()
 
-    def answer(self, outputs: Tensor) -> Tensor:
-        """See `Objective`."""
+    def predict_class(self, outputs: Tensor) -> Tensor:
+        """See `EvaluationObjective`."""
         return (outputs > 0).float()

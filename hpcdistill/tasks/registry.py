@@ -1,42 +1,46 @@
-"""The kinds of data that can be trained on."""
+"""Registry of tasks: the kinds of data that can be trained on, by the format of their stores."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
-from hpcdistill.data.images.store import ImageStore
-from hpcdistill.data.rows.store import RowStore
-from hpcdistill.data.store import ANY_COMMAND, stored_format
-from hpcdistill.data.tokens.store import TokenStore
+from hpcdistill.data.store import ANY_COMMAND, StoreFile, stored_format
+from hpcdistill.discovery import import_modules
 from hpcdistill.errors import UserError, warn
-from hpcdistill.tasks.binary import ClickTask
-from hpcdistill.tasks.images import ImageTask
-from hpcdistill.tasks.language import LanguageTask
 from hpcdistill.tasks.task import Task
+
+TaskClass = TypeVar("TaskClass", bound=type[Task])
+
+_TASKS: dict[str, Callable[[Path], Task]] = {}
+
+
+def register(store: type[StoreFile]) -> Callable[[TaskClass], TaskClass]:
+    """Decorate the `Task` class that is for stores of class `store`; its constructor takes the open store."""
+
+    def add(task: Any) -> Any:
+        _TASKS[store.FORMAT] = lambda path: task(store(path))
+        return task
+
+    return add
 
 
 def open_task(path: Path, warns: bool = True) -> Task:
-    """The task that the store at `path` is for.
+    """Open the store at `path` and return its task.
 
     Args:
         path: the store.
-        warns: warn of a store in which damage may go unseen; of the ranks of a run one is enough.
+        warns: warn of a store whose damage may be undetected; one rank of a run is enough.
 
     Raises:
-        UserError: there is no store that can be read.
+        UserError: the file is missing, damaged or not a store.
     """
-    task = _task(path)
+    import_modules("hpcdistill.tasks")
+    kind = stored_format(path)
+    if kind not in _TASKS:
+        raise UserError(f"data.path = {path}: HDF5, but not a store; make one with: {ANY_COMMAND} --output {path}")
+    task = _TASKS[kind](path)
     if warns and task.store.doubt:
         warn(task.store.doubt)
     return task
-
-
-def _task(path: Path) -> Task:
-    kind = stored_format(path)
-    if kind == RowStore.FORMAT:
-        return ClickTask(RowStore(path))
-    if kind == ImageStore.FORMAT:
-        return ImageTask(ImageStore(path))
-    if kind == TokenStore.FORMAT:
-        return LanguageTask(TokenStore(path))
-    raise UserError(f"data.path = {path}: HDF5, but not a store; make one with: {ANY_COMMAND} --output {path}")

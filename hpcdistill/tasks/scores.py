@@ -1,4 +1,4 @@
-"""How good predictions are, by what is usual for their kind. A score that has no value is NaN."""
+"""Scores of predictions, those usual for each kind. A score that has no value is NaN."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcdistill.tasks.objective import Binary, Objective
+from hpcdistill.tasks.objective import Binary, EvaluationObjective
 
 BINS = 10
 
@@ -17,26 +17,26 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Scores(Protocol):
-    """Scores of one model, batch by batch."""
+    """Scores of one model, accumulated batch by batch."""
 
     def add(self, outputs: Tensor, target: Tensor) -> None:
-        """Look at one batch, as the objective describes it."""
+        """Add the predictions of one batch: logits and targets in the shapes of the objective."""
 
     def result(self) -> dict[str, float]:
-        """The scores, by name, over all batches so far."""
+        """Return the scores over all batches so far, by name."""
 
 
 class ClassScores:
-    """Of predictions of one class among several: loss in nats, perplexity, accuracy. Keeps no predictions."""
+    """Loss in nats, perplexity and accuracy of predictions of one class among several; keeps no predictions."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: EvaluationObjective) -> None:
         self._objective = objective
         self._loss, self._right, self._count = 0.0, 0, 0
 
     def add(self, outputs: Tensor, target: Tensor) -> None:
         """See `Scores`."""
         self._loss += self._objective.cross_entropy(outputs, target).double().sum().item()
-        self._right += int((self._objective.answer(outputs) == target).sum())
+        self._right += int((self._objective.predict_class(outputs) == target).sum())
         self._count += target.numel()
 
     def result(self) -> dict[str, float]:
@@ -47,10 +47,10 @@ class ClassScores:
 
 
 class BinaryScores:
-    """Of predictions of yes or no; keeps one number for each.
+    """Scores of predictions of a binary label; keeps one logit and one label for each.
 
     Args:
-        bayes_log_loss: that no model can better, in nats; NaN where nobody knows it.
+        bayes_log_loss: loss in nats that no model can improve on; NaN if it is unknown.
     """
 
     def __init__(self, bayes_log_loss: float) -> None:
@@ -64,43 +64,47 @@ class BinaryScores:
         self._labels.append(target.cpu())
 
     def result(self) -> dict[str, float]:
-        """See `Scores`; `calibration` is the mean prediction in relation to the mean label, at best 1."""
+        """See `Scores`; `calibration` is the mean prediction divided by the mean label, at best 1."""
         logits, target = torch.cat(self._logits), torch.cat(self._labels)
-        chances, labels = logits.double().sigmoid().numpy(), target.bool().numpy()
+        probabilities, labels = logits.double().sigmoid().numpy(), target.bool().numpy()
         loss = Binary().cross_entropy(logits, target).double().mean().item()
         return {
             "log_loss": loss,
             "above_bayes": loss - self._bayes,
             "auc": auc(logits.numpy(), labels),
-            "accuracy": float(((chances > 0.5) == labels).mean()),
-            "calibration": float(chances.mean() / labels.mean()) if labels.any() else math.nan,
-            "calibration_error": calibration_error(chances, labels),
+            "accuracy": float(((probabilities > 0.5) == labels).mean()),
+            "calibration": float(probabilities.mean() / labels.mean()) if labels.any() else math.nan,
+            "calibration_error": calibration_error(probabilities, labels),
         }
 
 
 def auc(scores: Array, labels: Array) -> float:
-    """The chance that a random yes has a higher score than a random no, equals counting half; NaN without either.
+    """Return the area under the ROC curve; NaN unless both labels occur.
 
-    By the sum of the ranks of the yes (Mann and Whitney, 1947).
+    It is the probability that a random positive has a higher score than a random negative, ties counting half, and is
+    computed from the sum of the positives' ranks (Mann and Whitney, 1947).
 
     Args:
         scores: [rows], in any unit.
         labels: bool [rows].
     """
-    _, place, equals = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (equals.cumsum() - (equals - 1) / 2)[place]  # from 1; equals share the mean of theirs
-    yes, no = int(labels.sum()), int((~labels).sum())
-    return float((ranks[labels].sum() - yes * (yes + 1) / 2) / (yes * no)) if yes and no else math.nan
+    _, place, ties = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (ties.cumsum() - (ties - 1) / 2)[place]  # from 1; tied scores share the mean of their ranks
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    if not positives or not negatives:
+        return math.nan
+    return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def calibration_error(chances: Array, labels: Array) -> float:
-    """Expected calibration error: how far the mean prediction and the mean label of a bin are apart, on average.
+def calibration_error(probabilities: Array, labels: Array) -> float:
+    """Return the expected calibration error: the mean distance of a bin's mean prediction from its mean label.
 
-    Naeini et al. 2015, with ten bins of equally many rows, in order of the prediction. Equal predictions stay together.
+    After Naeini et al. 2015, with ten bins of equally many rows in order of the prediction. Equal predictions share a
+    bin.
 
     Args:
-        chances: predicted, float64 [rows].
+        probabilities: predicted, float64 [rows].
         labels: bool [rows].
     """
-    bins = np.searchsorted(np.quantile(chances, np.arange(1, BINS) / BINS), chances)
-    return float(np.abs(np.bincount(bins, chances - labels)).sum() / len(labels))
+    bins = np.searchsorted(np.quantile(probabilities, np.arange(1, BINS) / BINS), probabilities)
+    return float(np.abs(np.bincount(bins, probabilities - labels)).sum() / len(labels))

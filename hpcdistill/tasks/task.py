@@ -1,24 +1,26 @@
-"""What the training loop has to know of a kind of data."""
+"""Task: the batches, objective and scores of one kind of data."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.store import StoreFile
-from hpcdistill.tasks.objective import Objective
+from hpcdistill.errors import UserError
+from hpcdistill.tasks.objective import Objective, TrainingObjective
+from hpcdistill.tasks.scores import Scores
 
 
 class TrainingBatches(Protocol):
-    """An endless iterator over training batches that can go on from any of them."""
+    """Endless iterator over training batches that can continue from any of them."""
 
     drawn: int
-    """Batches drawn so far; set it to go on from there."""
+    """Number of batches drawn so far; set it to continue from there."""
 
     def __next__(self) -> Batch: ...
 
@@ -26,7 +28,7 @@ class TrainingBatches(Protocol):
 
 
 class ValidationBatches(Protocol):
-    """Validation batches, to be gone through again and again."""
+    """Validation batches, which can be iterated any number of times."""
 
     def __len__(self) -> int: ...
 
@@ -37,9 +39,9 @@ class Task(ABC):
     """Data of one kind, and what a model of it predicts.
 
     Attributes:
-        store: the data, open.
-        objective: how predictions are judged.
-        unit: of what there is one prediction each, such as "token".
+        store: the open data store.
+        objective: losses and comparisons of the model's outputs.
+        unit: name of what has one prediction each, such as "token".
     """
 
     store: StoreFile
@@ -48,23 +50,23 @@ class Task(ABC):
 
     @abstractmethod
     def batches(self, config: DataConfig, share: Share) -> TrainingBatches:
-        """One rank's training batches.
+        """Return one rank's training batches.
 
         Raises:
-            UserError: there is less than one batch, or it does not split over the ranks.
+            UserError: there is less data than one batch, or a batch does not split evenly over the ranks.
         """
 
     @abstractmethod
     def validation(
         self, config: DataConfig, rank: int = 0, size: int = 1, items: int | None = None
     ) -> ValidationBatches:
-        """One rank's share of the validation batches; they are the same items for every group and every run.
+        """Return one rank's share of the validation batches; the items are the same for every group and every run.
 
         Args:
-            config: how the data is cut.
-            rank: of this process in its group.
-            size: of the group.
-            items: how many at most, of all ranks together; None for what is usual for this kind of data.
+            config: batch size, sequence length and image size.
+            rank: rank of this process in its group.
+            size: number of ranks of the group.
+            items: maximum number of items of all ranks together; None for the default of this kind of data.
 
         Raises:
             UserError: there are fewer items than ranks.
@@ -72,7 +74,18 @@ class Task(ABC):
 
     @abstractmethod
     def unigram(self) -> Tensor:
-        """The outputs of a model that knows how frequent each answer is in the training part, and nothing else.
+        """Return the logits of the classes' frequencies in the training part, float32, for one target."""
 
-        float32, shaped as the output for one target.
+    @abstractmethod
+    def scores(self) -> Scores:
+        """Return new scores for the predictions of one model."""
+
+    def fused_objective(self, model: nn.Module) -> TrainingObjective[Any]:
+        """Return the objective that is fused with the head of `model`.
+
+        Raises:
+            UserError: this kind of data has no such objective, or the model has no such head.
         """
+        raise UserError(
+            f"codistill.fused_linear = true is for models that choose among classes, not for {self.store.KIND}; omit it"
+        )

@@ -14,17 +14,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.codistill.peer_teachers import Teachers
-from hpcdistill.config.schema import CodistillConfig, Config
+from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import Share
 from hpcdistill.distributed.checks import require_same_settings
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
-from hpcdistill.errors import UserError
 from hpcdistill.exchange.base import open_exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.models.registry import build_model
-from hpcdistill.tasks.linear_objective import FusedSoftmax
-from hpcdistill.tasks.objective import Objective, Softmax
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.tasks.task import Task
 from hpcdistill.training.optimizer import build_optimizer, set_learning_rate
@@ -77,7 +74,7 @@ def _train(config: Config, groups: Groups, resume: str, stop: StopRequest, trust
     validation_data = task.validation(config.data, groups.rank, groups.size, config.train.validation_items)
     torch.manual_seed(config.seed * groups.count + groups.group)  # groups begin apart, ranks of a group together
     model = build_model(config.model, task.store).to(groups.device)
-    objective = _objective(config.codistill, task, model)
+    objective = task.fused_objective(model) if config.codistill.fused_linear else task.objective
     learns = config.codistill.with_peers
     fixed = None if learns else FixedTeachers(config.codistill, task, objective, groups.device, trust)
     torch.manual_seed(dropout_seed(config.seed, groups.group, groups.rank))
@@ -120,7 +117,7 @@ def _train(config: Config, groups: Groups, resume: str, stop: StopRequest, trust
             batch = next(batches).to(groups.device)
             with recorder.time("teachers"):
                 teachers.predict(batch)
-            outputs, weight = objective.outputs(model, batch.inputs), config.codistill.weight_at(step)
+            outputs, weight = objective.outputs(model, *batch.inputs), config.codistill.weight_at(step)
             loss = objective.loss(outputs, batch.target, teachers.outputs(), weight, config.codistill.temperature)
             set_learning_rate(optimizer, config.optimizer, step, steps)
             loss.backward()
@@ -161,17 +158,6 @@ def dropout_seed(seed: int, group: int, rank: int) -> int:
     """
     beginning = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
     return beginning ^ (group << 20 | rank)
-
-
-def _objective(config: CodistillConfig, task: Task, model: nn.Module) -> Objective:
-    if not config.fused_linear:
-        return task.objective
-    if not isinstance(task.objective, Softmax):
-        raise UserError(
-            f"codistill.fused_linear = true is for models that choose among classes, not for {task.store.KIND}; "
-            "do without it"
-        )
-    return FusedSoftmax(len(task.objective.uniform), model)
 
 
 def _average_of(model: nn.Module, decay: float) -> AveragedModel | None:

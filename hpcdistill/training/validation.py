@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
-from hpcdistill.tasks.objective import Objective
+from hpcdistill.tasks.objective import TrainingObjective
 from hpcdistill.tasks.task import ValidationBatches
 from hpcdistill.training.recorder import Recorder
 
@@ -22,7 +24,9 @@ class Validation:
         groups: who is who.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, batches: ValidationBatches, groups: Groups) -> None:
+    def __init__(
+        self, model: nn.Module, objective: TrainingObjective[Any], batches: ValidationBatches, groups: Groups
+    ) -> None:
         self._model = model
         self._objective = objective
         self._batches = batches
@@ -49,7 +53,7 @@ class Validation:
                 batch = next(batches, None)
                 if batch is not None:
                     inputs, target = batch.to(self._groups.device)
-                    outputs = self._objective.outputs(self._model, inputs)
+                    outputs = self._objective.outputs(self._model, *inputs)
                     total += self._objective.cross_entropy(outputs, target).sum().item()
                     count += target.numel()
         finally:

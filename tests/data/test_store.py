@@ -238,7 +238,11 @@ def test_a_store_of_another_owner_is_not_called_broken(path: Path) -> None:
         os.seteuid(os.getuid())
 
 
-READ = "import sys, pathlib, hpcdistill.tasks as tasks; print(tasks.open_task(pathlib.Path(sys.argv[1])).store.source)"
+READ = """
+import pathlib, sys
+from hpcdistill.tasks.registry import open_task
+print(open_task(pathlib.Path(sys.argv[1])).store.source)
+"""
 
 
 @pytest.mark.launch

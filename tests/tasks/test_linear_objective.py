@@ -1,5 +1,7 @@
 """A softmax fused with the model's head learns as the plain one does."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.models.resnet import ResNet
 from hpcdistill.tasks.linear_objective import FusedSoftmax
-from hpcdistill.tasks.objective import Objective, Softmax
+from hpcdistill.tasks.objective import Softmax, TrainingObjective
 
 TOKENS = torch.arange(30).view(3, 10) % 17
 
@@ -18,13 +20,15 @@ def model_of(seed: int, width: int = 8) -> nn.Module:
     return LSTMLanguageModel(17, width, layers=1, projection=0, dropout=0.0).double()
 
 
-def learned(objective: Objective, teachers: list[nn.Module]) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+def learned(
+    objective: TrainingObjective[Any], teachers: list[nn.Module]
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
     """Loss and gradients of one batch, with a prior as one more teacher."""
     model = model_of(0)
     with torch.no_grad():
-        advice = [objective.outputs(teacher, (TOKENS,)) for teacher in teachers]
-        advice.append(objective.always(torch.linspace(-1, 1, 17).double(), TOKENS))
-    loss = objective.loss(objective.outputs(model, (TOKENS,)), TOKENS.flip(0), advice, 0.7, 2.0)
+        advice = [objective.outputs(teacher, TOKENS) for teacher in teachers]
+        advice.append(objective.constant_prediction(torch.linspace(-1, 1, 17).double(), TOKENS))
+    loss = objective.loss(objective.outputs(model, TOKENS), TOKENS.flip(0), advice, 0.7, 2.0)
     loss.backward()
     return loss.detach(), [parameter.grad for parameter in model.parameters()]
 
@@ -40,14 +44,14 @@ def test_losses_and_gradients_are_those_of_logits() -> None:
 def test_the_cross_entropy_is_that_of_logits() -> None:
     model = model_of(0)
     plain, fused = Softmax(17), FusedSoftmax(17, model)
-    losses = [one.cross_entropy(one.outputs(model, (TOKENS,)), TOKENS) for one in (plain, fused)]
+    losses = [one.cross_entropy(one.outputs(model, TOKENS), TOKENS) for one in (plain, fused)]
     torch.testing.assert_close(losses[1].float(), losses[0])
 
 
 def test_models_of_images_have_what_it_takes() -> None:
     model = ResNet(18, 5, 1, small=True).eval()
     images = torch.randn(2, 1, 8, 8)
-    states, weight, bias = FusedSoftmax(5, model).outputs(model, (images,))
+    states, weight, bias = FusedSoftmax(5, model).outputs(model, images)
     torch.testing.assert_close(states @ weight.t() + bias, model(images))
 
 

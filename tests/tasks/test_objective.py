@@ -37,7 +37,7 @@ def test_yes_or_no_is_like_two_classes(one: torch.Tensor, other: torch.Tensor) -
     assert torch.allclose(Binary().distance(one, other), Softmax(2).distance(*two_classes), atol=1e-6)
     together = Softmax(2).ensemble(two_classes)
     assert torch.allclose(Binary().ensemble([one, other]), together[:, 1] - together[:, 0], atol=1e-4)
-    assert torch.equal(Binary().answer(one).long(), Softmax(2).answer(two_classes[0]))
+    assert torch.equal(Binary().predict_class(one).long(), Softmax(2).predict_class(two_classes[0]))
 
 
 def test_an_ensemble_is_never_certain() -> None:

@@ -16,8 +16,8 @@ from hpcdistill.data.rows.store import Fields, Rows, write_rows
 from hpcdistill.data.tokens.store import write_store
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
-from hpcdistill.tasks import binary as clicks
-from hpcdistill.tasks import language
+from hpcdistill.models.lstm import LSTMLanguageModel
+from hpcdistill.tasks import binary, language
 from hpcdistill.tasks.images import ImageTask
 from hpcdistill.tasks.objective import Binary, Objective, Softmax
 from hpcdistill.tasks.registry import open_task
@@ -48,13 +48,20 @@ def image_task(tmp_path: Path) -> Task:
 def test_the_store_decides_the_task(tmp_path: Path) -> None:
     assert isinstance(image_task(tmp_path), ImageTask)
     assert isinstance(language_task(tmp_path), language.LanguageTask)
-    assert isinstance(click_task(tmp_path), clicks.ClickTask)
+    assert isinstance(click_task(tmp_path), binary.BinaryTask)
     with pytest.raises(UserError, match="no such file; make one with: hpcdistill prepare"):
         open_task(tmp_path / "nowhere.h5")
 
 
+def test_only_a_task_of_classes_has_a_fused_objective(tmp_path: Path) -> None:
+    head = LSTMLanguageModel(256, 2, layers=1, projection=0, dropout=0.0)
+    assert language_task(tmp_path).fused_objective(head).chance_loss == pytest.approx(math.log(256))
+    with pytest.raises(UserError, match="for models that choose among classes, not for a store of rows; omit it"):
+        click_task(tmp_path).fused_objective(head)
+
+
 def test_frequencies_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "PART_TOKENS", 7)  # more than one part
+    monkeypatch.setattr(language, "READ_TOKENS", 7)  # more than one part
     chances = language_task(tmp_path).unigram().softmax(0)
     total = 60 + 254  # of the 254 others each counts as if it had been there once
     assert chances[ord("a")].item() == pytest.approx(40 / total)
@@ -83,7 +90,7 @@ def test_ranks_share_images_in_training_and_validation(tmp_path: Path) -> None:
 def test_frequency_of_clicks(
     labels: tuple[int, ...], chance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clicks, "PART_ROWS", 3)
+    monkeypatch.setattr(binary, "READ_ROWS", 3)
     assert click_task(tmp_path, labels).unigram().sigmoid().item() == pytest.approx(chance)
 
 
@@ -101,9 +108,9 @@ def test_the_loss_without_teachers_is_the_mean_cross_entropy(
     assert losses.shape == target.shape
     assert objective.loss(outputs, target, [], 1.0, 1.0).item() == pytest.approx(losses.mean().item(), rel=1e-5)
     ignorant = objective.uniform.expand(outputs.shape)
-    assert objective.cross_entropy(ignorant, target).mean().item() == pytest.approx(objective.guessing, rel=1e-6)
+    assert objective.cross_entropy(ignorant, target).mean().item() == pytest.approx(objective.chance_loss, rel=1e-6)
     # Towards a teacher who knows nothing, the divergence is the cross-entropy with equal chances less their entropy.
-    classes = round(math.exp(objective.guessing))
+    classes = round(math.exp(objective.chance_loss))
     log_chances = outputs.log_softmax(-1) if classes > 2 else torch.stack([outputs, -outputs], -1).sigmoid().log()
     smoothing = -log_chances.mean() - math.log(classes)
     smoothed = objective.loss(outputs, target, [ignorant], 0.5, 1.0)
@@ -127,7 +134,7 @@ def test_the_weight_rises_after_the_burn_in() -> None:
 def test_what_is_random_in_a_batch_is_the_same_from_any_cursor_and_differs_by_rank() -> None:
     def draw(rank: int, drawn: int) -> list[float]:
         share = Share(rank=rank, size=2, seed=(7,))
-        batches = Batches(8, lambda _, chance: Batch((), torch.tensor(chance.random())), 2, share, "items")
+        batches = Batches(8, lambda _, rng: Batch((), torch.tensor(rng.random())), 2, share, "items")
         batches.drawn = drawn
         return [next(batches).target.item() for _ in range(6 - drawn)]
 
