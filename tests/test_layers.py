@@ -119,15 +119,12 @@ RULES = [
 PENDING: dict[Callable[[], Iterator[str]], set[str]] = {
     upward_imports: {
         "hpcdistill.errors: hpcdistill.output",
-        "hpcdistill.evaluation.churn: hpcdistill.reports.tables",
-        "hpcdistill.evaluation.evaluate: hpcdistill.reports.tables",
     },
     circular_imports: {
         "hpcdistill.exchange.base",
         "hpcdistill.exchange.files",
         "hpcdistill.exchange.window.exchange",
     },
-    imports_of_mpi: {"hpcdistill.cli.main"},
     long_functions: {"hpcdistill.training.loop._train"},
 }
 

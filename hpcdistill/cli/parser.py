@@ -1,61 +1,56 @@
-"""Parser of the command line: it guesses nothing, and names a mistake with its remedy."""
+"""The parser of every command line: it guesses nothing, and names a mistake with its remedy."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
+from hpcdistill.config.paths import input_path, model_name, model_names, output_path
 from hpcdistill.errors import UserError, suggestion
 
-OUTPUTS = ("output", "json")
-INPUTS = ("input", "validation", "data", "config", "run", "runs", "models", "a", "b")
-EXAMPLES = {
-    "prepare text": "prepare text --input /usr/lib/python3 --include '*.py' --output data.h5",
-    "prepare clicks": "prepare clicks --synthetic --rows 1000000 --output clicks.h5",
-    "prepare criteo": "prepare criteo --input day_0.gz --min-count 10 --output criteo.h5",
-    "prepare table": "prepare table --input clicks.csv --label clicked --output table.h5",
-    "prepare images": "prepare images --input train --validation val --output images.h5",
-    "train": "train configs/demo.toml --data.path=data.h5 --run_dir=runs/mine --optimizer.lr=0.005",
-    "submit": "submit run.toml --groups=4 --nodes-per-group=2 --sbatch='--time=2:00:00 --partition=gpu'",
-    "status": "status runs/mine",
-    "report": "report runs/plain runs/mine --output page.html",
-    "compare": "compare runs/plain runs/mine --target 1.4",
-    "evaluate": "evaluate runs/mine runs/plain:0 --data data.h5",
-    "churn": "churn runs/a:0 runs/b:0,runs/b:1 --data data.h5",
-    "doctor": "doctor --slurm --folder /scratch/me",
-}
-"""Of each command, for its help."""
+INPUT_TYPES = (input_path, model_name, model_names)
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
+"""Collection to which each command adds its own parser."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose errors take the same way out as all others, so that no rank is left behind.
+    """An `ArgumentParser` that raises its errors, so that main() ends all ranks of a job and not only this one.
 
-    Options have to be written out: an abbreviation means another option once a key is added to the configuration.
+    Options have to be written out: an abbreviation would change its meaning once a key is added to the configuration.
+
+    Args:
+        example: words of a typical command line, shown at the end of --help.
+        options: those of `ArgumentParser`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, example: str = "", **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
-        if example := EXAMPLES.get(self.prog.partition(" ")[2]):
-            self.epilog = f"For example: hpcdistill {example}"
-        self.set_defaults(parser=self, command=self._command_is_missing)  # a subcommand sets its own
+        if example:
+            self.epilog = f"Example: hpcdistill {example}"
+        self.set_defaults(parser=self, command=self._print_commands)  # a subcommand sets its own
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
+        """Raise `UserError` instead of exiting."""
         raise UserError(f"{message}\n{self.format_usage()}")
 
-    def _command_is_missing(self, args: argparse.Namespace) -> int:
-        """Print the help that names the commands; the exit status is that of a wrong command line."""
+    def _print_commands(self, args: argparse.Namespace) -> int:
+        """Print the help, since the command is missing; return the exit status of a wrong command line."""
         self.print_help()
         return 2
 
 
 def require_known(unknown: Sequence[str], *parsers: Parser) -> None:
-    """See that there are no arguments but those of `parsers`, the last of which is the command's.
+    """Check that `unknown`, the arguments that no parser has recognized, is empty.
+
+    Args:
+        unknown: the arguments that remain after parsing.
+        parsers: those whose options are suggested; the last one is the command's.
 
     Raises:
-        UserError: there are; the first is named, with the nearest option.
+        UserError: there is an unknown argument; the message names the first one, and the most similar option.
     """
     if unknown:
         actions = [action for parser in parsers for action in parser._actions if action.help != argparse.SUPPRESS]
@@ -64,27 +59,28 @@ def require_known(unknown: Sequence[str], *parsers: Parser) -> None:
         raise UserError(f"unknown argument {unknown[0]!r}{hint}; see {parsers[-1].prog} --help")
 
 
-def require_apart(args: argparse.Namespace) -> None:
-    """See that no output takes the place of an input, or of another output.
+def require_separate_outputs(args: argparse.Namespace) -> None:
+    """Check that no output file is also an input, or another output.
 
     Raises:
-        UserError: one does.
+        UserError: one is.
     """
-    outputs = _paths(args, OUTPUTS)
+    outputs = list(_paths(args, output_path))
     for at, (option, output) in enumerate(outputs):
-        for other, path in [*_paths(args, INPUTS), *outputs[:at]]:
+        for other, path in [*_paths(args, *INPUT_TYPES), *outputs[:at]]:
             if output == path or (output.exists() and path.exists() and output.samefile(path)):
                 raise UserError(f"--{option} {output} would take the place of {other} {path}; choose another file")
 
 
-def _paths(args: argparse.Namespace, names: Sequence[str]) -> list[tuple[str, Path]]:
-    values = {name: vars(args).get(name) for name in names}
-    listed = {name: value if isinstance(value, list) else [value] for name, value in values.items() if value}
-    return [(name, Path(path)) for name, paths in listed.items() for path in paths]
+def _paths(args: argparse.Namespace, *types: Any) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the value of each argument that was parsed as one of `types`."""
+    for action in args.parser._actions:
+        if action.type in types and (value := getattr(args, action.dest)):
+            yield from ((action.dest, Path(path)) for path in (value if isinstance(value, list) else [value]))
 
 
-def count(text: str) -> int:
-    """Parse a whole number > 0; an argparse type."""
+def positive_int(text: str) -> int:
+    """Parse an integer > 0; an argparse type."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number > 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer > 0")
     return int(text)

@@ -1,22 +1,27 @@
-"""`hpcdistill prepare text | clicks | criteo | table | images`."""
+"""The command `prepare`, with one subcommand for each kind of data."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from hpcdistill.cli.parser import Parser, Subparsers
 from hpcdistill.config.paths import input_path, output_path
 from hpcdistill.errors import UserError
 
-INTERRUPTED = "If it is interrupted, the same command goes on from what is done, in FILE.h5.pieces-*."
+RESUMES = "If it is interrupted, the same command continues from what is done, in FILE.h5.pieces-*."
+VALIDATION_SHARE = "About 5 % of the rows, evenly spread, become the validation part. "
 
 
-def add_prepare(commands: Any) -> None:
+def add_parser(commands: Subparsers) -> None:
     """Add the command and its kinds of data."""
-    prepare = commands.add_parser("prepare", help="turn data into an HDF5 store")
-    kinds = prepare.add_subparsers(title="kinds of data", metavar="KIND")
+    parser = commands.add_parser(
+        "prepare",
+        help="convert data to an HDF5 store for training",
+        description="Convert data to an HDF5 store with a training and a validation part, compressed and checksummed.",
+    )
+    kinds = parser.add_subparsers(title="kinds of data", metavar="KIND")
     _add_text(kinds)
     _add_clicks(kinds)
     _add_criteo(kinds)
@@ -24,134 +29,149 @@ def add_prepare(commands: Any) -> None:
     _add_images(kinds)
 
 
-def _add_text(kinds: Any) -> None:
-    text = kinds.add_parser(
+def _add_text(kinds: Subparsers) -> None:
+    parser = kinds.add_parser(
         "text",
-        help="text files, JSON lines or Parquet, by bytes or a learned vocabulary",
-        description="One byte is one token, unless --vocabulary asks for longer ones. Files are text; names may end "
-        "in .gz or .zst. Of .jsonl, .ndjson and .parquet files each record is a text, and of .json files that hold "
-        "such lines. Without --validation about 5 % of the text become the validation part: texts chosen by a hash, or "
-        "where they are few the end of each file. Links to files are followed; a warning tells what is left out.",
+        help="text files, JSON lines or Parquet, as bytes or as tokens of a learned vocabulary",
+        description="Each byte is a token, unless --vocabulary asks for longer tokens. Inputs are text files, .jsonl, "
+        ".ndjson or .json files with one record a line, and .parquet files; names may end in .gz or .zst. Without "
+        "--validation about 5 % of the text become the validation part: whole texts chosen by a hash, or, if there "
+        "are few, the end of each file. Links to files are followed; a warning names what is left out.",
+        example="prepare text --input /usr/lib/python3 --include '*.py' --output data.h5",
     )
-    text.add_argument("--input", type=input_path, nargs="+", required=True, metavar="PATH", help="files or folders")
-    text.add_argument("--output", type=output_path, required=True, metavar="FILE.h5", help="the store to make")
-    text.add_argument(
-        "--validation", type=input_path, nargs="+", default=[], metavar="PATH", help="files or folders for that part"
+    parser.add_argument("--input", type=input_path, nargs="+", required=True, metavar="PATH", help="files or folders")
+    parser.add_argument("--output", type=output_path, required=True, metavar="FILE.h5", help="store to write")
+    parser.add_argument(
+        "--validation",
+        type=input_path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="files or folders of the validation part",
     )
-    text.add_argument("--include", default="*", metavar="GLOB", help="file names to take from folders, as '*.py'")
-    text.add_argument("--exclude", nargs="*", default=[], metavar="GLOB", help="files and folders to pass over")
-    text.add_argument("--column", metavar="NAME", help="which field of records has the text; without it, text")
-    text.add_argument(
+    parser.add_argument("--include", default="*", metavar="GLOB", help="file names to take from folders, as '*.py'")
+    parser.add_argument("--exclude", nargs="*", default=[], metavar="GLOB", help="files and folders to leave out")
+    parser.add_argument("--column", metavar="NAME", help="field of a record that holds the text (default: text)")
+    parser.add_argument(
         "--vocabulary",
         type=int,
         metavar="N",
-        help="learn N tokens from the training part by byte pair encoding: the 256 bytes, and what is frequent; 8000 "
-        "make a token of some 4 bytes, so a sequence tells more, but the model's output layer grows",
+        help="learn N tokens by byte pair encoding from the training part, the 256 bytes among them; with N = 8000 a "
+        "token has about 4 bytes, so a sequence covers more text, but the model's output layer is larger",
     )
-    _add_max_bad(text, "records")
-    text.set_defaults(command=_prepare_text)
+    _add_max_bad(parser, "records")
+    parser.set_defaults(command=_prepare_text)
 
 
-def _add_clicks(kinds: Any) -> None:
-    clicks = kinds.add_parser(
+def _add_clicks(kinds: Subparsers) -> None:
+    parser = kinds.add_parser(
         "clicks",
-        help="a click log whose best possible loss is known",
-        description="Generate a click log from a known truth, and store the mean entropy of that: no model can expect "
-        "a lower loss. " + INTERRUPTED,
+        help="a synthetic click log whose lowest possible loss is known",
+        description="Generate a click log from a known distribution and store the entropy of its labels: no model can "
+        "have a lower expected loss. " + RESUMES,
+        example="prepare clicks --synthetic --rows 1000000 --output clicks.h5",
     )
-    clicks.add_argument("--synthetic", action="store_true", required=True, help="generate it, from nothing")
-    clicks.add_argument("--rows", type=int, required=True, metavar="N", help="how many, of both parts together")
-    clicks.add_argument("--seed", type=int, default=0, metavar="S", help="of the truth and of the rows")
-    _add_store(clicks, _prepare_clicks)
+    parser.add_argument("--synthetic", action="store_true", required=True, help="generate the log; nothing is read")
+    parser.add_argument("--rows", type=int, required=True, metavar="N", help="rows of both parts together")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the distribution and of the rows")
+    _add_store(parser, _prepare_clicks)
 
 
-def _add_criteo(kinds: Any) -> None:
-    criteo = kinds.add_parser(
+def _add_criteo(kinds: Subparsers) -> None:
+    parser = kinds.add_parser(
         "criteo",
-        help="the Criteo Display Advertising data as it is",
-        description="A line is a label, 13 integers and 26 categories, tab-separated. Integers become "
-        "log(1 + max(x, 0)), and 0 where missing; categories one of --buckets, or with --min-count an id for each that "
-        "is frequent enough. About 5 % of the rows, evenly spread, become the validation part. " + INTERRUPTED,
+        help="the files of the Criteo Display Advertising data",
+        description="A line has a label, 13 integers and 26 categories, separated by tabs. An integer x becomes "
+        "log(1 + max(x, 0)), or 0 where it is missing. A category is hashed to one of --buckets ids, or with "
+        "--min-count gets an id of its own if it is frequent enough. " + VALIDATION_SHARE + RESUMES,
+        example="prepare criteo --input day_0.gz --min-count 10 --output criteo.h5",
     )
-    criteo.add_argument(
+    parser.add_argument(
         "--input",
         type=input_path,
         nargs="+",
         required=True,
         metavar="FILE.tsv",
-        help="files of lines, also .gz or .zst",
+        help="files of such lines, also .gz or .zst",
     )
-    criteo.add_argument("--buckets", type=int, metavar="N", help="ids of each categorical field; without either, 2**18")
-    criteo.add_argument("--min-count", type=int, metavar="N", help="how often a category must occur to have its own id")
-    _add_max_bad(criteo, "lines")
-    _add_store(criteo, _prepare_criteo)
+    parser.add_argument(
+        "--buckets", type=int, metavar="N", help="ids of each categorical field (default, without --min-count: 2**18)"
+    )
+    parser.add_argument("--min-count", type=int, metavar="N", help="occurrences that give a category its own id")
+    _add_max_bad(parser, "lines")
+    _add_store(parser, _prepare_criteo)
 
 
-def _add_table(kinds: Any) -> None:
-    table = kinds.add_parser(
+def _add_table(kinds: Subparsers) -> None:
+    parser = kinds.add_parser(
         "table",
-        help="files of CSV or Parquet with a column to be predicted",
-        description="Columns of numbers are standardised, by mean and deviation of the training part; the others are "
-        "categorical. In CSV a column is of numbers where at most 5 % of its values are none; Parquet has types. About "
-        "5 % of the rows, evenly spread, become the validation part. " + INTERRUPTED,
+        help="CSV or Parquet files with a binary label",
+        description="Numeric columns are standardized by mean and deviation of the training part; all others are "
+        "categorical. A CSV column is numeric if at most 5 % of its values are not numbers; Parquet has types. "
+        + VALIDATION_SHARE
+        + RESUMES,
+        example="prepare table --input clicks.csv --label clicked --output table.h5",
     )
-    table.add_argument(
+    parser.add_argument(
         "--input",
         type=input_path,
         nargs="+",
         required=True,
         metavar="PATH",
-        help="files of CSV, also .gz or .zst, or of Parquet, or folders of them; with the same columns",
+        help="CSV files, also .gz or .zst, or Parquet files, or folders of them, all with the same columns",
     )
-    table.add_argument("--label", required=True, metavar="COLUMN", help="what is to be predicted; it has two values")
-    table.add_argument(
-        "--positive", metavar="VALUE", help="which of them is 1; without it, the larger number or last word in order"
+    parser.add_argument("--label", required=True, metavar="COLUMN", help="column to predict; it has two values")
+    parser.add_argument(
+        "--positive",
+        metavar="VALUE",
+        help="the value that counts as 1 (default: the larger number, or the last word in alphabetical order)",
     )
-    for option, becomes in (
-        ("--categorical", "categories, even if they are numbers, such as codes"),
-        ("--dense", "numbers, and missing where they are none"),
+    for option, meaning in (
+        ("--categorical", "categories even if they are numbers, such as codes"),
+        ("--dense", "numbers; values that are not count as missing"),
         ("--drop", "left out, such as ids"),
     ):
-        table.add_argument(
-            option, nargs="+", action="extend", default=[], metavar="COLUMN", help=f"columns that are {becomes}"
+        parser.add_argument(
+            option, nargs="+", action="extend", default=[], metavar="COLUMN", help=f"columns that are {meaning}"
         )
-    _add_max_bad(table, "lines")
-    _add_store(table, _prepare_table)
+    _add_max_bad(parser, "lines")
+    _add_store(parser, _prepare_table)
 
 
-def _add_images(kinds: Any) -> None:
-    images = kinds.add_parser(
+def _add_images(kinds: Subparsers) -> None:
+    parser = kinds.add_parser(
         "images",
-        help="pictures in a folder for each class, as ImageNet's, or IDX files, as MNIST's",
+        help="pictures in one folder for each class, as ImageNet's, or IDX files, as MNIST's",
         description="Without --validation about 5 % of the pictures, evenly spread, become the validation part. "
-        "Without --size the files of a folder are stored as they are, and decoded in training. " + INTERRUPTED,
+        "Without --size the files of a folder are stored as they are and decoded during training. " + RESUMES,
+        example="prepare images --input train --validation val --output images.h5",
     )
-    images.add_argument(
+    parser.add_argument(
         "--input",
         type=input_path,
         nargs="+",
         required=True,
         metavar="PATH",
-        help="a folder that has a folder for each class; or two IDX files[.gz], of images and of labels",
+        help="a folder with one folder for each class; or two IDX files[.gz], of images and of labels",
     )
-    images.add_argument(
-        "--validation", type=input_path, nargs="+", default=[], metavar="PATH", help="the same for that part"
+    parser.add_argument(
+        "--validation", type=input_path, nargs="+", default=[], metavar="PATH", help="the same, of the validation part"
     )
-    images.add_argument("--size", type=int, metavar="S", help="store arrays of S × S pixels, of each picture's middle")
-    _add_max_bad(images, "images")
-    _add_store(images, _prepare_images)
+    parser.add_argument("--size", type=int, metavar="S", help="store the middle of each picture as S × S pixels")
+    _add_max_bad(parser, "images")
+    _add_store(parser, _prepare_images)
 
 
-def _add_max_bad(kind: Any, things: str) -> None:
-    kind.add_argument(
-        "--max-bad", type=int, default=0, metavar="N", help=f"bad {things} to pass over; without it, none"
+def _add_max_bad(parser: Parser, items: str) -> None:
+    parser.add_argument(
+        "--max-bad", type=int, default=0, metavar="N", help=f"bad {items} to leave out before giving up (default: 0)"
     )
 
 
-def _add_store(kind: Any, command: Callable[[argparse.Namespace], int]) -> None:
-    kind.add_argument("--output", type=output_path, required=True, metavar="FILE.h5", help="the store to make")
-    kind.add_argument("--processes", type=int, metavar="N", help="how many; without it, one for each core")
-    kind.set_defaults(command=command)
+def _add_store(parser: Parser, command: Callable[[argparse.Namespace], int]) -> None:
+    parser.add_argument("--output", type=output_path, required=True, metavar="FILE.h5", help="store to write")
+    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one for each core)")
+    parser.set_defaults(command=command)
 
 
 # Each kind imports what it needs when it runs, so that `--help` is quick.

@@ -1,7 +1,8 @@
-"""Submits a run as one job for each group: a job array, whose elements depend on each other for nothing."""
+"""The command `submit`: one Slurm job for each group of a run, as an array of jobs that do not depend on each other."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
@@ -10,11 +11,59 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpcdistill.cli import train
+from hpcdistill.cli.parser import Parser, Subparsers, positive_int, require_known
 from hpcdistill.config.paths import expanded
-from hpcdistill.config.schema import Config
+from hpcdistill.config.schema import Config, load_config
 from hpcdistill.errors import UserError
 
 SCRIPT = "groups.sbatch"
+PACKAGED = Path(__file__).parents[1] / "slurm"
+SET_BY_SCRIPT = ("--exchange.transport=files", "--group=0")
+"""Arguments of training that `slurm/groups.sbatch` adds, with the number of each group."""
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "submit",
+        help="submit each group to Slurm as a job of its own",
+        usage="%(prog)s [-h] [--nodes-per-group N] [--ranks-per-node N] [--sbatch OPTIONS] CONFIG.toml [OPTION ...]",
+        description="Submit a Slurm job array with one element for each group. Jobs run in the current folder. Options "
+        "other than those below are passed on to train. The batch script is groups.sbatch in $HPCDISTILL_SLURM, else "
+        "in ./slurm, else in this package.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="submit run.toml --groups=4 --nodes-per-group=2 --sbatch='--time=2:00:00 --partition=gpu'",
+    )
+    parser.add_argument("--nodes-per-group", type=positive_int, default=1, metavar="N", help="nodes of each job")
+    parser.add_argument("--ranks-per-node", type=positive_int, default=1, metavar="N", help="ranks on each node")
+    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="more options of sbatch, in one argument")
+    parser.set_defaults(command=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Submit the jobs, after checking what each of them would check only once it has waited in the queue."""
+    from hpcdistill.storage.run_dir import require_no_checkpoints
+
+    training = _parse_training(args)
+    config = load_config(training.config, training.overrides, training)
+    if training.resume == "no":
+        require_no_checkpoints(config.run_dir, sorted((config.run_dir / "checkpoints").glob("*.h5")))
+    number = submit(config, args.training, args.nodes_per_group, args.ranks_per_node, args.sbatch)
+    print(f"submitted {config.groups} groups as job array {number}; hpcdistill status {config.run_dir} shows progress")
+    return 0
+
+
+def _parse_training(args: argparse.Namespace) -> argparse.Namespace:
+    """Parse the arguments that each job passes to train."""
+    parser = Parser(prog="hpcdistill train")
+    train.add_arguments(parser)
+    training, unknown = parser.parse_known_args([*args.training, *SET_BY_SCRIPT])
+    require_known(unknown, parser, args.parser)
+    for word in args.training:
+        if word.split("=")[0] in ("--group", "--exchange.transport") and word not in SET_BY_SCRIPT[:1]:
+            raise UserError(f"{word}: each job gets its --group, and {SET_BY_SCRIPT[0]}, from submit; leave it out")
+    return training
 
 
 def submit(config: Config, training: Sequence[str], nodes_per_group: int, ranks_per_node: int, options: str) -> str:
@@ -65,11 +114,11 @@ def scripts() -> Path:
         UserError: $HPCDISTILL_SLURM is set, but has no scripts.
     """
     chosen = os.environ.get("HPCDISTILL_SLURM")
-    places = [expanded(chosen)] if chosen else [Path("slurm"), Path(__file__).with_name("slurm")]
+    places = [expanded(chosen)] if chosen else [Path("slurm"), PACKAGED]
     for place in places:
         if (place / SCRIPT).exists():
             return place.resolve()
-    raise UserError(f"no {SCRIPT} in {places[-1]}; let HPCDISTILL_SLURM name a copy of {Path(__file__).parent}/slurm")
+    raise UserError(f"no {SCRIPT} in {places[-1]}; let HPCDISTILL_SLURM name a copy of {PACKAGED}")
 
 
 def _split(options: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""Check-ups of a machine and of a cluster. Imports: exchange and all below it."""
+"""Checks of a machine and of a Slurm job. Imports: exchange and all below it."""

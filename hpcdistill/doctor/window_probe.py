@@ -1,4 +1,4 @@
-"""Whether a rank that computes is read by others: what the exchange through windows relies on."""
+"""Windows that are read as the exchange reads them, while their ranks compute."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
+from hpcdistill.doctor.ask_all import place
 from hpcdistill.errors import UserError
 from hpcdistill.exchange.window.allocation import allocate_window
 from hpcdistill.exchange.window.exchange import BUSY_SECONDS, IDLE_SECONDS
 
 GETS = 10
 GET_NBYTES = 1 << 16
-GET_SECONDS = 10.0  # for all of them; one takes as long as a few looks of its target, 5 ms each
-
-
-def place() -> str:
-    """Which rank this is, and where."""
-    return f"rank {MPI.COMM_WORLD.rank} on {os.uname().nodename}"
+GET_SECONDS = 10.0  # for all of them; one takes a few of its target's calls of MPI, which are 5 ms apart
 
 
 class WindowProbe:
-    """Windows that are read as those of the exchange are: by a thread for MPI, while the main thread computes.
+    """Windows that a communication thread reads while the main thread computes; collective over the world.
 
-    First the readers read from rank 0, then rank 0 from them. Collective over the world.
+    First the readers read from rank 0, then rank 0 reads from them.
+
+    Args:
+        readers: ranks other than 0.
     """
 
     def __init__(self, readers: list[int]) -> None:
@@ -37,8 +36,8 @@ class WindowProbe:
         self._places = self._comm.allgather(place())
         self._window = allocate_window(self._comm, GET_NBYTES)
         self._sent: list[MPI.Request] = []
-        # Its own, and not of a round: a Get that is given up may still arrive.
-        self._nothing, self._headers = np.empty(1, np.int64), np.empty((len(readers), 1), np.int64)
+        # These buffers live as long as the probe: a Get that was given up may still arrive.
+        self._empty, self._headers = np.empty(1, np.int64), np.empty((len(readers), 1), np.int64)
         self._memory = np.zeros((len(readers), GET_NBYTES), np.uint8)
         torch.frombuffer(self._window.tomemory(), dtype=torch.uint8).fill_(self._pattern(self._comm.rank))
         self._comm.Barrier()
@@ -47,10 +46,10 @@ class WindowProbe:
         self._comm.Barrier()
 
     def measure(self) -> float:
-        """Seconds that the slowest of this rank's Gets took.
+        """Return the seconds of the slowest of this rank's Gets; 0 on a rank that takes no part.
 
         Raises:
-            UserError: one did not complete in time.
+            UserError: a Get did not complete in time, or brought wrong bytes.
         """
         if self._comm.rank not in (0, *self._readers):
             return 0.0
@@ -62,9 +61,11 @@ class WindowProbe:
             return seconds.result()
 
     def close(self, leave: bool) -> None:
-        """Free the windows, or `leave` them where Gets may still be under way.
+        """Free the windows.
 
-        Over those MPI_Finalize may wait for ever: the process will end without it.
+        Args:
+            leave: Gets may still be under way, for which MPI_Finalize may wait forever: keep the windows, and have the
+                process end without it.
         """
         if leave:
             atexit.register(self._end_job)
@@ -76,7 +77,7 @@ class WindowProbe:
         self._comm.Free()
 
     def _end_job(self) -> None:
-        time.sleep(1)  # until the launcher has passed on what doctor said
+        time.sleep(1)  # until the launcher has passed on what doctor printed
         self._comm.Abort(1)
         os._exit(1)  # MPICH returns from Abort and lets its launcher do the killing
 
@@ -87,27 +88,31 @@ class WindowProbe:
             try:
                 return self._read([0])
             finally:
-                self._tell([0])
-                self._serve(1, 4 * GET_SECONDS)  # rank 0 may need half of it until it has heard of all
+                self._notify([0])
+                self._serve(1, 4 * GET_SECONDS)  # rank 0 may need half of it until all have notified it
         try:
             self._serve(len(self._readers), 2 * GET_SECONDS)
             return self._read(self._readers)
         finally:
-            self._tell(self._readers)
+            self._notify(self._readers)
 
     def _serve(self, count: int, seconds: float) -> None:
-        """Look at MPI as the exchange's idle thread does, until `count` ranks have told that they have read."""
+        """Call MPI as often as the exchange's idle thread does, until `count` ranks have notified that they have read.
+
+        Raises:
+            UserError: they have not within `seconds`.
+        """
         end = time.monotonic() + seconds
         while count:
             if self._comm.Iprobe(source=MPI.ANY_SOURCE):
                 self._comm.recv()
                 count -= 1
             elif time.monotonic() > end:
-                raise UserError(f"{count} ranks have not told in {seconds:.0f} s that they have read from here")
+                raise UserError(f"{count} ranks have not notified in {seconds:.0f} s that they have read from here")
             else:
                 time.sleep(IDLE_SECONDS)
 
-    def _tell(self, ranks: list[int]) -> None:
+    def _notify(self, ranks: list[int]) -> None:
         self._sent += [self._comm.isend(None, rank) for rank in ranks]
 
     def _read(self, targets: list[int]) -> float:
@@ -115,11 +120,11 @@ class WindowProbe:
         return max(self._round(targets, end) for _ in range(GETS))
 
     def _round(self, targets: list[int], end: float) -> float:
-        """Seconds until a header and some bytes of each target are here; the requests are those of `Reader`."""
+        """Read a header and some bytes of each target, with the requests that `Reader` uses; return the seconds."""
         begin = time.monotonic()
         pending = {}
         for target, header, memory in zip(targets, self._headers, self._memory, strict=False):
-            fetch = self._window.Rget_accumulate(self._nothing, header, target, op=MPI.NO_OP)
+            fetch = self._window.Rget_accumulate(self._empty, header, target, op=MPI.NO_OP)
             pending[target] = [fetch, self._window.Rget(memory, target)]
         while pending := {rank: requests for rank, requests in pending.items() if not MPI.Request.Testall(requests)}:
             if time.monotonic() > end:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from hpcdistill.errors import UserError
 from hpcdistill.evaluation.predictions import validation_outputs
-from hpcdistill.reports.tables import aligned
 from hpcdistill.storage.run_dir import named_checkpoints
 from hpcdistill.tasks.registry import open_task
 
@@ -49,14 +48,6 @@ class Churn:
     """Of the predicted probabilities of yes, |p_a − p_b|; of more than two classes, the total variation distance."""
     disagreement: Estimate
     """Share of predictions whose likeliest answer differs."""
-
-    def table(self) -> str:
-        """For people."""
-        rows = [("", "mean", "95 % interval")]
-        rows.append(("mean absolute difference", *_cells(self.mean_absolute_difference)))
-        rows.append(("disagreement", *_cells(self.disagreement)))
-        sides = [f"A: {' and '.join(self.a)}", f"B: {' and '.join(self.b)}", ""]
-        return "\n".join([*sides, *aligned(rows), "", f"{self.samples} validation samples of {self.data}"])
 
 
 def churn(a: str, b: str, data: Path, which: str = "best", trust: bool = False) -> Churn:
@@ -101,10 +92,6 @@ def estimates(values: Array) -> list[Estimate]:
     means = [values[chance.integers(count, size=count)].mean(0) for _ in range(RESAMPLES)]
     lows, highs = np.quantile(means, [0.025, 0.975], axis=0)
     return [Estimate(*map(float, column)) for column in zip(values.mean(0), lows, highs, strict=True)]
-
-
-def _cells(estimate: Estimate) -> tuple[str, str]:
-    return f"{estimate.value:.5f}", f"{estimate.low:.5f} to {estimate.high:.5f}"
 
 
 def _by_sample(values: Tensor) -> Tensor:

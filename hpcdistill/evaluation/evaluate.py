@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcdistill.evaluation.predictions import validation_outputs
-from hpcdistill.reports.tables import aligned, cell
 from hpcdistill.storage.run_dir import named_checkpoints
 from hpcdistill.tasks.registry import open_task
 
@@ -23,13 +22,6 @@ class Evaluation:
     """How many, by each model."""
     scores: dict[str, dict[str, float]]
     """By name of the model or ensemble, then by name of the score; NaN for what has no value. Losses are in nats."""
-
-    def table(self) -> str:
-        """For people."""
-        titles = [title.replace("_", " ") for title in next(iter(self.scores.values()))]
-        rows = [[name, *map(cell, scores.values())] for name, scores in self.scores.items()]
-        note = f"{self.predictions} validation {self.unit}s of {self.data}, losses in nats per {self.unit}"
-        return "\n".join([*aligned([["", *titles], *rows]), "", note])
 
 
 def evaluate(names: Sequence[str], data: Path, which: str = "best", trust: bool = False) -> Evaluation:

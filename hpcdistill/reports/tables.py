@@ -30,15 +30,18 @@ def cell(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-def tell(found: Any, json_file: Path | None) -> None:
-    """Print `found.table()`, and write the dataclass that `found` is as JSON where a file is named.
+def print_result(table: str, found: Any, json_file: Path | None) -> None:
+    """Print what a command has found, and write it as JSON where a file is named.
 
-    Numbers that are not finite become null, for which JSON has no other word.
+    Args:
+        table: `found` as text.
+        found: a dataclass; its numbers that are not finite become null, since JSON has no NaN.
+        json_file: the file to write; None for none.
 
     Raises:
         UserError: the file cannot be written.
     """
-    print(found.table())
+    print(table)
     if json_file is not None:
         write_text(json_file, json.dumps(_finite(asdict(found)), indent=2) + "\n", "--json")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdistill.cli.main import _parse
+from hpcdistill.cli.main import parse_arguments
 from hpcdistill.cli.submit import scripts
 from hpcdistill.errors import UserError
 from repository import ROOT
@@ -15,10 +15,10 @@ CONFIG = ROOT / "configs" / "demo.toml"
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--nodes-per-group=0"], r"--nodes-per-group: '0' is no whole number > 0"),
-        (["--nodes-per-group=-1"], r"--nodes-per-group: '-1' is no whole number > 0"),
-        (["--ranks-per-node=0"], r"--ranks-per-node: '0' is no whole number > 0"),
-        (["--ranks-per-node=two"], r"--ranks-per-node: 'two' is no whole number > 0"),
+        (["--nodes-per-group=0"], r"--nodes-per-group: '0' is not an integer > 0"),
+        (["--nodes-per-group=-1"], r"--nodes-per-group: '-1' is not an integer > 0"),
+        (["--ranks-per-node=0"], r"--ranks-per-node: '0' is not an integer > 0"),
+        (["--ranks-per-node=two"], r"--ranks-per-node: 'two' is not an integer > 0"),
         (["--sbatch=--comment='a"], r"--sbatch=.*: no closing quotation; close each quote"),
         (["--sbatch=--time=1 --array=0-7"], r"--sbatch=.* has --array=0-7"),
         (["--sbatch=-a 0-7"], r"--sbatch=.* has -a"),
@@ -27,6 +27,7 @@ CONFIG = ROOT / "configs" / "demo.toml"
         (["--group_sizes=2,1"], r"group_sizes = 2,1, but each job gets 1 ranks"),
         (["--group_sizes=2,1", "--ranks-per-node=2"], r"but each job gets 2 ranks"),
         (["--nodes-per-grup=2"], r"did you mean '--nodes-per-group'\?"),
+        (["--optimiser.lr=2"], r"did you mean '--optimizer.lr'\?"),
         (["--lr=2"], r"did you mean '--optimizer.lr'\?"),
         (["--groups=0"], r"groups = '0'"),
     ],
@@ -37,7 +38,7 @@ def test_what_cannot_be_submitted_is_refused(options: list[str], message: str) -
 
 
 def _run(*arguments: str) -> None:
-    args = _parse(arguments)
+    args = parse_arguments(arguments)
     args.command(args)
 
 

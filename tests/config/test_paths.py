@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.cli.main import _parse, _parser
+from hpcdistill.cli.main import build_parser, parse_arguments
 from hpcdistill.config.paths import expanded, model_names, output_path
 from hpcdistill.config.schema import Config, load_config
 from hpcdistill.errors import UserError
 
 pytestmark = pytest.mark.alone
 
-PARSER = _parser()
+PARSER = build_parser()
 OUTPUTS = [
     "prepare text --input x --output",
     "prepare clicks --synthetic --rows=1 --output",
@@ -130,7 +130,7 @@ def test_an_output_may_be_new_or_take_the_place_of_a_file(folder: Path) -> None:
 def test_an_output_takes_the_place_of_nothing_that_is_read(folder: Path, command: str, place: str) -> None:
     Path("link").symlink_to("file")
     with pytest.raises(UserError, match=place):
-        _parse(command.split())
+        parse_arguments(command.split())
 
 
 @pytest.mark.parametrize("where", ["file", "command line"])

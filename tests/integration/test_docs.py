@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import nn
 
 from hpcdistill import VocabularyShard, linear_codistillation_loss
-from hpcdistill.cli.main import _parser, main
+from hpcdistill.cli.main import build_parser, main
 from hpcdistill.config.schema import load_config
 from repository import ROOT
 from slurm_cluster import Cluster, on_slurm
@@ -108,7 +108,7 @@ def mentioned(workspace: Workspace, command: str) -> None:
     """See that there is such a command, with these options."""
     words = shlex.split(re.sub(r"^(python -m )?hpcdistill ?", "", command))
     with contextlib.redirect_stdout(io.StringIO()) as told, pytest.raises(SystemExit, match="0"):
-        _parser().parse_args([*words, "--help"])
+        build_parser().parse_args([*words, "--help"])
     require_options(words, told.getvalue())
 
 
@@ -160,7 +160,7 @@ def sbatch(workspace: Workspace, command: str) -> None:
     workspace.cluster().slurm("sbatch", "--test-only", *words[1:], cwd=workspace.folder)
     (at,) = [at for at, word in enumerate(words) if word.endswith(".sbatch")]
     name = {"train.sbatch": ["train"], "doctor.sbatch": ["doctor", "--slurm"]}[Path(words[at]).name]
-    args = _parser().parse_args([*name, *words[at + 1 :]])
+    args = build_parser().parse_args([*name, *words[at + 1 :]])
     if name == ["train"]:
         load_config(args.config, args.overrides, args)
 

@@ -14,7 +14,10 @@ DOCTOR = """#!/usr/bin/env bash
 . slurm/env.sh
 "${{LAUNCH[@]}}" python -c "{program}" doctor --slurm --folder="$1"
 """
-IMPATIENT = "from hpcdistill import cli, cluster_doctor as d; d.SEEN_SECONDS = 1; raise SystemExit(cli.main())"
+IMPATIENT = (
+    "from hpcdistill.cli.main import main; from hpcdistill.doctor import shared_folder; "
+    "shared_folder.VISIBLE_SECONDS = 1; raise SystemExit(main())"
+)
 
 
 @pytest.mark.parametrize("starter", ["srun", "mpirun"])

@@ -269,7 +269,7 @@ def test_a_signal_to_one_rank_ends_its_group_with_a_checkpoint(
         os.kill(read_metrics(path)[0]["starts"][0]["pid"], number)
         result = job.result()
     assert result.returncode == os.EX_TEMPFAIL, result.stderr
-    assert "stopped as asked, with checkpoints; --resume goes on from there" in result.stdout
+    assert "stopped as asked, with checkpoints; --resume continues from there" in result.stdout
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("g0-step*.h5")
     step = load(checkpoint)["state"]["step"]
     assert train(2, *ALONE, f"--train.steps={step + 15}", "--resume").returncode == 0

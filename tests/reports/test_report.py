@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from hpcdistill.cli.main import _report_on, main
+from hpcdistill.cli.main import main
+from hpcdistill.cli.train import write_run_report
 from hpcdistill.reports.compare import compare, draw_comparison
 from hpcdistill.reports.report import write_report
-from hpcdistill.reports.tables import tell
+from hpcdistill.reports.tables import print_result
 from hpcdistill.storage.metrics import metrics_path
 
 pytestmark = pytest.mark.alone
@@ -111,7 +112,8 @@ def test_a_run_may_have_any_name(name: str, tmp_path: Path, capsys: pytest.Captu
     text = (tmp_path / "page.html").read_text()
     assert f"<h1>Steps to a loss: {html.escape(shown)}</h1>" in text
     assert text.count(in_a_legend) == 3
-    tell(compare([tmp_path / name]), tmp_path / "found.json")
+    found = compare([tmp_path / name])
+    print_result(found.table(), found, tmp_path / "found.json")
     assert f"{tmp_path}/{shown}  1 " in capsys.readouterr().out
     assert json.loads((tmp_path / "found.json").read_text())["runs"][0]["run"] == str(tmp_path / name)
 
@@ -129,7 +131,7 @@ def test_a_run_without_a_finite_loss_has_a_report(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_made_is_no_failure_of_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _report_on(tmp_path / "gone")
+    write_run_report(tmp_path / "gone")
     assert "warning: no report: " in capsys.readouterr().err
 
 

@@ -8,27 +8,24 @@ from pathlib import Path
 import pytest
 
 from hpcdistill.errors import UserError
-from hpcdistill.reports.tables import cell, tell
+from hpcdistill.reports.tables import cell, print_result
 
 
 @dataclass
 class Finding:
     scores: dict[str, list[float]]
 
-    def table(self) -> str:
-        return "a table"
-
 
 def test_what_is_not_finite_is_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = tmp_path / "new" / "found.json"
-    tell(Finding({"a": [math.nan, 0.5, math.inf]}), found)
+    print_result("a table", Finding({"a": [math.nan, 0.5, math.inf]}), found)
     assert capsys.readouterr().out == "a table\n"
     assert json.loads(found.read_text()) == {"scores": {"a": [None, 0.5, None]}}
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"--json {tmp_path} cannot be written: Is a directory; choose another file"):
-        tell(Finding({}), tmp_path)
+        print_result("a table", Finding({}), tmp_path)
 
 
 def test_cells() -> None:

@@ -1,6 +1,5 @@
 """Tables: what is read of files, what their columns become, and what is said of them."""
 
-import argparse
 import csv
 import gzip
 import io
@@ -21,7 +20,8 @@ from pyarrow import parquet
 
 import hpcdistill
 from hpcdistill.cli.main import main
-from hpcdistill.cli.prepare import add_prepare
+from hpcdistill.cli.parser import Parser
+from hpcdistill.cli.prepare import add_parser
 from hpcdistill.data.prepare import lines
 from hpcdistill.data.prepare.lines import Block
 from hpcdistill.data.prepare.split import in_validation
@@ -143,9 +143,9 @@ def test_parquet_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("kind", ["table", "criteo"])
 def test_a_lack_of_pyarrow_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, f"hpcdistill.data.{kind}", raising=False)
-    parser = argparse.ArgumentParser()
-    add_prepare(parser.add_subparsers())
+    monkeypatch.delitem(sys.modules, f"hpcdistill.data.rows.prepare_{kind}", raising=False)
+    parser = Parser()
+    add_parser(parser.add_subparsers())
     label = ["--label=y"] if kind == "table" else []
     args = parser.parse_args(["prepare", kind, f"--input={tmp_path}", f"--output={tmp_path / 'data.h5'}", *label])
     with pytest.raises(UserError, match="read with pyarrow; pip install pyarrow"):

@@ -1,0 +1,37 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from hpcdistill.cli.parser import Parser
+from hpcdistill.config.paths import input_path, output_path
+
+MODEL_NAMES = (
+    "A model is named by a checkpoint file, or as RUN_DIR:GROUP; a run folder names the models of all its groups."
+)
+
+
+def add_model_options(parser: Parser) -> None:
+    """Add the options of commands that load trained models and score them on a store."""
+    parser.add_argument(
+        "--data", type=input_path, required=True, metavar="FILE.h5", help="store whose validation part is used"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="which checkpoint of a run: the one with the lowest validation loss (default), or the newest",
+    )
+    add_trust_option(parser)
+    add_json_option(parser)
+
+
+def add_trust_option(parser: Parser) -> None:
+    """Add `--trust`."""
+    parser.add_argument(
+        "--trust", action="store_true", help="run the code that checkpoints of other users name as model.factory"
+    )
+
+
+def add_json_option(parser: Parser) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="also write the results there, as JSON")

@@ -1,0 +1,83 @@
+"""The command `train`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from pathlib import Path
+
+from hpcdistill.cli.options import add_trust_option
+from hpcdistill.cli.parser import Parser, Subparsers
+from hpcdistill.config.paths import input_path
+from hpcdistill.errors import UserError, warn
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "train",
+        help="train; start it with mpirun or srun",
+        usage="%(prog)s [-h] [--resume [{no,yes,strict}]] [--trust] CONFIG.toml [--section.key VALUE ...]",
+        description="Train the configured model in groups that teach each other. Start one process per rank: "
+        "mpirun -np 4 hpcdistill train …, or srun. The options below are the keys of the configuration; each "
+        "overrides the value in the file.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="train configs/demo.toml --data.path=data.h5 --run_dir=runs/mine --optimizer.lr=0.005",
+    )
+    add_arguments(parser)
+    parser.set_defaults(command=run)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the arguments of `train`, among them one option for each key of the configuration."""
+    from hpcdistill.config.schema import add_arguments as add_keys
+
+    parser.add_argument("config", type=input_path, metavar="CONFIG.toml", help="configuration of the run")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        choices=("no", "yes", "strict"),
+        const="yes",
+        default="no",
+        help="continue from the newest usable checkpoint in run_dir; =strict: only if the newest one is usable",
+    )
+    add_trust_option(parser)
+    parser.set_defaults(overrides=add_keys(parser))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; return `os.EX_TEMPFAIL` if any group was stopped before its end. Collective over the world."""
+    from hpcdistill.distributed.stop import SIGNALS, StopRequest
+
+    with StopRequest() as stop:
+        from hpcdistill.config.schema import load_config
+        from hpcdistill.training.loop import Outcome, train
+
+        config = load_config(args.config, args.overrides, args)
+        outcome = train(config, args.resume, stop, args.trust)
+        if outcome is Outcome.NOTHING_TO_DO:
+            return 0
+        from mpi4py import MPI
+
+        # After this all groups' files are complete.
+        unfinished = MPI.COMM_WORLD.allreduce(outcome is Outcome.STOPPED)
+        if MPI.COMM_WORLD.rank == 0:
+            write_run_report(config.run_dir)
+            if unfinished:
+                print("hpcdistill: stopped as asked, with checkpoints; --resume continues from there", flush=True)
+        MPI.COMM_WORLD.Barrier()  # the first rank that exits without success makes srun kill all others
+    for number in SIGNALS:  # all is written: until Python ends, no signal may change the exit status
+        signal.signal(number, signal.SIG_IGN)
+    return os.EX_TEMPFAIL if unfinished else 0
+
+
+def write_run_report(run_dir: Path) -> None:
+    """Write the report of a run into its folder; warn where that fails."""
+    try:
+        from hpcdistill.reports.report import write_report
+
+        write_report([run_dir], run_dir / "report.html")
+    except Exception as error:  # whatever it is, what was trained is safe
+        kind = "" if isinstance(error, OSError | UserError) else f"{type(error).__name__}: "
+        warn(f"no report: {kind}{error}; hpcdistill report {run_dir} --output FILE.html makes it elsewhere")

@@ -1,0 +1,66 @@
+"""Checks of MPI and Horovod, which connect the ranks."""
+
+from __future__ import annotations
+
+from hpcdistill.distributed.checks import require_one_world, require_thread_multiple
+from hpcdistill.doctor.check import SETUP, Check, Result, Status
+
+
+def check_world() -> Result:
+    """Check that MPI loads, and that all ranks that were started are in one world."""
+    from mpi4py import MPI
+
+    require_one_world()
+    name, version = MPI.get_vendor()
+    return Result(Status.OK, f"{name} {'.'.join(map(str, version))}, world of {MPI.COMM_WORLD.size}")
+
+
+def check_threads() -> Result:
+    """Check that threads may call MPI at the same time: Horovod's and the exchange's do."""
+    require_thread_multiple()
+    return Result(Status.OK, "MPI_THREAD_MULTIPLE")
+
+
+def check_windows() -> Result:
+    """Check what the exchange needs of windows: the unified memory model, and atomic operations on a header."""
+    import numpy as np
+    from mpi4py import MPI
+
+    window = MPI.Win.Allocate(8, 8, comm=MPI.COMM_WORLD)
+    try:
+        if window.Get_attr(MPI.WIN_MODEL) != MPI.WIN_UNIFIED:
+            return Result(
+                Status.FAIL, "MPI_WIN_MODEL is not MPI_WIN_UNIFIED", "choose another MPI: MPI=mpich make setup"
+            )
+        rank = MPI.COMM_WORLD.rank
+        written, before, after = (np.array([value], np.int64) for value in (42, -1, -1))
+        window.Lock(rank)
+        window.Fetch_and_op(written, before, rank, op=MPI.REPLACE)
+        window.Flush(rank)
+        window.Fetch_and_op(written, after, rank, op=MPI.NO_OP)
+        window.Unlock(rank)
+        assert after[0] == 42, f"wrote 42 with Fetch_and_op, read {after[0]}"
+    finally:
+        window.Free()
+    return Result(Status.OK, "MPI_WIN_UNIFIED, Fetch_and_op round trip")
+
+
+def check_horovod() -> Result:
+    """Check an allreduce of Horovod, which averages gradients inside a group."""
+    import horovod
+    import horovod.torch as hvd
+    import torch
+    from mpi4py import MPI
+
+    hvd.init(comm=MPI.COMM_WORLD)
+    total = hvd.allreduce(torch.ones(1000), op=hvd.Sum)
+    assert bool((total == hvd.size()).all()), f"the sum of ones over {hvd.size()} ranks is {float(total[0])}"
+    return Result(Status.OK, f"{horovod.__version__}, torch {torch.__version__}, allreduce on {hvd.size()} rank(s)")
+
+
+CHECKS: list[Check] = [
+    ("MPI", check_world, f"{SETUP}; on a cluster load the MPI module first"),
+    ("MPI threads", check_threads, SETUP),
+    ("MPI windows", check_windows, "MPI=mpich make setup"),
+    ("Horovod", check_horovod, SETUP),
+]

@@ -1,0 +1,117 @@
+"""The command doctor: it reports what works, and the remedy for what does not."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from doctor_results import row_of
+from hpcdistill.doctor import machine, mpi
+
+pytestmark = pytest.mark.launch
+
+
+WITHOUT_H5PY = """
+import sys
+sys.modules["h5py"] = None  # `import h5py` raises ImportError
+from hpcdistill.doctor.main import check_all
+sys.exit(check_all())
+"""
+
+HOROVOD_ON_RANK_0_ALONE = """
+import sys
+from mpi4py import MPI
+from hpcdistill.doctor import main
+if MPI.COMM_WORLD.rank == 1:
+    sys.modules["horovod"] = None
+main.CHECK_SECONDS = 5
+sys.exit(main.check_all())
+"""
+
+
+def test_all_that_training_needs_works_here() -> None:
+    result = subprocess.run([sys.executable, "-m", "hpcdistill", "doctor"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name, _, _ in [*mpi.CHECKS, *machine.CHECKS]:
+        assert f"\n{name} " in f"\n{result.stdout}"
+    assert "Training can run." in result.stdout
+
+
+def test_one_table_for_all_ranks(mpirun: Callable[..., CompletedProcess[str]]) -> None:
+    result = mpirun(2, "-m", "hpcdistill", "doctor")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("Training can run.") == 1
+    assert "world of 2" in result.stdout
+    assert "allreduce on 2 rank(s)" in result.stdout
+
+
+def test_a_missing_package_fails_with_its_remedy() -> None:
+    result = subprocess.run([sys.executable, "-c", WITHOUT_H5PY], capture_output=True, text=True)
+    assert result.returncode == 1
+    lines = result.stdout.splitlines()
+    row = next(index for index, line in enumerate(lines) if line.startswith("HDF5"))
+    assert "FAIL" in lines[row]
+    assert "h5py" in lines[row]
+    assert lines[row + 1].strip() == "remedy: run `make setup`"
+    assert lines[-1] == "Training cannot run: HDF5."
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "remedy"),
+    [
+        ("MPI4PY_RC_THREAD_LEVEL", "serialized", "unset MPI4PY_RC_THREAD_LEVEL"),
+        ("SLURM_STEP_NUM_TASKS", "2", "use srun --mpi=pmi2 for MPICH"),
+    ],
+)
+def test_an_environment_in_which_training_would_refuse_to_start_fails(variable: str, value: str, remedy: str) -> None:
+    environment = os.environ | {variable: value}
+    command = [sys.executable, "-m", "hpcdistill", "doctor"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 1
+    (row,) = (line for line in result.stdout.splitlines() if "FAIL" in line)
+    assert remedy in row
+
+
+def test_a_check_that_one_rank_fails_does_not_keep_the_others_for_ever(
+    mpirun: Callable[..., CompletedProcess[str]],
+) -> None:
+    result = mpirun(2, "-c", HOROVOD_ON_RANK_0_ALONE)
+    assert result.returncode != 0
+    assert "On rank 1:\nHorovod         FAIL" in result.stdout
+    assert "'Horovod' has not ended" in result.stderr
+
+
+def test_slurm_outside_an_allocation(mpirun: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
+    result = mpirun(2, "-m", "hpcdistill", "doctor", "--slurm", f"--folder={tmp_path}", env={"SLURM_JOB_ID": ""})
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "FAIL" in row_of(result.stdout, "Slurm job")
+    assert "remedy: run it inside one" in row_of(result.stdout, "Slurm job")
+    assert "GPU binding" in result.stdout
+    assert "OK" in row_of(result.stdout, "window progress")
+    assert "one node only: not tested between nodes" in row_of(result.stdout, "window progress")
+    assert "OK" in row_of(result.stdout, "shared folder")
+    assert f"{tmp_path}, rank 0's files seen by 2 rank(s)" in row_of(result.stdout, "shared folder")
+    assert "Training cannot run: Slurm job." in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_slurm_without_mpi_is_told_of_mpi() -> None:
+    script = (
+        "import sys; sys.modules['mpi4py'] = None; from hpcdistill.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    result = subprocess.run([sys.executable, "-c", script, "doctor", "--slurm"], capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    assert "remedy: run `make setup`" in row_of(result.stdout, "MPI")
+
+
+def test_a_folder_to_check_is_for_slurm() -> None:
+    command = [sys.executable, "-m", "hpcdistill", "doctor", "--folder=."]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "--folder" in result.stderr
+    assert "--slurm" in result.stderr
