@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hpcdistill.errors import UserError
 from hpcdistill.losses.linear import linear_codistillation_loss
+from hpcdistill.tasks.objective import TrainingObjective
 
 
 class Hidden(NamedTuple):
@@ -32,7 +33,7 @@ class Hidden(NamedTuple):
         self.states.record_stream(stream)
 
 
-class FusedSoftmax:
+class FusedSoftmax(TrainingObjective[Hidden]):
     """Training objective like `Softmax`, for models with a method `hidden` and an `nn.Linear` named `head`.
 
     Args:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from hpcdistill.losses.codistillation import codistillation_loss
 Outputs = TypeVar("Outputs")
 
 
-class TrainingObjective(Protocol[Outputs]):
+class TrainingObjective(ABC, Generic[Outputs]):
     """Losses of a model's outputs, whose type is the objective's own."""
 
     chance_loss: float
@@ -24,9 +25,11 @@ class TrainingObjective(Protocol[Outputs]):
     uniform: Tensor
     """Logits of that model for one target, float32."""
 
+    @abstractmethod
     def outputs(self, model: nn.Module, *inputs: Any) -> Outputs:
         """Run the forward pass of `model` and return its outputs."""
 
+    @abstractmethod
     def constant_prediction(self, logits: Tensor, target: Tensor) -> Outputs:
         """Return outputs that are `logits` for each target of a batch.
 
@@ -35,6 +38,7 @@ class TrainingObjective(Protocol[Outputs]):
             target: the targets of the batch.
         """
 
+    @abstractmethod
     def loss(
         self, outputs: Outputs, target: Tensor, teachers: list[Outputs], distill_weight: float, temperature: float
     ) -> Tensor:
@@ -48,38 +52,43 @@ class TrainingObjective(Protocol[Outputs]):
             temperature: temperature of the distillation term, > 0.
         """
 
+    @abstractmethod
     def cross_entropy(self, outputs: Outputs, target: Tensor) -> Tensor:
         """Return the cross-entropy of each target in nats, shaped as `target`."""
 
+    def excess_loss(self, outputs: Outputs, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy of a batch minus `chance_loss`, in nats, a scalar."""
+        return self.cross_entropy(outputs, target).mean() - self.chance_loss
 
-class EvaluationObjective(Protocol):
+
+class EvaluationObjective(ABC):
     """Comparisons of predictions given as logits."""
 
+    @abstractmethod
     def cross_entropy(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy of each target in nats, float32, shaped as `target`."""
 
+    @abstractmethod
     def ensemble(self, outputs: Sequence[Tensor]) -> Tensor:
         """Return the logits of the mean of the predicted probabilities, float32, shaped as each of `outputs`.
 
         The mean is computed in the logarithmic domain: probabilities near 1 are not rounded to 1.
         """
 
+    @abstractmethod
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
         """Return the total variation distance of two predictions for each target, float32, in [0, 1].
 
         It is half the sum of the absolute differences of the classes' probabilities.
         """
 
+    @abstractmethod
     def predict_class(self, outputs: Tensor) -> Tensor:
         """Return the most probable class, with the shape and dtype of a target."""
 
 
-class Objective(TrainingObjective[Tensor], EvaluationObjective, Protocol):
-    """Objective of a task: its outputs are logits, which can be trained and evaluated."""
-
-
-class _Logits:
-    """Outputs that are what the model's forward pass returns."""
+class Objective(TrainingObjective[Tensor], EvaluationObjective):
+    """Objective of a task: the outputs are the logits that a model returns."""
 
     def outputs(self, model: nn.Module, *inputs: Any) -> Tensor:
         """See `TrainingObjective`."""
@@ -91,7 +100,7 @@ class _Logits:
         return logits.expand(*target.shape, *logits.shape)
 
 
-class Softmax(_Logits):
+class Softmax(Objective):
     """Objective of choosing one of `classes`: logits [..., classes], targets int64 [...]."""
 
     def __init__(self, classes: int) -> None:
@@ -123,7 +132,7 @@ class Softmax(_Logits):
         return outputs.argmax(-1)
 
 
-class Binary(_Logits):
+class Binary(Objective):
     """Objective of a binary label: one logit for each target [...], targets float [...], 0 or 1."""
 
     chance_loss = math.log(2)

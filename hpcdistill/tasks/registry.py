@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hpcdistill.data.store import ANY_COMMAND, StoreFile, stored_format
-from hpcdistill.discovery import import_modules
+from hpcdistill.discovery import import_siblings
 from hpcdistill.errors import UserError, warn
 from hpcdistill.tasks.task import Task
 
@@ -36,7 +36,7 @@ def open_task(path: Path, warns: bool = True) -> Task:
     Raises:
         UserError: the file is missing, damaged or not a store.
     """
-    import_modules("hpcdistill.tasks")
+    import_siblings(__name__)
     kind = stored_format(path)
     if kind not in _TASKS:
         raise UserError(f"data.path = {path}: HDF5, but not a store; make one with: {ANY_COMMAND} --output {path}")
