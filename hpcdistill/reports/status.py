@@ -1,9 +1,10 @@
-"""How a run is going, as a table for people, from nothing but the files that it writes."""
+"""Progress of a run as a table, read from the files that the run writes."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from hpcdistill.reports.tables import aligned, printable
@@ -15,35 +16,29 @@ TITLES = (
     *("staleness", "restarts", "checkpoint", "quarantine"),
 )
 RECENT = 20
-"""Records, validations and checkpoints among them, from which the speed is taken."""
+"""Number of records, those of validations and checkpoints included, over which the speed is averaged."""
 
 
 def status(run_dir: Path) -> str:
-    """A table with one row for each group of a run, and below it why peers are in quarantine.
+    """Return a table with one row for each group, and below it what a row has no room to explain.
 
-    The run may go on meanwhile: what is not there yet, or no longer, is shown as such.
+    The run may go on meanwhile: files that do not exist yet, or no longer, are shown as such.
 
     Raises:
         UserError: the folder holds no metrics.
     """
-    told = {metrics.group: metrics for metrics in read_run(run_dir)}
-    count = max(metrics.number("config.groups") for metrics in told.values())
-    rows = [_row(run_dir, told[group]) if group in told else _not_started(group) for group in range(count)]
-    reasons = [
-        printable(f"group {metrics.group} keeps group {peer} in quarantine: {reason}")
-        for metrics in told.values()
-        for peer, reason in _quarantine(metrics).items()
-    ]
-    return "\n\n".join("\n".join(lines) for lines in (aligned([TITLES, *rows]), reasons) if lines)
+    by_group = {metrics.group: metrics for metrics in read_run(run_dir)}
+    count = max(metrics.number("config.groups") for metrics in by_group.values())
+    rows = [_row(run_dir, by_group[group]) if group in by_group else _not_started(group) for group in range(count)]
+    notes = [printable(note) for metrics in by_group.values() for note in _notes(metrics)]
+    return "\n\n".join("\n".join(lines) for lines in (aligned([TITLES, *rows]), notes) if lines)
 
 
 def _row(run_dir: Path, metrics: GroupMetrics) -> tuple[str, ...]:
-    step = metrics.records[-1]["step"] if metrics.records else 0
-    steps = metrics.number("config.train.steps")
     return (
         str(metrics.group),
-        "finished" if step >= steps else f"last heard {_age(metrics.path)}",
-        f"{step} / {steps}",
+        "finished" if _is_validated(metrics) else f"last heard {_age(metrics.path)}",
+        f"{_step(metrics)} / {_steps(metrics)}",
         _speed(metrics.records[-RECENT:]),
         _newest_loss(metrics, "loss"),
         _newest_loss(metrics, "validation_loss"),
@@ -59,6 +54,30 @@ def _not_started(group: int) -> tuple[str, ...]:
     return (str(group), "not started", *["-"] * (len(TITLES) - 2))
 
 
+def _step(metrics: GroupMetrics) -> int:
+    return metrics.records[-1]["step"] if metrics.records else 0
+
+
+def _steps(metrics: GroupMetrics) -> int:
+    return metrics.number("config.train.steps")
+
+
+def _is_validated(metrics: GroupMetrics) -> bool:
+    """Return whether the group has made its last step and the validation after it."""
+    validated, _ = metrics.column("validation_loss")
+    return bool(validated) and validated[-1] >= _steps(metrics)
+
+
+def _notes(metrics: GroupMetrics) -> Iterator[str]:
+    if _step(metrics) >= _steps(metrics) and not _is_validated(metrics):
+        yield (
+            f"group {metrics.group} has made its last step, but not the validation after it; if it does not run any "
+            "more, train --resume makes up for that"
+        )
+    for peer, reason in _quarantine(metrics).items():
+        yield f"group {metrics.group} keeps group {peer} in quarantine: {reason}"
+
+
 def _speed(records: list[Record]) -> str:
     seconds = records[-1]["seconds"] - records[0]["seconds"] if records else 0
     return f"{(records[-1]['step'] - records[0]['step']) / seconds:.3g}" if seconds else "-"
@@ -70,12 +89,12 @@ def _newest_loss(metrics: GroupMetrics, key: str) -> str:
 
 
 def _newest(metrics: GroupMetrics) -> Record:
-    """The newest record of training steps; validations and checkpoints tell nothing of peers."""
+    """Return the newest record of training steps; those of validations and checkpoints have nothing about peers."""
     return next((record for record in reversed(metrics.records) if "loss" in record), {})
 
 
 def _quarantine(metrics: GroupMetrics) -> dict[str, str]:
-    """Why each peer is in quarantine now."""
+    """Return the reason why each peer is in quarantine now, by the number of its group."""
     reasons: dict[str, str] = _newest(metrics).get("quarantine", {})
     return reasons
 
@@ -99,4 +118,4 @@ def _age(path: Path) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
-    return f"{max(seconds, 0):.0f} s ago"  # a file server's clock may be ahead
+    return f"{max(seconds, 0):.0f} s ago"  # the clock of a file server may be ahead

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.errors import UserError
+from hpcdistill.storage.json_text import to_json
 from hpcdistill.storage.whole_file import write_whole
 
 
@@ -43,7 +43,7 @@ def print_result(table: str, found: Any, json_file: Path | None) -> None:
     """
     print(table)
     if json_file is not None:
-        write_text(json_file, json.dumps(_finite(asdict(found)), indent=2) + "\n", "--json")
+        write_text(json_file, to_json(asdict(found), indent=2) + "\n", "--json")
 
 
 def write_text(path: Path, text: str, option: str) -> None:
@@ -56,11 +56,3 @@ def write_text(path: Path, text: str, option: str) -> None:
         write_whole(path, text)
     except OSError as error:
         raise UserError(f"{option} {path} cannot be written: {error.strerror}; choose another file") from None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

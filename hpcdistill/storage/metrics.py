@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdistill.errors import UserError, warn
+from hpcdistill.storage.json_text import to_json
 from hpcdistill.storage.whole_file import open_to_append, remove_litter, write_whole
 
 Record = dict[str, Any]
@@ -92,7 +93,7 @@ def _start(step: int) -> Record:
 
 
 def _line(record: Record) -> bytes:
-    return f"{json.dumps(record)}\n".encode()
+    return f"{to_json(record)}\n".encode()
 
 
 def read_metrics(path: Path) -> tuple[Record, list[Record]]:
@@ -115,6 +116,8 @@ def read_metrics(path: Path) -> tuple[Record, list[Record]]:
     for number, line in enumerate(lines, start=1):
         value = _parsed(line)
         if _is_record(value):
+            if value.get("validation_loss", 0.0) is None:  # JSON has no word for a loss that is not finite
+                value["validation_loss"] = math.nan
             records.append(value)
         elif number == 1 and _is_header(value):
             header = value
@@ -153,7 +156,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "seconds": _is_time,
     "steps": _is_step,
     "loss": _is_number,
-    "validation_loss": _is_number,
+    "validation_loss": lambda value: value is None or _is_number(value),
     "checkpoint_seconds": _is_time,
     "part_seconds": lambda value: _is_by_name(value, _is_time),
     "staleness": lambda value: _is_by_name(value, _is_number, r"\d{1,9}"),

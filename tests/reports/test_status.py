@@ -85,11 +85,26 @@ def test_a_finished_run_has_nobody_in_quarantine_any_more(tmp_path: Path, capsys
     records = [step(100, quarantine={"1": "it was too far off"}), step(200, quarantine={})]
     after = {"step": 200, "seconds": 20.1, "validation_loss": 1.5}
     write(tmp_path, 0, *records, after)
-    write(tmp_path, 1, step(200))
+    write(tmp_path, 1, step(200), after)
     table, below = rows(tmp_path, capsys)
     assert [row["state"] for row in table] == ["finished", "finished"]
     assert [row["quarantine"] for row in table] == ["-", "-"]
     assert below == []
+
+
+def test_a_run_whose_last_validation_is_owed_is_not_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validated = {"step": 100, "seconds": 10.0, "validation_loss": 1.5}
+    write(tmp_path, 0, step(100), validated, step(200))
+    write(tmp_path, 1, step(100), validated, step(200), {"step": 200, "seconds": 20.1, "validation_loss": None})
+    table, below = rows(tmp_path, capsys)
+    assert [row["step"] for row in table] == ["200 / 200"] * 2
+    assert table[0]["state"].startswith("last heard ")
+    assert table[1]["state"] == "finished"  # a loss that is not finite is a validation too
+    (note,) = below
+    assert note.startswith("group 0 has made its last step, but not the validation after it; ")
+    assert note.endswith("train --resume makes up for that")
 
 
 def test_the_speed_is_that_of_late(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +146,7 @@ def test_a_folder_of_no_run_is_refused(folder: str, tmp_path: Path) -> None:
 
 @pytest.mark.launch
 def test_it_needs_nothing_that_trains(tmp_path: Path) -> None:
-    write(tmp_path, 0, step(200))
+    write(tmp_path, 0, step(200), {"step": 200, "seconds": 20.1, "validation_loss": 1.5})
     command = [sys.executable, "-c", WITHOUT_WHAT_TRAINS, "status", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr

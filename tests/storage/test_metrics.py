@@ -40,6 +40,22 @@ def test_a_restart_forgets_the_steps_it_will_repeat(tmp_path: Path) -> None:
     assert seconds == sorted(seconds)
 
 
+def test_losses_that_are_not_finite_are_null_in_the_file_and_nan_for_readers(tmp_path: Path) -> None:
+    path = tmp_path / "metrics-g0.jsonl"
+    first = Metrics(path, {"group": 0}, step=0)
+    for step, loss in ((10, math.nan), (20, math.inf), (30, 1.5)):
+        first.record(step, {"validation_loss": loss})
+    first.close()
+    Metrics(path, {"group": 0}, step=30).close()  # which writes the file anew
+    _, *lines = path.read_text().splitlines()
+    assert [json.loads(one, parse_constant=pytest.fail)["validation_loss"] for one in lines] == [None, None, 1.5]
+    metrics = GroupMetrics(path, 0, *read_metrics(path))
+    steps, losses = metrics.column("validation_loss")
+    assert steps == [10, 20, 30]
+    assert [math.isnan(loss) for loss in losses] == [True, True, False]
+    assert metrics.best == 1.5
+
+
 def line(step: int, **values: Any) -> dict[str, Any]:
     return {"step": step, "seconds": step / 10, "loss": 2.0, "steps": 10, "staleness": {"1": 10}, **values}
 
