@@ -142,8 +142,7 @@ def contenders(setting: Setting, device: torch.device) -> Iterator[tuple[str, Lo
 def ours(student: Model, target: Tensor, teachers: list[Model]) -> Tensor:
     """Hidden states and heads as they are."""
     hidden, weight = [model.hidden for model in teachers], [model.weight for model in teachers]
-    loss: Tensor = linear_codistillation_loss(student.hidden, student.weight, target, hidden, weight)
-    return loss
+    return linear_codistillation_loss(student.hidden, student.weight, target, hidden, weight)
 
 
 def materialised(loss: Callable[[Tensor, Tensor, list[Tensor]], Tensor]) -> Loss:

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from hpcdistill.losses.codistillation import CodistillationLoss, codistillation_loss
     from hpcdistill.losses.linear import linear_codistillation_loss
     from hpcdistill.losses.reduction import LossParts
-    from hpcdistill.losses.vocab_parallel import VocabularyShard
+    from hpcdistill.losses.vocab_parallel import VocabParallel
 
 __all__ = [
     "CodistillationLoss",
     "Groups",
     "LossParts",
-    "VocabularyShard",
+    "VocabParallel",
     "__version__",
     "binary_codistillation_loss",
     "codistillation_loss",
@@ -29,7 +29,7 @@ _HOMES = {
     "CodistillationLoss": "losses.codistillation",
     "Groups": "distributed.groups",
     "LossParts": "losses.reduction",
-    "VocabularyShard": "losses.vocab_parallel",
+    "VocabParallel": "losses.vocab_parallel",
     "binary_codistillation_loss": "losses.binary",
     "codistillation_loss": "losses.codistillation",
     "linear_codistillation_loss": "losses.linear",

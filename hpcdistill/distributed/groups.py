@@ -22,7 +22,7 @@ from hpcdistill.errors import UserError, warn
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from hpcdistill.losses.vocab_parallel import VocabularyShard
+    from hpcdistill.losses.vocab_parallel import VocabParallel
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=nn.Module)
@@ -177,8 +177,8 @@ class Groups:
         horovod.broadcast_parameters(model)
         return model, horovod.average_gradients(model, optimizer, micro_batches)
 
-    def vocab_parallel(self, classes: int) -> VocabularyShard:
-        """Return the `shard` of `linear_codistillation_loss` for a head whose rows are split over the group's ranks.
+    def vocab_parallel(self, classes: int) -> VocabParallel:
+        """Return the `vocab_parallel` of `linear_codistillation_loss` for a head split over the ranks of the group.
 
         Collective over the group. The gradients of a rank's own rows must not be averaged with those of other ranks:
         give these rows an optimizer that is not distributed.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcdistill.losses.vocab_parallel import VocabularyShard
+from hpcdistill.losses.vocab_parallel import VocabParallel
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -51,26 +51,26 @@ def average_gradients(model: nn.Module, optimizer: Optimizer, micro_batches: int
     return distributed
 
 
-def vocab_parallel(comm: MPI.Comm, classes: int) -> VocabularyShard:
+def vocab_parallel(comm: MPI.Comm, classes: int) -> VocabParallel:
     """Return the place of a rank's `classes` rows in a head that is split over the ranks of `comm`. Collective.
 
     Gradients are summed by Horovod. The logsumexp of a few tokens goes through `comm`: a hundredth of a millisecond,
     while Horovod's own allreduce waits a millisecond for its next cycle.
     """
     if comm.size == 1:
-        return VocabularyShard(0, classes, gather=lambda tensor: tensor[None], sum_=lambda _: None)
+        return VocabParallel(0, classes, all_gather=lambda tensor: tensor[None], all_reduce=lambda _: None)
     import horovod.torch as hvd
 
-    def gather(tensor: Tensor) -> Tensor:
+    def all_gather(tensor: Tensor) -> Tensor:
         mine = tensor.cpu().numpy()
         gathered = np.empty((comm.size, *mine.shape), mine.dtype)
         comm.Allgather(mine, gathered)
         return torch.from_numpy(gathered).to(tensor.device)
 
     sizes = comm.allgather(classes)
-    return VocabularyShard(
-        first=sum(sizes[: comm.rank]),
+    return VocabParallel(
+        first_class=sum(sizes[: comm.rank]),
         classes=sum(sizes),
-        gather=gather,
-        sum_=lambda tensor: hvd.allreduce_(tensor, op=hvd.Sum),
+        all_gather=all_gather,
+        all_reduce=lambda tensor: hvd.allreduce_(tensor, op=hvd.Sum),
     )

@@ -31,18 +31,18 @@ def as_sequence(things: Tensor | Iterable[T] | None, name: str = "teacher_logits
     return things.unbind(0)
 
 
-def as_shares(teachers: int, weights: Iterable[float] | None, name: str = "teacher_weights") -> list[float]:
+def as_shares(teachers: int, weights: Iterable[float] | None) -> list[float]:
     """Return one share for each teacher, or refuse what is not that."""
     if weights is None:
         return [1.0] * teachers
-    numbers = as_sequence(weights, name)
+    numbers = as_sequence(weights, "teacher_weights")
     if len(numbers) != teachers:
-        raise ValueError(f"{name} has {len(numbers)} numbers for {teachers} teachers; pass one share for each")
+        raise ValueError(f"teacher_weights has {len(numbers)} numbers for {teachers} teachers; pass one share for each")
     for j, number in enumerate(numbers):
-        check_number(f"{name}[{j}]", number)
+        check_number(f"teacher_weights[{j}]", number)
     shares = [float(number) for number in numbers]
     if not all(0 <= share < math.inf for share in shares) or (teachers and sum(shares) == 0):
-        raise ValueError(f"{name} is {shares}; pass finite shares >= 0, not all of them 0")
+        raise ValueError(f"teacher_weights is {shares}; pass finite shares >= 0, not all of them 0")
     return shares
 
 
@@ -131,15 +131,14 @@ def check_binary_target(target: Tensor, logits: Tensor) -> None:
             raise ValueError(f"target holds {wrong[0].item()}; labels are probabilities in [0, 1]")
 
 
-def check_numbers(
-    weight: float, temperature: float, label_smoothing: float = 0.0, z_loss: float = 0.0, *, weight_name: str = "weight"
-) -> None:
+def check_numbers(distill_weight: float, temperature: float, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
     """Refuse numbers out of their range."""
-    numbers = {weight_name: weight, "temperature": temperature, "label_smoothing": label_smoothing, "z_loss": z_loss}
-    for name, number in numbers.items():
-        check_number(name, number)
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"{weight_name} is {weight}; pass a finite number >= 0 (0 turns distillation off)")
+    check_number("distill_weight", distill_weight)
+    check_number("temperature", temperature)
+    check_number("label_smoothing", label_smoothing)
+    check_number("z_loss", z_loss)
+    if not 0 <= distill_weight < math.inf:
+        raise ValueError(f"distill_weight is {distill_weight}; pass a finite number >= 0 (0 turns distillation off)")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; pass a finite number > 0 (1 leaves the logits as they are)")
     if not 0 <= label_smoothing <= 1:

@@ -31,19 +31,19 @@ class Teacher(NamedTuple):
 def check_student(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuse a head that does not fit the hidden states."""
     check_dtype("hidden", hidden)
-    check_dtype("weight", weight)
+    check_dtype("linear_weight", weight)
     if hidden.dim() == 0 or hidden.shape[-1] == 0:
         raise ValueError(f"hidden has shape {list(hidden.shape)}; pass [..., D] with at least one column (D >= 1)")
     if weight.dim() != 2 or len(weight) == 0 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(
-            f"weight has shape {list(weight.shape)}; hidden of shape {list(hidden.shape)} needs [V, {hidden.shape[-1]}]"
-            " with at least one class (V >= 1)"
+            f"linear_weight has shape {list(weight.shape)}; hidden of shape {list(hidden.shape)} needs"
+            f" [V, {hidden.shape[-1]}] with at least one class (V >= 1)"
         )
-    check_device("weight", weight, hidden.device)
+    check_device("linear_weight", weight, hidden.device)
     if bias is not None:
-        check_tensor("bias", bias)
-        check_vector("bias", bias, len(weight))
-        check_device("bias", bias, hidden.device)
+        check_tensor("linear_bias", bias)
+        check_vector("linear_bias", bias, len(weight))
+        check_device("linear_bias", bias, hidden.device)
 
 
 def as_teachers(
@@ -52,16 +52,16 @@ def as_teachers(
     bias: Tensor | Iterable[Tensor | None] | None,
 ) -> list[Teacher]:
     """The teachers one by one, however they were given."""
-    hiddens, weights = as_sequence(hidden, "teacher_hidden"), as_sequence(weight, "teacher_weight")
-    biases = [None] * len(hiddens) if bias is None else as_sequence(bias, "teacher_bias")
-    for name, given in {"teacher_weight": weights, "teacher_bias": biases}.items():
+    hiddens, weights = as_sequence(hidden, "teacher_hidden"), as_sequence(weight, "teacher_linear_weight")
+    biases = [None] * len(hiddens) if bias is None else as_sequence(bias, "teacher_linear_bias")
+    for name, given in {"teacher_linear_weight": weights, "teacher_linear_bias": biases}.items():
         if len(given) != len(hiddens):
             raise ValueError(
                 f"{name} has {len(given)} entries, but teacher_hidden {len(hiddens)}; pass one for each teacher (a"
                 " single teacher's go in lists)"
             )
     return [
-        Teacher(hiddens[j], *_numbers_and_scale(f"teacher_weight[{j}]", each), biases[j])
+        Teacher(hiddens[j], *_numbers_and_scale(f"teacher_linear_weight[{j}]", each), biases[j])
         for j, each in enumerate(weights)
     ]
 
@@ -94,9 +94,9 @@ def _check_teacher_hidden(name: str, teacher: Tensor, hidden: Tensor) -> None:
 
 
 def _check_teacher_head(j: int, teacher: Teacher, student_weight: Tensor) -> None:
-    name, weight, classes = f"teacher_weight[{j}]", teacher.weight, len(student_weight)
+    name, weight, classes = f"teacher_linear_weight[{j}]", teacher.weight, len(student_weight)
     check_companion(name if teacher.scale is None else f"{name}[0]", weight, student_weight.device)
-    for part, tensor in {f"{name}[1]": teacher.scale, f"teacher_bias[{j}]": teacher.bias}.items():
+    for part, tensor in {f"{name}[1]": teacher.scale, f"teacher_linear_bias[{j}]": teacher.bias}.items():
         if tensor is not None:
             check_companion(part, tensor, student_weight.device)
     if weight.dim() != 2 or weight.shape[1] != teacher.hidden.shape[-1]:
@@ -106,8 +106,8 @@ def _check_teacher_head(j: int, teacher: Teacher, student_weight: Tensor) -> Non
         )
     if len(weight) != classes:
         raise ValueError(
-            f"{name} has {len(weight)} classes, but weight {classes}; all models must have one vocabulary (cut rows"
-            " that only pad it)"
+            f"{name} has {len(weight)} classes, but linear_weight {classes}; all models must have one vocabulary (slice"
+            " off rows that only pad it)"
         )
     if teacher.scale is None:
         check_dtype(name, weight)
@@ -116,7 +116,7 @@ def _check_teacher_head(j: int, teacher: Teacher, student_weight: Tensor) -> Non
             raise TypeError(f"{name}[0] has dtype {weight.dtype}; only a torch.int8 one comes with a scale")
         check_vector(f"{name}[1]", teacher.scale, classes)
     if teacher.bias is not None:
-        check_vector(f"teacher_bias[{j}]", teacher.bias, classes)
+        check_vector(f"teacher_linear_bias[{j}]", teacher.bias, classes)
 
 
 def check_chunks(chunk_tokens: int | str, **dtypes: torch.dtype | None) -> None:

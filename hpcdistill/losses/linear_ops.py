@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hpcdistill.kernels.rows import Rows, compute_dtype
 from hpcdistill.losses import buffers, ops
-from hpcdistill.losses.vocab_parallel import SHARDS, VocabularyShard
+from hpcdistill.losses.vocab_parallel import INSTANCES, VocabParallel
 
 FEWEST_TOKENS = {"cpu": 512, "cuda": 1024}
 """By device: with fewer at once the GEMMs wait for the head and its gradient, which pass through memory every time."""
@@ -60,8 +60,8 @@ class Call:
     grad_weight_dtype: torch.dtype
     chunk_tokens: int | None
     """None: see `_tokens_at_once`."""
-    shard: int | None
-    """The number of the `VocabularyShard` whose classes those of the heads are; None if they are all."""
+    vocab_parallel: int | None
+    """The number of the `VocabParallel` whose classes those of the heads are; None if they are all."""
     summed: bool
     """Whether the loss is the sum of the rows'."""
     wanted: list[bool]
@@ -76,7 +76,7 @@ class Call:
     schema="(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight, Tensor scales, "
     "Tensor[] teacher_hidden, Tensor[] teacher_weight, Tensor?[] teacher_scale, Tensor?[] teacher_bias, "
     "float[] mixture, float temperature, float label_smoothing, int ignore_index, str implementation, "
-    "ScalarType logits_dtype, ScalarType grad_weight_dtype, int? chunk_tokens, int? shard, bool summed, "
+    "ScalarType logits_dtype, ScalarType grad_weight_dtype, int? chunk_tokens, int? vocab_parallel, bool summed, "
     "bool[] wanted, Tensor? factors) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def linear_codistillation(*arguments: Any) -> Outputs:
@@ -86,7 +86,7 @@ def linear_codistillation(*arguments: Any) -> Outputs:
     over the ranks that share a vocabulary: what is not of their own classes alone is the same on all of them.
     """
     call = Call(*arguments)
-    shard = _shard(call)
+    vocab_parallel = _vocab_parallel(call)
     losses, parts, by_hidden, by_weight, by_bias = _new_outputs(call)
     buffers = _buffers(call)
     for begin in range(0, len(losses), buffers.shape[1]):
@@ -94,10 +94,10 @@ def linear_codistillation(*arguments: Any) -> Outputs:
         dlogits, parts[:, rows] = _run_chunk(call, rows, buffers, losses[rows])
         if any(call.wanted):
             _add_gradients(call, rows, dlogits, by_hidden, by_weight, by_bias)
-    if shard and len(losses):
-        losses = shard.losses(parts, call.scales, call.temperature)
+    if vocab_parallel and len(losses):
+        losses = vocab_parallel.losses(parts, call.scales, call.temperature)
         if call.wanted[0]:
-            shard.sum_(by_hidden)
+            vocab_parallel.all_reduce(by_hidden)
     return losses.sum() if call.summed else losses, parts, by_hidden, by_weight, by_bias
 
 
@@ -125,8 +125,8 @@ def _new_outputs(call: Call) -> Outputs:
     )
 
 
-def _shard(call: Call) -> VocabularyShard | None:
-    return None if call.shard is None else SHARDS[call.shard]
+def _vocab_parallel(call: Call) -> VocabParallel | None:
+    return None if call.vocab_parallel is None else INSTANCES[call.vocab_parallel]
 
 
 def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +137,8 @@ def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tupl
     for teacher, (hidden, weight, scale, bias) in zip(teachers, heads, strict=True):
         _fill(teacher, hidden[rows], weight, scale, bias)
     parts = losses.new_empty(3, len(losses))
-    shard = _shard(call)
-    run = shard.run if shard else ops.run
+    vocab_parallel = _vocab_parallel(call)
+    run = vocab_parallel.run if vocab_parallel else ops.run
     run(
         call.implementation,
         Rows(
@@ -227,16 +227,16 @@ def _widens(device: str) -> bool:
 
 def _buffers(call: Call) -> Tensor:
     """``[1 + N, tokens, V]``, for the logits of the student and the teachers; on all ranks for as many tokens."""
-    shard, device = _shard(call), call.hidden.device
-    if shard is None:
-        return _as_large_buffers_as_there_is_room_for(call)
-    with shard.refusing_for_all(device):
-        buffers = _as_large_buffers_as_there_is_room_for(call)
+    vocab_parallel, device = _vocab_parallel(call), call.hidden.device
+    if vocab_parallel is None:
+        return _allocate_buffers(call)
+    with vocab_parallel.raise_on_all_ranks(device):
+        buffers = _allocate_buffers(call)
     facts = (*call.hidden.shape, len(call.mixture), int(call.wanted[0]), int(call.target.sum()))
-    return buffers[:, : shard.agree(device, buffers.shape[1], len(call.weight), facts)]
+    return buffers[:, : vocab_parallel.agree(device, buffers.shape[1], len(call.weight), facts)]
 
 
-def _as_large_buffers_as_there_is_room_for(call: Call) -> Tensor:
+def _allocate_buffers(call: Call) -> Tensor:
     tokens = _tokens_at_once(call)
     try:
         return _new_buffers(call, tokens)
@@ -282,7 +282,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         ctx.save_for_backward(*gradients)
         ctx.is_spent = False
     else:
-        ctx.shard = _shard(call)  # which nothing else may keep until the backward
+        ctx.vocab_parallel = _vocab_parallel(call)  # which nothing else may keep until the backward
         _save_inputs(ctx, inputs)
 
 

@@ -66,22 +66,20 @@ class FusedSoftmax(TrainingObjective[Hidden]):
         self, outputs: Hidden, target: Tensor, teachers: list[Hidden], distill_weight: float, temperature: float
     ) -> Tensor:
         """See `linear_codistillation_loss`."""
-        loss: Tensor = linear_codistillation_loss(
+        return linear_codistillation_loss(
             outputs.states,
             outputs.weight,
             target,
             [teacher.states for teacher in teachers],
             [teacher.weight for teacher in teachers],
-            bias=outputs.bias,
-            teacher_bias=[teacher.bias for teacher in teachers],
+            linear_bias=outputs.bias,
+            teacher_linear_bias=[teacher.bias for teacher in teachers],
             distill_weight=distill_weight,
             temperature=temperature,
         )
-        return loss
 
     def cross_entropy(self, outputs: Hidden, target: Tensor) -> Tensor:
         """See `TrainingObjective`."""
-        losses: Tensor = linear_codistillation_loss(
-            outputs.states, outputs.weight, target, bias=outputs.bias, reduction="none"
+        return linear_codistillation_loss(
+            outputs.states, outputs.weight, target, linear_bias=outputs.bias, reduction="none"
         )
-        return losses

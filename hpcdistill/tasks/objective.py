@@ -111,8 +111,7 @@ class Softmax(Objective):
         self, outputs: Tensor, target: Tensor, teachers: list[Tensor], distill_weight: float, temperature: float
     ) -> Tensor:
         """See `codistillation_loss`."""
-        loss: Tensor = codistillation_loss(outputs, target, teachers, weight=distill_weight, temperature=temperature)
-        return loss
+        return codistillation_loss(outputs, target, teachers, distill_weight=distill_weight, temperature=temperature)
 
     def cross_entropy(self, outputs: Tensor, target: Tensor) -> Tensor:
         """See `EvaluationObjective`."""
@@ -142,7 +141,9 @@ class Binary(Objective):
         self, outputs: Tensor, target: Tensor, teachers: list[Tensor], distill_weight: float, temperature: float
     ) -> Tensor:
         """See `binary_codistillation_loss`."""
-        return binary_codistillation_loss(outputs, target, teachers, weight=distill_weight, temperature=temperature)
+        return binary_codistillation_loss(
+            outputs, target, teachers, distill_weight=distill_weight, temperature=temperature
+        )
 
     def cross_entropy(self, outputs: Tensor, target: Tensor) -> Tensor:
         """See `EvaluationObjective`."""

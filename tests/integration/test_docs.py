@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hpcdistill import VocabularyShard, linear_codistillation_loss
+from hpcdistill import VocabParallel, linear_codistillation_loss
 from hpcdistill.cli.main import build_parser, main
 from hpcdistill.config.schema import load_config
 from repository import ROOT
@@ -288,7 +288,7 @@ def names() -> dict[str, Any]:
             V=V,
             torch=torch,
             dist=dist,
-            VocabularyShard=VocabularyShard,
+            VocabParallel=VocabParallel,
         )
     )
 
@@ -309,11 +309,11 @@ def test_python(block: Block, process_group: None, mpirun: Callable[..., subproc
         return
     space = names()
     exec(block.text, space)
-    if "shard" in space:
+    if "vocab_parallel" in space:
         student, teacher, inputs = space["student"], space["teachers"][0], space["inputs"]
         told = [student.trunk(inputs), student.head.weight, space["targets"], [teacher.trunk(inputs).detach()]]
         heads = [teacher.head.weight.detach()]
-        loss = linear_codistillation_loss(*told, heads, shard=space["shard"])
+        loss = linear_codistillation_loss(*told, heads, vocab_parallel=space["vocab_parallel"])
         torch.testing.assert_close(loss, linear_codistillation_loss(*told, heads))
         return
     if space["student"].head.weight.grad is None:

@@ -27,7 +27,7 @@ from hpcdistill.kernels.triton_codistillation import launch_options, run, scale_
 pytestmark = pytest.mark.alone
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-EVERY_OPTION: dict[str, Any] = {"temperature": 4.0, "label_smoothing": 0.1, "z_loss": 1e-3, "weight": 0.3}
+EVERY_OPTION: dict[str, Any] = {"temperature": 4.0, "label_smoothing": 0.1, "z_loss": 1e-3, "distill_weight": 0.3}
 
 
 def filled(case: Case, scales: tuple[float, float] = (1.0, 1.0), **changes: Any) -> Rows:
@@ -177,7 +177,7 @@ def test_scales(case: Case, scales: tuple[float, float]) -> None:
     rows = filled(case, scales)
     plain = filled(case)
     cross_entropy, divergence, lse = plain.parts
-    others = case.weight * case.temperature**2 * divergence + case.z_loss * lse**2
+    others = case.distill_weight * case.temperature**2 * divergence + case.z_loss * lse**2
     torch.testing.assert_close(rows.parts, plain.parts, rtol=0, atol=0)
     torch.testing.assert_close(rows.losses, scales[0] * cross_entropy + scales[1] * others, rtol=1e-5, atol=1e-6)
     only = [filled(case, pair).gradient for pair in ((1.0, 0.0), (0.0, 1.0))]

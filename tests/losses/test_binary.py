@@ -23,12 +23,12 @@ def two_classes(logits: Tensor) -> Tensor:
     st.integers(0, 2**32 - 1),
 )
 def test_it_is_the_loss_of_two_classes(
-    teachers: int, scale: float, weight: float, temperature: float, reduction: str, seed: int
+    teachers: int, scale: float, distill_weight: float, temperature: float, reduction: str, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     student, *peers = (scale * torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(teachers + 1))
     target = torch.randint(0, 2, (3, 5), generator=generator)
-    options: dict[str, Any] = {"weight": weight, "temperature": temperature, "reduction": reduction}
+    options: dict[str, Any] = {"distill_weight": distill_weight, "temperature": temperature, "reduction": reduction}
     if teachers > 1:
         options["teacher_weights"] = [1.0, 3.0, 0.0, 2.0][:teachers]
     one, two = student.clone().requires_grad_(), student.clone().requires_grad_()
@@ -41,7 +41,7 @@ def test_it_is_the_loss_of_two_classes(
 
 def test_without_teachers_it_is_binary_cross_entropy_also_of_soft_labels() -> None:
     logits, target = torch.randn(7), torch.rand(7)
-    for options in ({}, {"teacher_logits": [torch.full((7,), torch.nan)], "weight": 0.0}):
+    for options in ({}, {"teacher_logits": [torch.full((7,), torch.nan)], "distill_weight": 0.0}):
         loss = binary_codistillation_loss(logits, target, **options)
         torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(logits, target))
 
@@ -88,7 +88,7 @@ BAD_INPUT = [
     ((Z, Y, [Z.double()]), {}, TypeError, r"teacher_logits\[0\] has dtype torch.float64"),
     ((Z, Y, [torch.zeros(2, requires_grad=True)]), {}, ValueError, r"teacher_logits\[0\] requires grad"),
     ((Z, Y, [Z]), {"teacher_weights": [1, 2]}, ValueError, r"teacher_weights has 2 numbers for 1"),
-    ((Z, Y), {"weight": -1}, ValueError, r"weight is -1"),
+    ((Z, Y), {"distill_weight": -1}, ValueError, r"distill_weight is -1"),
     ((Z, Y), {"temperature": 0}, ValueError, r"temperature is 0"),
     ((Z, Y), {"reduction": "sum", "normalizer": 2}, ValueError, r"normalizer.*reduction is 'sum'"),
 ]

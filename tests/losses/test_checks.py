@@ -1,6 +1,6 @@
 """What all three losses refuse alike, and what they all take."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -36,7 +36,6 @@ class Loss:
     constants: dict[str, Tensor]
     """Labels, and what there is of a single teacher."""
     numbers: tuple[str, ...]
-    shares: str = "teacher_weights"
 
     def __call__(self, **given: Any) -> Tensor:
         constants = {name: [x] if name.startswith("teacher") else x for name, x in self.constants.items()}
@@ -55,20 +54,19 @@ SOFTMAX = Loss(
     codistillation_loss,
     {"logits": wave(4, 9, step=1.0)},
     {"target": torch.arange(4), "teacher_logits": wave(4, 9, step=1.1)},
-    ("weight", "temperature", "label_smoothing", "z_loss", "normalizer"),
+    ("distill_weight", "temperature", "label_smoothing", "z_loss", "normalizer"),
 )
 BINARY = Loss(
     binary_codistillation_loss,
     {"logits": wave(4, step=1.0)},
     {"target": torch.arange(4) / 3, "teacher_logits": wave(4, step=1.1)},
-    ("weight", "temperature", "normalizer"),
+    ("distill_weight", "temperature", "normalizer"),
 )
 LINEAR = Loss(
     linear_codistillation_loss,
-    {"hidden": wave(4, 8, step=1.0), "weight": wave(9, 8, step=1.1), "bias": wave(9, step=1.2)},
-    {"target": torch.arange(4), "teacher_hidden": wave(4, 5, step=1.3), "teacher_weight": wave(9, 5, step=1.4)},
+    {"hidden": wave(4, 8, step=1.0), "linear_weight": wave(9, 8, step=1.1), "linear_bias": wave(9, step=1.2)},
+    {"target": torch.arange(4), "teacher_hidden": wave(4, 5, step=1.3), "teacher_linear_weight": wave(9, 5, step=1.4)},
     ("distill_weight", "temperature", "label_smoothing", "z_loss", "normalizer"),
-    "teacher_shares",
 )
 LOSSES = [pytest.param(loss, id=loss.function.__name__) for loss in (SOFTMAX, BINARY, LINEAR)]
 FUSED = [LOSSES[0], LOSSES[2]]
@@ -101,9 +99,9 @@ def test_numbers_get_no_gradient(loss: Loss, name: str) -> None:
 def test_shares_get_no_gradient(loss: Loss) -> None:
     shares = torch.tensor([2.0], requires_grad=True)
     for given in (shares, [shares[0]]):
-        with pytest.raises(ValueError, match=rf"^{loss.shares}\[0\] requires grad, and gets none"):
-            loss(**{loss.shares: given})
-    torch.testing.assert_close(loss(**{loss.shares: shares.detach()}), loss())
+        with pytest.raises(ValueError, match=r"^teacher_weights\[0\] requires grad, and gets none"):
+            loss(teacher_weights=given)
+    torch.testing.assert_close(loss(teacher_weights=shares.detach()), loss())
 
 
 @each("constants")
@@ -172,8 +170,8 @@ def test_the_binary_loss_can_be_transformed(reduction: str) -> None:
 def test_the_binary_loss_compiles_without_a_break_and_once_for_all_weights() -> None:
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(BINARY, fullgraph=True, backend=counter)
-    for weight in (1.0, 0.5, 0.25, 0.75):
-        torch.testing.assert_close(compiled(weight=weight), BINARY(weight=weight))
+    for distill_weight in (1.0, 0.5, 0.25, 0.75):
+        torch.testing.assert_close(compiled(distill_weight=distill_weight), BINARY(distill_weight=distill_weight))
     assert counter.frame_count <= 2  # the first weight is taken for a constant, the second for a number
 
 
@@ -201,8 +199,8 @@ def test_a_trunk_in_inference_mode(reduction: str) -> None:
     """Below a head that learns."""
     with torch.inference_mode():
         hidden = LINEAR.student["hidden"].clone()
-    weight = LINEAR.student["weight"].clone().requires_grad_()
-    LINEAR(hidden=hidden, weight=weight, reduction=reduction).sum().backward()
+    weight = LINEAR.student["linear_weight"].clone().requires_grad_()
+    LINEAR(hidden=hidden, linear_weight=weight, reduction=reduction).sum().backward()
     torch.testing.assert_close(weight.grad, LINEAR.gradients(reduction=reduction)[1])
 
 
@@ -219,7 +217,7 @@ def test_in_inference_mode(loss: Loss) -> None:
 @each("student")
 @pytest.mark.parametrize("value", [None, [1.0]])
 def test_a_student_that_is_no_tensor(loss: Loss, name: str, value: Any) -> None:
-    if name == "bias" and value is None:
+    if name == "linear_bias" and value is None:
         return
     with pytest.raises(TypeError, match=rf"^{name} is a {type(value).__name__}; pass a tensor"):
         loss.of(name, value)
@@ -263,11 +261,24 @@ def test_tensors_that_are_spread_over_devices(loss: Loss, kind: str, spread: Cal
 # One thing for each teacher.
 
 
-@pytest.mark.parametrize("collected", [list, tuple, iter, lambda teachers: (one for one in teachers)])
+class Lazy(Sequence[Any]):
+    """A sequence that gives its elements when asked, as the predictions of a session do."""
+
+    def __init__(self, elements: list[Any]) -> None:
+        self.elements = elements
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.elements[index]
+
+
+@pytest.mark.parametrize("collected", [list, tuple, iter, lambda teachers: (one for one in teachers), Lazy])
 @every_loss
 def test_anything_that_yields_teachers(loss: Loss, collected: Callable[[list[Any]], Any]) -> None:
     given: dict[str, list[Any]] = {name: [x, 2 * x] for name, x in loss.constants.items() if name != "target"}
-    given[loss.shares] = [1, 3]
+    given["teacher_weights"] = [1, 3]
     torch.testing.assert_close(loss(**{name: collected(x) for name, x in given.items()}), loss(**given))
 
 
@@ -275,6 +286,6 @@ def test_anything_that_yields_teachers(loss: Loss, collected: Callable[[list[Any
 @every_loss
 def test_what_has_no_order(loss: Loss, teachers: Any) -> None:
     kind = type(teachers).__name__
-    for name in (list(loss.constants)[1], loss.shares):
+    for name in (list(loss.constants)[1], "teacher_weights"):
         with pytest.raises(TypeError, match=rf"^{name} is a {kind}; pass a list with one entry for each teacher"):
             loss(**{name: teachers})

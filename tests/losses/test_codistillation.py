@@ -37,7 +37,7 @@ def eager(logits: Tensor, case: Case) -> Tensor:
     mean = torch.stack([(teacher / T).softmax(-1) for teacher in case.teachers]).mean(0)
     divergence = F.kl_div((logits / T).log_softmax(-1), mean, reduction="none").sum(-1)
     cross_entropy = F.cross_entropy(logits, case.target, ignore_index=case.ignore_index)
-    return cross_entropy + case.weight * T**2 * divergence[kept].mean()
+    return cross_entropy + case.distill_weight * T**2 * divergence[kept].mean()
 
 
 @given(
@@ -97,8 +97,8 @@ def test_without_teachers_it_is_cross_entropy(reduction: str, weighted: bool) ->
 
 
 def test_direction_and_scale_of_the_divergence() -> None:
-    """KL(mean teacher || student) times weight and T squared; torch's kl_div takes the student first."""
-    case = random_case(N=2, temperature=3.0, weight=0.25)
+    """KL(mean teacher || student) times distill_weight and T squared; torch's kl_div takes the student first."""
+    case = random_case(N=2, temperature=3.0, distill_weight=0.25)
     mean = (case.teachers[0] / 3).softmax(-1) / 2 + (case.teachers[1] / 3).softmax(-1) / 2
     divergence = F.kl_div((case.logits / 3).log_softmax(-1), mean, reduction="batchmean")
     expected = F.cross_entropy(case.logits, case.target) + 0.25 * 9 * divergence
@@ -159,7 +159,7 @@ def test_a_mean_in_float16_keeps_its_small_gradients() -> None:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_parts(reduction: str, implementation: str) -> None:
-    case = random_case(temperature=2.0, weight=0.5, z_loss=0.1, class_weight=torch.rand(11) + 0.1)
+    case = random_case(temperature=2.0, distill_weight=0.5, z_loss=0.1, class_weight=torch.rand(11) + 0.1)
     case.target[1] = -100
     logits = case.logits.requires_grad_()
     loss, parts = codistillation_loss(
@@ -272,7 +272,7 @@ def test_divergence_from_an_equal_teacher_is_not_negative(N: int, implementation
 
 def test_zero_weight_does_not_look_at_the_teachers() -> None:
     case = random_case()
-    broken = replace(case, weight=0.0, teachers=[torch.full_like(case.logits, torch.nan)], lse_is_given=True)
+    broken = replace(case, distill_weight=0.0, teachers=[torch.full_like(case.logits, torch.nan)], lse_is_given=True)
     torch.testing.assert_close(loss_and_gradient(broken), loss_and_gradient(replace(case, teachers=[])))
 
 
@@ -287,16 +287,16 @@ def test_inputs_are_left_as_they_were() -> None:
 def test_the_module_is_the_function_with_its_options_kept() -> None:
     case = random_case(temperature=2.0, label_smoothing=0.1, class_weight=torch.rand(11) + 0.1)
     module = CodistillationLoss(
-        weight=0.5, temperature=2.0, label_smoothing=0.1, class_weight=case.class_weight, reduction="sum"
+        distill_weight=0.5, temperature=2.0, label_smoothing=0.1, class_weight=case.class_weight, reduction="sum"
     )
-    expected = loss_and_gradient(replace(case, weight=0.5), "sum")[0]
+    expected = loss_and_gradient(replace(case, distill_weight=0.5), "sum")[0]
     torch.testing.assert_close(module(case.logits, case.target, case.teachers), expected)
-    module.weight = 2.0
-    expected = loss_and_gradient(replace(case, weight=2.0), "sum")[0]
+    module.distill_weight = 2.0
+    expected = loss_and_gradient(replace(case, distill_weight=2.0), "sum")[0]
     torch.testing.assert_close(module(case.logits, case.target, case.teachers), expected)
     assert module.double().class_weight.dtype == torch.float64
-    assert repr(module).startswith("CodistillationLoss(weight=2.0, temperature=2.0")
-    with pytest.raises(TypeError, match=r"no option 'temprature'; it has .*temperature"):
+    assert repr(module).startswith("CodistillationLoss(distill_weight=2.0, temperature=2.0")
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'temprature'"):
         CodistillationLoss(temprature=2.0)
 
 
@@ -319,8 +319,8 @@ BAD_INPUT = [
     ((Z, Y, [Z.double()]), {}, TypeError, r"teacher_logits\[0\] has dtype torch.float64.*\.to\(torch.float32\)"),
     ((Z, Y, [Z.to("meta")]), {}, ValueError, r"teacher_logits\[0\] is on meta"),
     ((Z, Y, [LEAF]), {}, ValueError, r"teacher_logits\[0\] requires grad.*teacher_logits\[0\].detach\(\)"),
-    ((Z, Y), {"weight": -1.0}, ValueError, r"weight is -1.0"),
-    ((Z, Y), {"weight": float("nan")}, ValueError, r"weight is nan"),
+    ((Z, Y), {"distill_weight": -1.0}, ValueError, r"distill_weight is -1.0"),
+    ((Z, Y), {"distill_weight": float("nan")}, ValueError, r"distill_weight is nan"),
     ((Z, Y), {"temperature": 0.0}, ValueError, r"temperature is 0.0"),
     ((Z, Y), {"temperature": float("inf")}, ValueError, r"temperature is inf"),
     ((Z, Y), {"label_smoothing": 1.5}, ValueError, r"label_smoothing is 1.5"),

@@ -176,7 +176,7 @@ def test_teachers_without_a_say_are_not_looked_at() -> None:
     alone = replace(case, teachers=case.teachers[1:])
     shares = replace(with_broken, case=replace(case.case, teacher_weights=[0.0, 3.0]))
     torch.testing.assert_close(shares.differentiated(), alone.differentiated())
-    burn_in = replace(with_broken, case=replace(case.case, weight=0.0))
+    burn_in = replace(with_broken, case=replace(case.case, distill_weight=0.0))
     torch.testing.assert_close(burn_in.differentiated(), replace(case, teachers=[]).differentiated())
 
 
@@ -383,11 +383,13 @@ def test_compiles_without_a_break_and_once_for_all_weights(reduction: str) -> No
 
     @torch.compile(fullgraph=True, backend=counter)
     def loss_of(student: Model, distill_weight: float) -> Tensor:
-        weighted = replace(case, case=replace(case.case, weight=distill_weight))
+        weighted = replace(case, case=replace(case.case, distill_weight=distill_weight))
         return weighted.loss(replace(student, hidden=student.hidden * 1), reduction=reduction, chunk_tokens=4).sum()
 
     for distill_weight in (1.0, 0.5, 0.25, 0.75):
-        expected = replace(case, case=replace(case.case, weight=distill_weight)).differentiated(reduction=reduction)
+        expected = replace(case, case=replace(case.case, distill_weight=distill_weight)).differentiated(
+            reduction=reduction
+        )
         student = Model(*(x.detach().requires_grad_() for x in vars(case.student).values()))
         loss = loss_of(student, distill_weight)
         torch.testing.assert_close((loss.detach(), gradients_of(loss, student)), (expected[0].sum(), expected[1]))
@@ -455,39 +457,69 @@ TH, TW = torch.zeros(2, 5), torch.zeros(3, 5)
 INT8 = TW.to(torch.int8), torch.ones(3)
 BAD_INPUT = [
     ((H.long(), W, Y), {}, TypeError, r"hidden has dtype torch.int64; convert"),
-    ((H, W.long(), Y), {}, TypeError, r"weight has dtype torch.int64; convert"),
+    ((H, W.long(), Y), {}, TypeError, r"linear_weight has dtype torch.int64; convert"),
     ((H[0, 0], W, Y), {}, ValueError, r"hidden has shape \[\]; pass \[..., D\]"),
     ((H[:, :0], W[:, :0], Y), {}, ValueError, r"hidden has shape \[2, 0\].*D >= 1"),
-    ((H, W[0], Y), {}, ValueError, r"weight has shape \[4\]; hidden of shape \[2, 4\] needs \[V, 4\]"),
-    ((H, W.T, Y), {}, ValueError, r"weight has shape \[4, 3\]; hidden of shape \[2, 4\] needs \[V, 4\]"),
-    ((H, W[:0], Y), {}, ValueError, r"weight has shape \[0, 4\].*V >= 1"),
-    ((H, W.to("meta"), Y), {}, ValueError, r"weight is on meta; move it to the student's device, cpu"),
+    ((H, W[0], Y), {}, ValueError, r"linear_weight has shape \[4\]; hidden of shape \[2, 4\] needs \[V, 4\]"),
+    ((H, W.T, Y), {}, ValueError, r"linear_weight has shape \[4, 3\]; hidden of shape \[2, 4\] needs \[V, 4\]"),
+    ((H, W[:0], Y), {}, ValueError, r"linear_weight has shape \[0, 4\].*V >= 1"),
+    ((H, W.to("meta"), Y), {}, ValueError, r"linear_weight is on meta; move it to the student's device, cpu"),
     ((H, W, Y.int()), {}, TypeError, r"target has dtype torch.int32.*target.long\(\)"),
     ((H, W, Y[:1]), {}, ValueError, r"target has shape \[1\]; hidden of shape \[2, 4\] needs .*\[2\]"),
     ((H, W, Y + 3), {}, ValueError, r"target holds 3; labels lie in \[0, 3\)"),
-    ((H, W, Y), {"bias": torch.zeros(4)}, ValueError, r"bias is torch.float32 of shape \[4\]; 3 classes need .*\[3\]"),
-    ((H, W, Y), {"bias": Y}, ValueError, r"bias is torch.int64 of shape \[2\]; 3 classes need floats"),
+    (
+        (H, W, Y),
+        {"linear_bias": torch.zeros(4)},
+        ValueError,
+        r"linear_bias is torch.float32 of shape \[4\]; 3 classes need .*\[3\]",
+    ),
+    ((H, W, Y), {"linear_bias": Y}, ValueError, r"linear_bias is torch.int64 of shape \[2\]; 3 classes need floats"),
     ((H, W, Y), {"class_weight": torch.ones(2)}, ValueError, r"class_weight is torch.float32 of shape \[2\]"),
-    ((H, W, Y, [TH]), {}, ValueError, r"teacher_weight has 0 entries, but teacher_hidden 1"),
-    ((H, W, Y, None, [TW]), {}, ValueError, r"teacher_weight has 1 entries, but teacher_hidden 0"),
-    ((H, W, Y, [TH], INT8), {}, ValueError, r"teacher_weight has 2 entries, but teacher_hidden 1.*in lists"),
-    ((H, W, Y, [TH], [TW]), {"teacher_bias": [None] * 2}, ValueError, r"teacher_bias has 2 entries, but"),
+    ((H, W, Y, [TH]), {}, ValueError, r"teacher_linear_weight has 0 entries, but teacher_hidden 1"),
+    ((H, W, Y, None, [TW]), {}, ValueError, r"teacher_linear_weight has 1 entries, but teacher_hidden 0"),
+    ((H, W, Y, [TH], INT8), {}, ValueError, r"teacher_linear_weight has 2 entries, but teacher_hidden 1.*in lists"),
+    ((H, W, Y, [TH], [TW]), {"teacher_linear_bias": [None] * 2}, ValueError, r"teacher_linear_bias has 2 entries, but"),
     ((H, W, Y, [None], [TW]), {}, TypeError, r"teacher_hidden\[0\] is a NoneType"),
-    ((H, W, Y, [TH], [None]), {}, TypeError, r"teacher_weight\[0\] is a NoneType"),
+    ((H, W, Y, [TH], [None]), {}, TypeError, r"teacher_linear_weight\[0\] is a NoneType"),
     ((H, W, Y, TH, [TW] * 2), {}, ValueError, r"teacher_hidden\[0\] has shape \[5\].* needs \[2, 'D'\].*unsqueeze"),
     ((H, W, Y, [TH.long()], [TW]), {}, TypeError, r"teacher_hidden\[0\] has dtype torch.int64"),
-    ((H, W, Y, [TH], [W]), {}, ValueError, r"teacher_weight\[0\] has shape \[3, 4\]; teacher_hidden\[0\].*\[V, 5\]"),
-    ((H, W, Y, [TH], [TW.long()]), {}, TypeError, r"teacher_weight\[0\] has dtype torch.int64"),
-    ((H, W, Y, [TH], [TW[:2]]), {}, ValueError, r"teacher_weight\[0\] has 2 classes, but weight 3; .*one vocabulary"),
-    ((H, W, Y, [TH], [(TW, INT8[1])]), {}, TypeError, r"teacher_weight\[0\]\[0\] has dtype torch.float32.*int8"),
-    ((H, W, Y, [TH], [INT8[:1]]), {}, TypeError, r"teacher_weight\[0\] is a tuple of 1"),
-    ((H, W, Y, [TH], [(INT8[0], TH)]), {}, ValueError, r"teacher_weight\[0\]\[1\] is .* shape \[2, 5\]; 3 classes"),
-    ((H, W, Y, [TH], [TW]), {"teacher_bias": [TH]}, ValueError, r"teacher_bias\[0\] is .* shape \[2, 5\]; 3 classes"),
+    (
+        (H, W, Y, [TH], [W]),
+        {},
+        ValueError,
+        r"teacher_linear_weight\[0\] has shape \[3, 4\]; teacher_hidden\[0\].*\[V, 5\]",
+    ),
+    ((H, W, Y, [TH], [TW.long()]), {}, TypeError, r"teacher_linear_weight\[0\] has dtype torch.int64"),
+    (
+        (H, W, Y, [TH], [TW[:2]]),
+        {},
+        ValueError,
+        r"teacher_linear_weight\[0\] has 2 classes, but linear_weight 3; .*one vocabulary",
+    ),
+    ((H, W, Y, [TH], [(TW, INT8[1])]), {}, TypeError, r"teacher_linear_weight\[0\]\[0\] has dtype torch.float32.*int8"),
+    ((H, W, Y, [TH], [INT8[:1]]), {}, TypeError, r"teacher_linear_weight\[0\] is a tuple of 1"),
+    (
+        (H, W, Y, [TH], [(INT8[0], TH)]),
+        {},
+        ValueError,
+        r"teacher_linear_weight\[0\]\[1\] is .* shape \[2, 5\]; 3 classes",
+    ),
+    (
+        (H, W, Y, [TH], [TW]),
+        {"teacher_linear_bias": [TH]},
+        ValueError,
+        r"teacher_linear_bias\[0\] is .* shape \[2, 5\]; 3 classes",
+    ),
     ((H, W, Y, [TH.clone().requires_grad_()], [TW]), {}, ValueError, r"teacher_hidden\[0\] requires grad.*detach"),
-    ((H, W, Y, [TH], [TW.clone().requires_grad_()]), {}, ValueError, r"teacher_weight\[0\] requires grad.*detach"),
+    (
+        (H, W, Y, [TH], [TW.clone().requires_grad_()]),
+        {},
+        ValueError,
+        r"teacher_linear_weight\[0\] requires grad.*detach",
+    ),
     ((H, W, Y), {"distill_weight": -1.0}, ValueError, r"distill_weight is -1.0"),
     ((H, W, Y), {"temperature": 0.0}, ValueError, r"temperature is 0.0"),
-    ((H, W, Y), {"teacher_shares": [1.0]}, ValueError, r"teacher_shares has 1 numbers for 0 teachers"),
+    ((H, W, Y), {"teacher_weights": [1.0]}, ValueError, r"teacher_weights has 1 numbers for 0 teachers"),
     ((H, W, Y), {"reduction": "batchmean"}, ValueError, r"reduction is 'batchmean'"),
     ((H, W, Y), {"chunk_tokens": 0}, ValueError, r"chunk_tokens is 0; pass 'auto' or a whole number > 0"),
     ((H, W, Y), {"chunk_tokens": -5}, ValueError, r"chunk_tokens is -5"),

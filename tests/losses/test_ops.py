@@ -137,16 +137,21 @@ def test_compiles_without_a_break_and_once_for_all_weights(options: dict[str, An
     counter = CompileCounterWithBackend("inductor")
 
     @torch.compile(fullgraph=True, backend=counter)
-    def loss_of(logits: Tensor, weight: float) -> Tensor:
+    def loss_of(logits: Tensor, distill_weight: float) -> Tensor:
         loss = codistillation_loss(
-            logits * 1, case.target, case.teachers, weight=weight, class_weight=case.class_weight, **options
+            logits * 1,
+            case.target,
+            case.teachers,
+            distill_weight=distill_weight,
+            class_weight=case.class_weight,
+            **options,
         )
         return loss[0] if options.get("return_parts") else loss
 
-    for weight in (1.0, 0.5, 0.25, 0.75):
-        expected = loss_and_gradient(replace(case, weight=weight))
+    for distill_weight in (1.0, 0.5, 0.25, 0.75):
+        expected = loss_and_gradient(replace(case, distill_weight=distill_weight))
         logits = case.logits.clone().requires_grad_()
-        loss = loss_of(logits, weight)
+        loss = loss_of(logits, distill_weight)
         loss.backward()
         torch.testing.assert_close((loss.detach(), logits.grad), expected)
     assert counter.frame_count <= 2  # the first weight is taken for a constant, the second for a number

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mpi4py import MPI
 from torch import Tensor
 
-from hpcdistill import VocabularyShard, linear_codistillation_loss
+from hpcdistill import VocabParallel, linear_codistillation_loss
 from hpcdistill.distributed.groups import Groups
 from linear_oracle import LinearCase, assert_true, linear_cases, random_linear_case
 
@@ -30,7 +30,7 @@ def group(request: pytest.FixtureRequest) -> Iterator[Groups]:
     hvd.shutdown()
 
 
-def cut(case: LinearCase, group: Groups, sizes: list[int] | None = None) -> tuple[LinearCase, VocabularyShard]:
+def cut(case: LinearCase, group: Groups, sizes: list[int] | None = None) -> tuple[LinearCase, VocabParallel]:
     """What this rank has of it, with as many classes as others or `sizes`."""
     ranks, classes = group.size, case.case.logits.shape[1]
     sizes = sizes or [classes // ranks + (rank < classes % ranks) for rank in range(ranks)]
@@ -48,23 +48,30 @@ def cut(case: LinearCase, group: Groups, sizes: list[int] | None = None) -> tupl
 def test_loss_and_gradients_are_those_of_the_formula(
     group: Groups, case: LinearCase, reduction: str, chunk_tokens: int | str, implementation: str
 ) -> None:
-    part, shard = cut(case, group)
+    part, vocab_parallel = cut(case, group)
     factors = torch.linspace(-1, 2, len(case.case.target), dtype=torch.float64) if reduction == "none" else 0.5
     if reduction == "none" and not len(case.case.target):
         factors = 1.0
-    assert_true(part, reduction, factors, chunk_tokens=chunk_tokens, implementation=implementation, shard=shard)
+    assert_true(
+        part,
+        reduction,
+        factors,
+        chunk_tokens=chunk_tokens,
+        implementation=implementation,
+        vocab_parallel=vocab_parallel,
+    )
 
 
 def test_shards_of_any_size_and_ranks_with_room_for_fewer_tokens(group: Groups) -> None:
     case = random_linear_case(rows=20, temperature=2.0, label_smoothing=0.1, class_weight=torch.linspace(0.1, 1.1, 110))
     sizes = [1 + rank for rank in range(group.size - 1)]
-    part, shard = cut(case, group, [*sizes, 110 - sum(sizes)])
-    assert_true(part, chunk_tokens=20 - 6 * group.rank, shard=shard)
+    part, vocab_parallel = cut(case, group, [*sizes, 110 - sum(sizes)])
+    assert_true(part, chunk_tokens=20 - 6 * group.rank, vocab_parallel=vocab_parallel)
 
 
 def test_all_ranks_get_the_same_bits(group: Groups) -> None:
-    part, shard = cut(random_linear_case(rows=30), group)
-    loss, (by_hidden, *_) = part.differentiated(shard=shard, chunk_tokens=7)
+    part, vocab_parallel = cut(random_linear_case(rows=30), group)
+    loss, (by_hidden, *_) = part.differentiated(vocab_parallel=vocab_parallel, chunk_tokens=7)
     for mine in (loss, by_hidden):
         assert all((mine.numpy() == theirs).all() for theirs in group.comm.allgather(mine.numpy()))
 
@@ -78,8 +85,8 @@ def test_a_shard_whose_classes_are_all_ruled_out(group: Groups) -> None:
     logits, teachers = case.student.logits, [teacher.logits for teacher in case.teachers]
     case = replace(case, case=replace(case.case, logits=logits, teachers=teachers))
     case.case.target.clamp_(max=79)
-    part, shard = cut(case, group)
-    loss, gradients = part.differentiated(shard=shard)
+    part, vocab_parallel = cut(case, group)
+    loss, gradients = part.differentiated(vocab_parallel=vocab_parallel)
     true_loss, true_gradients = part.truth()
     torch.testing.assert_close(loss.double(), true_loss, rtol=1e-5, atol=0)
     for gradient, true in zip(gradients, true_gradients, strict=True):
@@ -87,82 +94,84 @@ def test_a_shard_whose_classes_are_all_ruled_out(group: Groups) -> None:
 
 
 def test_torch_compile_makes_one_graph(group: Groups) -> None:
-    part, shard = cut(random_linear_case(rows=30), group)
+    part, vocab_parallel = cut(random_linear_case(rows=30), group)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def compiled(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return linear_codistillation_loss(hidden, weight, target, shard=shard)
+        return linear_codistillation_loss(hidden, weight, target, vocab_parallel=vocab_parallel)
 
     student = part.part_of(part.student)
     results = []
     for loss_of in (compiled, linear_codistillation_loss):
         hidden, weight = student.hidden.clone().requires_grad_(), student.weight.clone().requires_grad_()
-        options = {} if loss_of is compiled else {"shard": shard}
+        options = {} if loss_of is compiled else {"vocab_parallel": vocab_parallel}
         loss = loss_of(hidden, weight, part.case.target, **options)
         results.append([loss.detach(), *torch.autograd.grad(loss, (hidden, weight))])
     torch.testing.assert_close(*results)
 
 
 def test_a_label_that_is_in_no_shard_is_an_error_on_every_rank(group: Groups) -> None:
-    part, shard = cut(random_linear_case(), group)
+    part, vocab_parallel = cut(random_linear_case(), group)
     part.case.target[3] = 110
     with pytest.raises(ValueError, match=r"target holds 110; labels lie in \[0, 110\)"):
-        part.loss(shard=shard)
+        part.loss(vocab_parallel=vocab_parallel)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda shard: replace(shard, first=shard.first + 1), r"have these classes of 110: .* from 1 on"),
-        (lambda shard: replace(shard, classes=111), r"have these classes of 111: "),
+        (lambda shard: replace(shard, first_class=shard.first_class + 1), r"hold these classes of 110: .* from 1 on"),
+        (lambda shard: replace(shard, classes=111), r"hold these classes of 111: "),
     ],
 )
 def test_shards_that_are_not_the_vocabulary(
-    group: Groups, change: Callable[[VocabularyShard], VocabularyShard], message: str
+    group: Groups, change: Callable[[VocabParallel], VocabParallel], message: str
 ) -> None:
-    part, shard = cut(random_linear_case(), group)
+    part, vocab_parallel = cut(random_linear_case(), group)
     case = replace(part.case, class_weight=None)
     with pytest.raises(ValueError, match=message):
-        replace(part, case=case).loss(shard=change(shard))
+        replace(part, case=case).loss(vocab_parallel=change(vocab_parallel))
 
 
 def test_ranks_that_were_given_other_hidden_states(group: Groups) -> None:
     if group.size == 1:
         pytest.skip("ranks: one cannot differ from others")
-    part, shard = cut(random_linear_case(rows=7 + group.rank), group)
-    with pytest.raises(ValueError, match=r"number of hidden's rows differs between the ranks .*: 7, 8"):
-        part.loss(shard=shard)
-    part, shard = cut(random_linear_case(), group)
+    part, vocab_parallel = cut(random_linear_case(rows=7 + group.rank), group)
+    with pytest.raises(ValueError, match=r"number of hidden's rows differs between the vocab-parallel ranks: 7, 8"):
+        part.loss(vocab_parallel=vocab_parallel)
+    part, vocab_parallel = cut(random_linear_case(), group)
     part.case.target[0] = group.rank
     with pytest.raises(ValueError, match="sum of target's labels differs"):
-        part.loss(shard=shard)
-    part, shard = cut(random_linear_case(N=group.rank), group)
-    with pytest.raises(ValueError, match="number of teachers that have a share differs"):
-        part.loss(shard=shard)
+        part.loss(vocab_parallel=vocab_parallel)
+    part, vocab_parallel = cut(random_linear_case(N=group.rank), group)
+    with pytest.raises(ValueError, match="number of teachers with a weight > 0 differs"):
+        part.loss(vocab_parallel=vocab_parallel)
 
 
 def test_an_error_of_one_rank_is_one_of_all(group: Groups) -> None:
     """Which would otherwise wait for it."""
     last = group.size - 1
-    part, shard = cut(random_linear_case(), group)
-    own = r"chunk_tokens is 0" if group.rank == last else f"rank {last} of those .* was called wrongly; it says how"
+    part, vocab_parallel = cut(random_linear_case(), group)
+    own = (
+        r"chunk_tokens is 0" if group.rank == last else f"rank {last} of the vocab-parallel ranks refused its arguments"
+    )
     with pytest.raises(ValueError, match=own):
-        part.loss(shard=shard, chunk_tokens=0 if group.rank == last else "auto")
-    assert_true(part, shard=shard)
+        part.loss(vocab_parallel=vocab_parallel, chunk_tokens=0 if group.rank == last else "auto")
+    assert_true(part, vocab_parallel=vocab_parallel)
 
 
 def test_shards_are_kept_by_their_callers_alone(world: MPI.Intracomm) -> None:
     """And by what still has a backward to make, which needs them."""
 
-    def alone() -> VocabularyShard:
-        return VocabularyShard(0, 110, lambda tensor: tensor.unsqueeze(0), lambda tensor: tensor)
+    def alone() -> VocabParallel:
+        return VocabParallel(0, 110, lambda tensor: tensor.unsqueeze(0), lambda tensor: tensor)
 
     case = random_linear_case()
     hidden = case.student.hidden.clone().requires_grad_()
-    shard = alone()
-    kept = weakref.ref(shard)
-    losses = case.loss(replace(case.student, hidden=hidden), reduction="none", shard=shard)
-    del shard
+    vocab_parallel = alone()
+    kept = weakref.ref(vocab_parallel)
+    losses = case.loss(replace(case.student, hidden=hidden), reduction="none", vocab_parallel=vocab_parallel)
+    del vocab_parallel
     (gradient,) = torch.autograd.grad(losses.sum(), hidden)
     _, (expected, *_) = case.differentiated(reduction="none")
     torch.testing.assert_close(gradient, expected)
@@ -178,12 +187,12 @@ def test_torch_distributed_in_the_place_of_horovod(world: MPI.Intracomm, tmp_pat
         case = random_linear_case(rows=20)
         begin, end = (110 * rank // world.size for rank in (world.rank, world.rank + 1))
 
-        def gather(tensor: Tensor) -> Tensor:
+        def all_gather(tensor: Tensor) -> Tensor:
             everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
             dist.all_gather(everyone, tensor)
             return torch.stack(everyone)
 
-        shard = VocabularyShard(begin, 110, gather, dist.all_reduce)
-        assert_true(replace(case, classes=slice(begin, end)), shard=shard, chunk_tokens=6)
+        vocab_parallel = VocabParallel(begin, 110, all_gather, dist.all_reduce)
+        assert_true(replace(case, classes=slice(begin, end)), vocab_parallel=vocab_parallel, chunk_tokens=6)
     finally:
         dist.destroy_process_group()

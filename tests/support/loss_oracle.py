@@ -22,7 +22,7 @@ class Case:
     logits: Tensor  # [rows, V]
     target: Tensor  # [rows]
     teachers: list[Tensor]  # N of [rows, V]
-    weight: float = 1.0
+    distill_weight: float = 1.0
     temperature: float = 1.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -45,14 +45,14 @@ class Case:
 
     def options(self) -> dict[str, Any]:
         """All but the tensors of the rows, by the names that the public function gives them."""
-        names = ("weight", "temperature", "label_smoothing", "z_loss", "ignore_index", "teacher_weights")
+        names = ("distill_weight", "temperature", "label_smoothing", "z_loss", "ignore_index", "teacher_weights")
         tensors = {"class_weight": self.class_weight, "teacher_lse": self.teacher_lse}
         return {name: getattr(self, name) for name in names} | tensors
 
     def rows(self, scales: tuple[float, float] = (1.0, 1.0)) -> Rows:
         """What an implementation is called with. Its outputs are poisoned: what it forgets to write stays NaN."""
         real = compute_dtype(self.logits.dtype)
-        scale = torch.tensor([scales[0], scales[1] * self.weight, scales[1] * self.z_loss], dtype=real)
+        scale = torch.tensor([scales[0], scales[1] * self.distill_weight, scales[1] * self.z_loss], dtype=real)
         count = self.target.new_full((len(self.target),), torch.nan, dtype=real)
         return Rows(
             self.logits,
@@ -77,7 +77,7 @@ class Case:
         largest = max([1.0, *every_logit[every_logit.isfinite()].tolist()])
         rounding = 4 * eps * largest
         classes = 1.0 if self.class_weight is None else max(1.0, float(self.class_weight.max()))
-        scale = classes + self.weight * max(1.0, self.temperature) ** 2 + 2 * self.z_loss * largest
+        scale = classes + self.distill_weight * max(1.0, self.temperature) ** 2 + 2 * self.z_loss * largest
         loss, gradient = 10 * rounding, rounding
         if self.logits.dtype in (torch.bfloat16, torch.float16):
             # A quotient of two exponentials, 3e-6 each, and half a unit in the last place of the largest gradient.
@@ -99,7 +99,7 @@ def row_terms(case: Case, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # A class that no target asks for adds nothing, though its logit be -inf.
     cross_entropy = torch.where(target > 0, target * (lse.unsqueeze(-1) - logits), 0.0).sum(-1)
     divergence = torch.zeros(rows, dtype=torch.float64)
-    if case.teachers and case.weight:
+    if case.teachers and case.distill_weight:
         mean = torch.zeros_like(logits)
         for j, (share, teacher) in enumerate(zip(case.mixture, case.teachers, strict=True)):
             tempered = teacher.double() / T
@@ -117,7 +117,7 @@ def truth(
     """The reduced loss, its gradient [rows, V] ("none": that of the sum), and the terms [rows] it is made of."""
     logits = case.logits.detach().double().requires_grad_()
     cross_entropy, divergence, lse = terms = row_terms(case, logits)
-    rest = case.weight * case.temperature**2 * divergence + case.z_loss * lse**2
+    rest = case.distill_weight * case.temperature**2 * divergence + case.z_loss * lse**2
     if reduction == "mean":
         kept = case.target[case.target != case.ignore_index]
         weights = len(kept) if case.class_weight is None else case.class_weight.double()[kept].sum()
@@ -224,7 +224,7 @@ def cases(draw: st.DrawFn, classes: list[int], dtypes: list[torch.dtype], most_r
         some_logits(),
         target,
         [some_logits() for _ in range(N)],
-        weight=draw(st.sampled_from([0.3, 1.0, 10.0])),
+        distill_weight=draw(st.sampled_from([0.3, 1.0, 10.0])),
         temperature=draw(st.sampled_from([0.5, 1.0, 4.0])),
         label_smoothing=draw(st.sampled_from([0.0, 0.1, 1.0])),
         z_loss=draw(st.sampled_from([0.0, 1e-4])),

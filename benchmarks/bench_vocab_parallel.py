@@ -1,6 +1,6 @@
 """The loss of hidden states whose heads are split over ranks: forward and backward, beside the ranks' GEMMs.
 
-    mpirun -np 2 python benchmarks/bench_vocabulary_shard.py --threads 1
+    mpirun -np 2 python benchmarks/bench_vocab_parallel.py --threads 1
 
 prints a table and writes the raw seconds of rank 0 as JSON. "alone" is the same loss of a vocabulary that has only the
 rank's own classes: what is beyond its time is the second look at each logit, and the ranks' talk.
@@ -29,7 +29,7 @@ from measure import Work, add_common_options, ends_all_ranks, in_turns, peak_ext
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_options(parser, "vocabulary_shard")
+    add_common_options(parser, "vocab_parallel")
     add_setting_options(parser)
     options = parser.parse_args()
     groups = Groups.create(1)
@@ -37,7 +37,7 @@ def main() -> None:
         options.output = Path(os.devnull)
     with contextlib.redirect_stdout(sys.stdout if groups.is_leader else None):
         sweep(
-            "vocabulary_shard",
+            "vocab_parallel",
             options,
             HEADER,
             settings(options),
@@ -54,12 +54,13 @@ def measure(setting: Setting, groups: Groups, rounds: int, device: torch.device)
         Model(model.hidden, model.weight[begin:end].detach().clone().requires_grad_(model is student))
         for model in (student, *teachers)
     )
-    shard = groups.vocab_parallel(end - begin)
+    vocab_parallel = groups.vocab_parallel(end - begin)
 
     def sharded(student: Model, target: Tensor, teachers: list[Model]) -> Tensor:
         hidden, weight = [model.hidden for model in teachers], [model.weight for model in teachers]
-        loss: Tensor = linear_codistillation_loss(student.hidden, student.weight, target, hidden, weight, shard=shard)
-        return loss
+        return linear_codistillation_loss(
+            student.hidden, student.weight, target, hidden, weight, vocab_parallel=vocab_parallel
+        )
 
     works: dict[str, Work] = {
         "sharded": partial(step, sharded, student, target, teachers),
