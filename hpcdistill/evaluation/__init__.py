@@ -1,1 +1,1 @@
-"""Scores and churn of trained models. Imports: models, tasks, storage, reports."""
+"""Scores and churn of trained models. Imports: models, tasks, storage and all below them."""

@@ -1,7 +1,7 @@
-"""How much the predictions of two models differ: what changes for users when one takes the other's place.
+"""Churn: how much the predictions of two models differ, so how much changes for users if one replaces the other.
 
-Anil et al. 2018, Section 3: a model that is trained again predicts something else, which an ensemble or
-codistillation lessens.
+A model that is trained again predicts something else; ensembles and codistillation reduce the difference (Anil et al.
+2018, Section 3).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and the 95 % bootstrap interval of it."""
+    """Mean and its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -36,46 +36,48 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Churn:
-    """Between the predictions of A and those of B, each one model or the ensemble of several."""
+    """Differences between the predictions of A and of B, each a model or an ensemble."""
 
     a: list[str]
-    """The members of A by name."""
+    """Names of the members of A."""
     b: list[str]
+    """Names of the members of B."""
     data: str
+    """Path of the store."""
     samples: int
-    """Rows or sequences of the validation part that both have looked at."""
+    """Number of validation samples: rows, sequences or images."""
     mean_absolute_difference: Estimate
-    """Of the predicted probabilities of yes, |p_a − p_b|; of more than two classes, the total variation distance."""
+    """Mean of |p_a − p_b|, the probabilities of label 1; of more than two classes, the total variation distance."""
     disagreement: Estimate
-    """Share of predictions whose likeliest answer differs."""
+    """Fraction of predictions whose most probable class differs."""
 
 
 def churn(a: str, b: str, data: Path, which: str = "best", trust: bool = False) -> Churn:
-    """How much A's and B's predictions for the validation part of `data` differ.
+    """Measure how much A's and B's predictions for the validation part of `data` differ.
 
-    Samples are drawn anew for the intervals, a whole sequence at a time: its tokens are not independent. So these tell
-    what other validation data could have shown, and not what models of other seeds could.
+    The intervals come from resampling whole samples, since the tokens of a sequence are not independent. They cover
+    the choice of the validation data, not that of the seeds with which the models were trained.
 
     Args:
-        a: a model, or several joined by commas for the mean of the probabilities that they predict. Each is a
-            checkpoint file, a run folder of one group, or RUN:GROUP; see `named_checkpoints`.
-        b: likewise.
-        data: the store.
-        which: of a run's checkpoints, the "best" or the "last" one of the group.
+        a: name of a model; or several joined by commas, for the mean of the probabilities that they predict. A model
+            is named by a checkpoint file, a run folder of one group, or RUN:GROUP; see `named_checkpoints`.
+        b: name of the other model or ensemble.
+        data: path of the store.
+        which: checkpoint of a run's group: "best" or "last".
         trust: let checkpoints of other users name the code of their models.
 
     Raises:
-        UserError: no such models or data, or they do not fit each other.
+        UserError: models or data do not exist, or do not fit each other.
     """
     members_a, members_b = _members(a, which), _members(b, which)
     task = open_task(data)
     with task.store:
-        judge, samples = task.objective, []
+        objective, samples = task.objective, []
         for outputs, _ in validation_outputs(task, [*members_a.values(), *members_b.values()], trust):
-            one, other = judge.ensemble(outputs[: len(members_a)]), judge.ensemble(outputs[len(members_a) :])
+            one, other = objective.ensemble(outputs[: len(members_a)]), objective.ensemble(outputs[len(members_a) :])
             differ = [
-                _by_sample(judge.distance(one, other)),
-                _by_sample(judge.predict_class(one) != judge.predict_class(other)),
+                _by_sample(objective.distance(one, other)),
+                _by_sample(objective.predict_class(one) != objective.predict_class(other)),
             ]
             samples.append(torch.stack(differ, dim=1).cpu())
     values = torch.cat(samples).numpy()
@@ -83,19 +85,19 @@ def churn(a: str, b: str, data: Path, which: str = "best", trust: bool = False) 
 
 
 def estimates(values: Array) -> list[Estimate]:
-    """The mean of each column, with the percentile bootstrap interval of the mean.
+    """Return the mean of each column with its percentile bootstrap interval.
 
     Args:
-        values: [samples, columns], of which whole rows are drawn with replacement.
+        values: [samples, columns]; whole rows are drawn with replacement.
     """
-    chance, count = np.random.default_rng(SEED), len(values)
-    means = [values[chance.integers(count, size=count)].mean(0) for _ in range(RESAMPLES)]
+    rng, count = np.random.default_rng(SEED), len(values)
+    means = [values[rng.integers(count, size=count)].mean(0) for _ in range(RESAMPLES)]
     lows, highs = np.quantile(means, [0.025, 0.975], axis=0)
     return [Estimate(*map(float, column)) for column in zip(values.mean(0), lows, highs, strict=True)]
 
 
 def _by_sample(values: Tensor) -> Tensor:
-    """The mean over all but the first dimension, float64 [batch]."""
+    """Return the mean over all dimensions but the first: float64 [batch]."""
     return values.double().view(len(values), -1).mean(1)
 
 

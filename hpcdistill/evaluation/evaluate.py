@@ -1,4 +1,4 @@
-"""How good trained models, and ensembles of them, are on validation data."""
+"""Scores of trained models, and of ensembles of them, on validation data."""
 
 from __future__ import annotations
 
@@ -13,48 +13,51 @@ from hpcdistill.tasks.registry import open_task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of models and their ensembles on the same data."""
+    """Scores of models and their ensembles on the same data."""
 
     data: str
+    """Path of the store."""
     unit: str
-    """Of what there is one prediction each."""
+    """Thing that each prediction is for: "token", "row" or "image"."""
     predictions: int
-    """How many, by each model."""
+    """Number of predictions of each model."""
     scores: dict[str, dict[str, float]]
-    """By name of the model or ensemble, then by name of the score; NaN for what has no value. Losses are in nats."""
+    """Scores by the name of the model or ensemble, then by their own; NaN if undefined. Losses are in nats."""
 
 
 def evaluate(names: Sequence[str], data: Path, which: str = "best", trust: bool = False) -> Evaluation:
-    """Score each model, the ensemble of each run's groups, and that of all models.
+    """Score each model, the ensemble of each run's groups, and the ensemble of all models.
 
-    On the sample of the validation part that training validates on without `train.validation_items`. For clicks,
-    `above_bayes` compares with the best possible loss over all of that part, and so errs by as much as the sample does.
+    The data are the batches on which training validates without `train.validation_items`. For synthetic clicks,
+    `above_bayes` is relative to the lowest possible loss over the whole validation part, so it has the sampling error
+    of these batches.
 
     Args:
-        names: of models; see `named_checkpoints`.
-        data: the store.
-        which: of a run's checkpoints, the "best" or the "last" one of each group.
+        names: names of models; see `named_checkpoints`.
+        data: path of the store.
+        which: checkpoint of each group of a run: "best" or "last".
         trust: let checkpoints of other users name the code of their models.
 
     Raises:
-        UserError: no such models or data, or they do not fit each other.
+        UserError: models or data do not exist, or do not fit each other.
     """
     named = {name: named_checkpoints(name, which) for name in names}
     checkpoints = {model: path for found in named.values() for model, path in found.items()}
-    judged = {model: [model] for model in checkpoints} | _ensembles({name: [*found] for name, found in named.items()})
+    members_of = {model: [model] for model in checkpoints}
+    members_of |= _ensembles({name: [*found] for name, found in named.items()})
     task = open_task(data)
     with task.store:
-        scores, predictions = {name: task.scores() for name in judged}, 0
+        scores, predictions = {name: task.scores() for name in members_of}, 0
         for outputs, target in validation_outputs(task, [*checkpoints.values()], trust):
             by_model = dict(zip(checkpoints, outputs, strict=True))
             predictions += target.numel()
-            for name, members in judged.items():
+            for name, members in members_of.items():
                 scores[name].add(task.objective.ensemble([by_model[member] for member in members]), target)
     return Evaluation(str(data), task.unit, predictions, {name: scored.result() for name, scored in scores.items()})
 
 
 def _ensembles(named: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The members of each ensemble, of two or more models: of each run, and of all unless they are one run's."""
+    """Return the members of each ensemble: of each run's models, and of all models if they are not one run's."""
     runs = {f"mean of {name}": models for name, models in named.items() if len(models) > 1}
-    everyone = list(dict.fromkeys(model for models in named.values() for model in models))
-    return runs | ({"mean of all": everyone} if len(everyone) > 1 and everyone not in runs.values() else {})
+    all_models = list(dict.fromkeys(model for models in named.values() for model in models))
+    return runs | ({"mean of all": all_models} if len(all_models) > 1 and all_models not in runs.values() else {})

@@ -1,4 +1,4 @@
-"""What trained models say about the validation part of a task's data."""
+"""Predictions of trained models for validation data."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ from hpcdistill.tasks.task import Task
 def validation_outputs(
     task: Task, checkpoints: Sequence[Path], trust: bool = False
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Each model's outputs for a validation batch, and its target; batch by batch, so that memory is bounded.
+    """Yield each model's outputs for a validation batch, and the target, one batch at a time.
 
-    The batches are those on which training validates without `train.validation_items`, all ranks' together. Models
-    predict on the GPU where there is one. The outputs are those that the models make for `task.objective`; the target
-    is shaped as that of a `Batch`.
+    The batches are those on which training validates without `train.validation_items`, all ranks' together. Models run
+    on the GPU if there is one.
+
+    Args:
+        task: the open task; its validation part is read.
+        checkpoints: files of the models.
+        trust: let checkpoints of other users name the code of their models.
+
+    Yields:
+        The outputs in the order of `checkpoints`, as `task.objective` takes them; and the target, shaped as that of a
+        `Batch`.
 
     Raises:
-        UserError: a checkpoint that cannot be read or does not fit the data, or models of sequences of several lengths.
+        UserError: a checkpoint cannot be read or does not fit the data, or the models' sequence lengths differ.
     """
     saved = [SavedModel.load(path, trust) for path in checkpoints]
     data = _common_data(saved, task.store.path)
@@ -36,12 +44,12 @@ def validation_outputs(
 
 
 def _common_data(saved: Sequence[SavedModel], path: Path) -> DataConfig:
-    """How to cut the data at `path`: as the first model saw its own, which must be as the others did."""
+    """Return the data section of the models' configurations, which must agree on the sequence length, for `path`."""
     first = saved[0].config.data
     for one in saved:
         if one.config.data.sequence_length != first.sequence_length:
             raise UserError(
-                f"{one.path} has learned from sequences of {one.config.data.sequence_length} tokens, {saved[0].path} "
-                f"of {first.sequence_length}; look at models of the same data.sequence_length together"
+                f"{one.path} was trained on sequences of {one.config.data.sequence_length} tokens, {saved[0].path} "
+                f"on sequences of {first.sequence_length} tokens; compare models of the same data.sequence_length"
             )
     return first.model_copy(update={"path": path})

@@ -1,1 +1,1 @@
-"""Tables, curves and pages about runs. Imports: storage, errors."""
+"""Tables, figures and pages about runs. Imports: storage, errors."""

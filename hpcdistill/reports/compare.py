@@ -1,4 +1,4 @@
-"""What runs cost until their loss was low enough: steps, time, and what was learned from."""
+"""Cost of runs until their validation loss reached a target: steps, time and training examples."""
 
 from __future__ import annotations
 
@@ -16,50 +16,51 @@ from hpcdistill.reports.tables import aligned, cell, write_text
 
 @dataclass(frozen=True)
 class Reached:
-    """When the validation loss was first as low as the target."""
+    """Cost until the validation loss was first at or below the target."""
 
     group: int
-    """Whose loss."""
+    """Group whose loss it was."""
     steps: int
     seconds: float
-    """Of training, all starts of the run together."""
+    """Seconds of training, all starts of the run together."""
     examples: int
-    """What all groups of the run had learned from in as many steps, together."""
+    """Training examples of that many steps, of all groups of the run together."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run; everything that is not of one group is of all of them together."""
+    """One run; numbers are those of all its groups together, unless stated otherwise."""
 
     run: str
     groups: int
     ranks: int
     batch: int
-    """Of one group."""
+    """Batch size of one group."""
     examples_per_step: int
-    """Runs for which it is equal take equal computation per step."""
+    """Training examples of one step; runs with equal numbers spend equal computation per step."""
     best: float
     """Lowest validation loss of any group; NaN before the first."""
     reached: Reached | None
-    """By the first group that did; None where none has."""
+    """Cost of the first group to reach the target; None if none has."""
     ratio: float
-    """Steps to the target, in relation to those of the first run; NaN where either has not reached it."""
+    """Steps to the target divided by those of the baseline; NaN where either run has not reached it."""
     by_group: list[Reached]
-    """The same for each group that has."""
+    """Cost of each group that has reached the target."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of runs, the first of which is the baseline."""
+    """Comparison of runs, the first of which is the baseline."""
 
     target: float
+    """Validation loss to reach."""
     unit: str
-    """Of losses."""
+    """Unit of losses, such as "nats per token"."""
     runs: list[Run]
 
     @property
     def titles(self) -> list[str]:
-        """Of the columns."""
+        """Titles of the columns."""
         return [
             *("", "groups", "ranks", "batch", "examples per step", "best loss"),
             *(f"steps to {cell(self.target)}", "ratio of steps", "seconds", "examples"),
@@ -67,7 +68,7 @@ class Comparison:
 
     @property
     def rows(self) -> list[list[str]]:
-        """The cells of each run."""
+        """Cells of each run."""
         return [
             [
                 *(run.run, str(run.groups), str(run.ranks), str(run.batch), str(run.examples_per_step)),
@@ -78,49 +79,50 @@ class Comparison:
 
     @property
     def note(self) -> str:
-        """What the columns are of."""
+        """Explanation of the columns."""
         return (
             f"Losses in {self.unit}; batch per group, ranks and examples of all groups; steps, seconds and examples "
             "until the first group of a run reached the target."
         )
 
     def table(self) -> str:
-        """For people."""
+        """Return the comparison as text."""
         return "\n".join([*aligned([self.titles, *self.rows]), "", self.note])
 
 
 def compare(runs: Sequence[Path], target: float | None = None) -> Comparison:
-    """What each of `runs` took to reach a validation loss, from its metrics alone.
+    """Compare what `runs` took to reach a validation loss, from their metrics alone.
 
-    A run has reached it with the first of its groups, one model being enough to use; `by_group` has the others.
+    A run counts as having reached it once its first group has, since one model is enough to use; `by_group` has the
+    others.
 
     Args:
-        runs: run folders; the first is what the others are measured by.
-        target: the loss; without it, the lowest that all runs have reached.
+        runs: run folders, the baseline first.
+        target: the loss, in nats; by default the lowest that all runs have reached.
 
     Raises:
-        UserError: a folder without metrics, losses that are of different units, or no target and a run without a loss.
+        UserError: a folder has no metrics, losses have different units, or no target is given and a run has no loss.
     """
     curves = [read_curves(run) for run in runs]
-    everyone = [curve for of_run in curves for curve in of_run]
-    if len({curve.unit for curve in everyone}) > 1:
-        raise UserError(f"losses are in {nats(everyone)}, which cannot be compared; name runs on data of one kind")
+    all_curves = [curve for of_run in curves for curve in of_run]
+    if len({curve.unit for curve in all_curves}) > 1:
+        raise UserError(f"losses are in {nats(all_curves)}, which cannot be compared; name runs on data of one kind")
     if target is None:
         target = _common_target(runs, curves)
     baseline = _first(_by_group(curves[0], target))
     compared = [_run(run, of_run, target, baseline) for run, of_run in zip(runs, curves, strict=True)]
-    return Comparison(target, nats(everyone), compared)
+    return Comparison(target, nats(all_curves), compared)
 
 
 def draw_comparison(found: Comparison, output: Path) -> None:
-    """Write the losses of all groups by step, by examples and in time; as a page also the table.
+    """Draw the losses of all groups against steps, examples and seconds; a page shows the table too.
 
     Args:
-        found: what to draw, from the same folders.
-        output: a file ending in .html or .svg.
+        found: a comparison; its run folders are read again.
+        output: the file to write, ending in .html or .svg.
 
     Raises:
-        UserError: it ends in something else, or cannot be written.
+        UserError: the name has another ending, or the file cannot be written.
     """
     if output.suffix not in (".html", ".svg"):
         raise UserError(f"--output {output} is neither a page nor a figure; let it end in .html or .svg")
@@ -172,7 +174,7 @@ def _by_group(curves: list[Curve], target: float) -> list[Reached]:
 
 
 def _first(reached: list[Reached]) -> Reached | None:
-    return min(reached, key=lambda one: one.steps, default=None)
+    return min(reached, key=lambda each: each.steps, default=None)
 
 
 def _cells(run: Run) -> list[str]:

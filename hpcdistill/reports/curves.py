@@ -1,4 +1,4 @@
-"""How the loss of each group of a run fell, and when it had fallen far enough."""
+"""Losses of a run's groups over time, and the step at which they reach a target."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from hpcdistill.storage.metrics import GroupMetrics, Record, read_run
 
 
 class Curve(GroupMetrics):
-    """One group of one run."""
+    """Metrics of one group, as reports show them."""
 
     @property
     def label(self) -> str:
-        """How pages call it."""
+        """Name of the group on a page."""
         return printable(f"{self.path.absolute().parent.name}, group {self.group}")
 
     @property
     def unit(self) -> str:
-        """Of what there is one prediction each; runs that do not say were of text."""
+        """Thing that each prediction is for; "token" in runs of older versions, which do not record it."""
         return printable(str(self.header.get("unit", "token")))
 
     @property
     def steps_per_second(self) -> float:
-        """Average over the whole run."""
+        """Average over the whole run; NaN before the first record."""
         last = self.records[-1] if self.records else {"step": 0, "seconds": 0.0}
         return last["step"] / last["seconds"] if last["seconds"] else math.nan
 
     @property
     def examples_per_step(self) -> int:
-        """What all groups of the run learn from in one step, together."""
+        """Training examples of one step, of all groups of the run together."""
         return self.number("config.groups") * self.number("config.data.batch_size")
 
     @property
     def validations(self) -> list[Record]:
-        """The records with a validation loss."""
+        """Records with a validation loss."""
         return [record for record in self.records if "validation_loss" in record]
 
     def reached(self, target: float) -> Record | None:
-        """The first validation at which the loss was `target` or less."""
+        """Return the first record whose validation loss is `target` or less, None if there is none."""
         return next((record for record in self.validations if record["validation_loss"] <= target), None)
 
 
 def read_curves(run: Path) -> list[Curve]:
-    """One for each group of a run that has begun.
+    """Return the curve of each group of a run that has started.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder holds no metrics.
     """
     return [Curve(**vars(metrics)) for metrics in read_run(run)]
 
 
 def nats(curves: Sequence[Curve]) -> str:
-    """In what losses are measured."""
+    """Return the unit of the losses, such as "nats per token"."""
     return " or ".join(sorted({f"nats per {curve.unit}" for curve in curves}))
 
 
 def sources(curves: Sequence[Curve]) -> str:
-    """Where the data was from."""
+    """Return the sources of the data, as the stores name them."""
     return "; ".join(sorted({printable(str(curve.header.get("data_source", "unknown"))) for curve in curves}))

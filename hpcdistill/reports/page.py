@@ -38,7 +38,7 @@ $content
 
 
 class Panel(NamedTuple):
-    """One pair of axes, and what is drawn there."""
+    """Axes of a figure, and the function that draws a curve in them."""
 
     x: str
     y: str
@@ -46,17 +46,23 @@ class Panel(NamedTuple):
 
 
 def page(title: str, *content: str) -> str:
-    """The whole page.
+    """Return a whole page.
 
     Args:
-        title: as plain text.
-        content: HTML.
+        title: plain text.
+        content: HTML of its parts.
     """
     return PAGE.substitute(title=html.escape(printable(title)), content="\n".join(content))
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
-    """The HTML of a table with a note below, all in plain text; the first cell of a row says what the row is of."""
+    """Return the HTML of a table with a note below it.
+
+    Args:
+        titles: of the columns; plain text.
+        rows: cells of each row, the row's name first; plain text.
+        note: plain text.
+    """
     lines = ["".join(f"<th>{html.escape(title)}</th>" for title in titles)]
     for name, *cells in rows:
         numbers = "".join(f'<td class="number">{html.escape(cell)}</td>' for cell in cells)
@@ -66,7 +72,16 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> st
 
 
 def svg(curves: Sequence[Curve], panels: Sequence[Panel], target: float | None = None) -> str:
-    """All curves in each of the panels, one below the other, with a line at the `target`."""
+    """Draw all curves in each panel, the panels one below the other.
+
+    Args:
+        curves: what to draw.
+        panels: axes of the figure.
+        target: loss at which to draw a dotted line; None for no line.
+
+    Returns:
+        An SVG document.
+    """
     figure = Figure(figsize=(9, 4 * len(panels)), layout="constrained")
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         for curve in curves:
@@ -78,13 +93,15 @@ def svg(curves: Sequence[Curve], panels: Sequence[Panel], target: float | None =
         _legend(axes)
     file = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # here; text stays text, for the reader's fonts
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # a font of this machine; the SVG holds text, for the reader's fonts
         figure.savefig(file, format="svg")
     return file.getvalue()
 
 
 def _legend(axes: Axes) -> None:
-    """Name all lines, also those whose names begin with an underscore, which Matplotlib would leave out."""
+    """Add a legend with all lines, including names that begin with an underscore, which Matplotlib leaves out."""
     lines = axes.get_lines()
     legend = axes.legend(lines, map(str, range(len(lines))), frameon=False)
     for line, text in zip(lines, legend.get_texts(), strict=True):
@@ -92,12 +109,12 @@ def _legend(axes: Axes) -> None:
 
 
 def figure(title: str, drawing: str) -> str:
-    """The HTML of an SVG under its title."""
+    """Return the HTML of an SVG document under a title."""
     return f"<h2>{title}</h2>\n{drawing[drawing.index('<svg') :]}"
 
 
 def by_step(key: str) -> Callable[[Axes, Curve], None]:
-    """What draws the value of `key` against the step."""
+    """Return a function that draws the values of `key` against the step."""
 
     def draw(axes: Axes, curve: Curve) -> None:
         axes.plot(*curve.column(key), label=curve.label)
@@ -111,7 +128,7 @@ def loss_by_time(axes: Axes, curve: Curve) -> None:
 
 
 def loss_by_examples(axes: Axes, curve: Curve) -> None:
-    """Draw the validation loss against what all groups have learned from, together."""
+    """Draw the validation loss against the training examples of all groups together."""
     axes.plot([r["step"] * curve.examples_per_step for r in curve.validations], _losses(curve), label=curve.label)
 
 

@@ -1,4 +1,4 @@
-"""One page with the curves of one or more runs."""
+"""Page with the curves of one or more runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hpcdistill.storage.whole_file import write_whole
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
-    """Compare `runs` on one page.
+    """Write a page that compares `runs`.
 
     Args:
         runs: run folders with metrics.
@@ -26,7 +26,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
 
     Raises:
         UserError: a folder holds no metrics.
-        OSError: the disk does not take the page.
+        OSError: the page cannot be written.
     """
     curves = [curve for run in runs for curve in read_curves(run)]
     text = page(
@@ -42,7 +42,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
 
 def _table(curves: list[Curve]) -> str:
     losses = [curve.best for curve in curves]
-    target = math.nan if any(map(math.isnan, losses)) else max(losses)  # the lowest loss that all have reached
+    target = math.nan if any(map(math.isnan, losses)) else max(losses)  # the lowest loss that all of them have reached
     titles = [
         *("", "ranks", "batch", "parameters", "steps/s", "restarts", "seconds lost per checkpoint"),
         *("best validation loss", f"steps to {_number(target)}"),
@@ -72,16 +72,16 @@ def _number(loss: float) -> str:
 
 
 def _quarantines(curves: list[Curve]) -> str:
-    """When and why groups did without a peer's advice; nothing where none ever did."""
-    told = [printable(f"{curve.label}: {span}") for curve in curves for span in _spans(curve)]
-    items = [f"<li>{html.escape(line)}</li>" for line in told]
+    """List the steps during which groups kept a peer in quarantine, and why; empty where none did."""
+    lines = [printable(f"{curve.label}: {span}") for curve in curves for span in _spans(curve)]
+    items = [f"<li>{html.escape(line)}</li>" for line in lines]
     return "\n".join(["<h2>Peers in quarantine</h2>", "<ul>", *items, "</ul>"]) if items else ""
 
 
 def _spans(curve: Curve) -> Iterator[str]:
-    told = [(record["step"], record.get("quarantine", {})) for record in curve.records if "loss" in record]
-    for peer in sorted({peer for _, reasons in told for peer in reasons}, key=int):
-        of_peer = [(step, reasons.get(peer)) for step, reasons in told]
+    recorded = [(record["step"], record.get("quarantine", {})) for record in curve.records if "loss" in record]
+    for peer in sorted({peer for _, reasons in recorded for peer in reasons}, key=int):
+        of_peer = [(step, reasons.get(peer)) for step, reasons in recorded]
         begins = [next(span) for _, span in groupby(of_peer, lambda item: item[1] is None)]
         for (begin, reason), (end, _) in pairwise([*begins, ("the end", None)]):
             if reason is not None:
@@ -106,7 +106,7 @@ def _figures(curves: list[Curve]) -> list[str]:
 
 
 def _throughput(axes: Axes, curve: Curve) -> None:
-    """Between one validation and the next, so that each point bears its share of validating."""
+    """Draw steps per second between one validation and the next, the time of validating included."""
     pairs = list(pairwise(curve.validations))
     rates = [(b["step"] - a["step"]) / ((b["seconds"] - a["seconds"]) or math.nan) for a, b in pairs]
     axes.plot([b["step"] for _, b in pairs], rates, label=curve.label)

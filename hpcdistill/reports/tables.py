@@ -1,4 +1,4 @@
-"""What a command has found: as a table for people, and as JSON for other programs."""
+"""Results of a command: as a table for people, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from hpcdistill.storage.whole_file import write_whole
 
 
 def printable(text: str) -> str:
-    """Escape what a line of text cannot show: line ends, control characters, bytes of file names that are not UTF-8."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    """Escape what one line cannot show: line ends, control characters, bytes of file names that are not UTF-8."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, from its rows of cells."""
+    """Return the lines of a table with aligned columns.
+
+    Args:
+        rows: cells of each row.
+    """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def cell(value: float) -> str:
-    """A number in a table; `-` where it is NaN, which is how this package says that it has no value."""
+    """Format a number with four decimals; `-` for NaN, which stands for a value that does not exist."""
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
@@ -47,7 +51,12 @@ def print_result(table: str, found: Any, json_file: Path | None) -> None:
 
 
 def write_text(path: Path, text: str, option: str) -> None:
-    """Make a file, and its folder, where `option` said.
+    """Write a file, and make its folder if there is none.
+
+    Args:
+        path: the file.
+        text: its content.
+        option: the option that named it, for the error message.
 
     Raises:
         UserError: it cannot be written.

@@ -70,7 +70,11 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         ((f"{run}:7", of_text[0]), text, "names group 7, but .* has best checkpoints of group 0, 1 only; choose"),
         ((str(run), of_text[0]), text, f"holds 2 models; choose one of them, or the mean of all with {run}:0,{run}:1"),
         ((of_text[0], of_clicks), text, "clicks.* of a model for other data .*: model.name = 'dnn' there; name the"),
-        ((of_text[0], of_longer), text, "sequences of 16 tokens, .* of 8; look at models of the same data.sequence_"),
+        (
+            (of_text[0], of_longer),
+            text,
+            "sequences of 16 tokens, .* of 8 tokens; compare models of the same data.sequence_",
+        ),
         ((of_text[0], of_text[1]), tmp_path / "none.h5", "no such file; make one with: hpcdistill prepare"),
         ((str(text), of_text[0]), text, "text.h5 is not a checkpoint of hpcdistill"),
     ):
