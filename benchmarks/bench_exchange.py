@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange.codec import CODECS, Packing
 from hpcdistill.exchange.layout import Layout
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.exchange.traffic import Ledger
+from hpcdistill.exchange.traffic import TrafficStats
+from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.exchange.window.allocation import allocate_window
 from hpcdistill.exchange.window.exchange import WindowExchange
 from hpcdistill.exchange.window.reader import Reader
@@ -89,11 +91,11 @@ def measure(megabytes: int, codec: str, alone: bool, rounds: int) -> dict[str, A
     tensors, copies = layout.tensors(model), [torch.zeros_like(tensor) for tensor in model]
     stride = STAMP_NBYTES + packing.nbytes
     window = allocate_window(WORLD, window_nbytes(stride))
-    writer = Writer(window, WORLD.rank, packing, CPU)
-    reader = Reader(window, lambda peer: [Shard(peer, stride)], stride, Ledger())
+    writer = Writer(window, WORLD.rank, partial(packing.encode, tensors), packing.nbytes, CPU)
+    reader = Reader(window, lambda peer: [Shard(peer, stride)], stride, TrafficStats())
     source = np.full(stride, 1, np.uint8)
     window.Lock_all(MPI.MODE_NOCHECK)
-    reader.turn_to((WORLD.rank + WORLD.size // 2) % WORLD.size)
+    reader.switch_peer((WORLD.rank + WORLD.size // 2) % WORLD.size)
     fetches = reader.fetches()
 
     def fetch() -> None:
@@ -103,7 +105,7 @@ def measure(megabytes: int, codec: str, alone: bool, rounds: int) -> dict[str, A
 
     works: dict[str, Callable[[], Any]] = {
         "copy weights": lambda: torch._foreach_copy_([each.detach() for each in copies], tensors),
-        "publish": lambda: writer.write(tensors, 1),
+        "publish": lambda: writer.write(1),
         "copy shard": lambda: np.copyto(reader.memory, source),
         "fetch": fetch,
     }
@@ -198,17 +200,18 @@ def with_exchange(
     """Rank 0 trains and learns from one peer; the others publish every `interval` seconds until it is done."""
     topology = Topology("ring", groups.group, groups.count)
     done = WORLD.Dup()
-    with WindowExchange(groups, model, degree=1) as exchange:
+    payload = WeightPayload(model)
+    with WindowExchange(groups, payload, degree=1) as exchange:
         config = CodistillConfig(burn_in=0, exchange_interval=INTERVAL)
-        teachers = Teachers(config, model, exchange, topology, groups, Softmax(256))
+        teachers = Teachers(config, model, exchange, payload, topology, groups, Softmax(256))
         result: dict[str, Any] = {}
         if groups.group == 0:
             began = time.perf_counter()
             result["with"], result["advance"] = train(model, optimizer, teachers.advance)
-            result["thread_share"] = exchange.ledger.thread_seconds / (time.perf_counter() - began)
-            result["fetched"] = sum(exchange.ledger.fetched.values())
-            result["wasted"] = sum(exchange.ledger.wasted.values())
-            result["published"] = exchange.ledger.published
+            result["thread_share"] = exchange.traffic.thread_seconds / (time.perf_counter() - began)
+            result["fetched"] = sum(exchange.traffic.fetched.values())
+            result["discarded"] = sum(exchange.traffic.discarded.values())
+            result["published"] = exchange.traffic.published
         request = done.Ibarrier()
         while not request.Test():
             exchange.publish(0)
@@ -224,13 +227,13 @@ def summary(training: dict[str, Any]) -> str:
     inside = statistics.median(100 * block["advance"] / block["with"] for block in blocks)
     thread = statistics.median(block["thread_share"] for block in blocks)
     step = statistics.median(block["without"] for block in blocks)
-    fetched, wasted = (sum(block[key] for block in blocks) for key in ("fetched", "wasted"))
+    fetched, discarded = (sum(block[key] for block in blocks) for key in ("fetched", "discarded"))
     return (
         f"\ntraining {4 * training['parameters'] / 1e6:.0f} MB of weights, {step * 1e3:.0f} ms per step, interval "
         f"{INTERVAL}: slower with exchange by {statistics.median(lost):.2f} % (median of {len(lost)} pairs, from "
         f"{lost[0]:.2f} to {lost[-1]:.2f}); {inside:.2f} % of a step is spent in the exchange; "
         f"communication thread {thread:.1%} of a core; fetched {fetched / 2**20:.0f} MiB, "
-        f"{wasted / 2**20:.0f} of them in vain"
+        f"{discarded / 2**20:.0f} of them discarded"
     )
 
 

@@ -33,6 +33,7 @@ from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.exchange.codec import BLOCK, CODECS, Packing
 from hpcdistill.exchange.layout import Layout
 from hpcdistill.exchange.topology import Topology
+from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.exchange.window.slots import SLOTS
 from hpcdistill.tasks.objective import Softmax
 from measure import ends_all_ranks, in_turns, machine, ratio, write_json
@@ -176,8 +177,9 @@ def steps(groups: "Groups", setting: Setting, count: int) -> list[float]:
     model = model_of(setting.parameters)
     config = CodistillConfig(burn_in=0, exchange_interval=setting.interval)
     seconds = []
-    with WindowExchange(groups, model, setting.degree, setting.codec) as exchange:
-        teachers = Teachers(config, model, exchange, topology(setting, groups.group), groups, Softmax(2))
+    payload = WeightPayload(model, setting.codec)
+    with WindowExchange(groups, payload, setting.degree) as exchange:
+        teachers = Teachers(config, model, exchange, payload, topology(setting, groups.group), groups, Softmax(2))
         for step in range(1, count + 1):
             time.sleep(0.02)
             groups.comm.Barrier()  # a step ends for all ranks of a group at once, by averaging their gradients

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange.base import Snapshot
-from hpcdistill.exchange.layout import Layout
+from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.exchange.window import exchange as window
 from hpcdistill.exchange.window.reader import Reader
 from hpcdistill.exchange.window.slots import STAMP_NBYTES
@@ -124,15 +124,16 @@ def soak(groups: Groups, slot_bytes: int, fetches: int) -> dict[str, Any]:
     """Exchange at full speed until all ranks together have read so many shards. Collective over the world."""
     slot = STAMP_NBYTES + slot_bytes
     model, replica = Uniform(slot_bytes * groups.size), Uniform(slot_bytes * groups.size)
-    layout = Layout.of(model)
+    payload = WeightPayload(model)
+    layout = payload.layout
     shard = [piece.of(layout.tensors(model)) for piece in layout.shard(groups.rank, groups.size)]
     tally = Tally(groups.world, fetches)
     step, delivered, published = 0, 0, True
     with (
-        window.WindowExchange(groups, model, degree=1) as exchange,
+        window.WindowExchange(groups, payload, degree=1) as exchange,
         tqdm(total=fetches, desc=f"{slot_bytes} bytes", unit="fetch", disable=groups.world.rank > 0) as bar,
     ):
-        exchange.learn_from(groups.peers)
+        exchange.set_peers(groups.peers)
         begin = time.perf_counter()
         # A group ends as one; and neither much before the other, which would have nothing new to fetch.
         while not groups.comm.allreduce(tally.reached, MPI.LAND):
@@ -144,26 +145,26 @@ def soak(groups: Groups, slot_bytes: int, fetches: int) -> dict[str, Any]:
             if not published:
                 time.sleep(2e-4)  # lets go of Python's lock, as computing does: the other thread needs it
             for snapshot in exchange.collect():
-                require_whole(snapshot, replica, groups.size)
+                require_whole(snapshot, payload, replica)
                 delivered += groups.is_leader
-            ledger = exchange.ledger
-            fetched, rejected = tally.renew(ledger.fetched.total() // slot, ledger.wasted.total() // slot)
+            traffic = exchange.traffic
+            fetched, rejected = tally.renew(traffic.fetched.total() // slot, traffic.discarded.total() // slot)
             bar.set_postfix(rejected=rejected, refresh=False)
             bar.update(min(fetched, fetches) - bar.n)
         seconds = time.perf_counter() - begin
     tally.free()
-    ledger = groups.world.allreduce(exchange.ledger)
+    traffic = groups.world.allreduce(exchange.traffic)
     return {
         "slot_bytes": slot_bytes,
-        "published": ledger.published // slot // groups.size,
-        "fetches": ledger.fetched.total() // slot,
+        "published": traffic.published // slot // groups.size,
+        "fetches": traffic.fetched.total() // slot,
         "delivered": groups.world.allreduce(delivered),
-        "overwritten": ledger.overwritten.total() // slot,
-        "outdated": ledger.outdated.total() // slot,
+        "overwritten": traffic.overwritten.total() // slot,
+        "outdated": traffic.outdated.total() // slot,
         "torn": 0,
         "mixed": 0,
         "seconds": seconds,
-        "fetched_bytes": ledger.fetched.total(),
+        "fetched_bytes": traffic.fetched.total(),
     }
 
 
@@ -172,17 +173,17 @@ def number(group: int, step: int) -> int:
     return NUMBERS * group + step % NUMBERS
 
 
-def require_whole(snapshot: Snapshot, replica: Uniform, shards: int) -> None:
-    """Look at every element of a snapshot that was published in so many shards.
+def require_whole(snapshot: Snapshot, payload: WeightPayload, replica: Uniform) -> None:
+    """Check every element of a snapshot.
 
     Raises:
         RuntimeError: it is torn or mixed.
     """
-    snapshot.load(replica)
+    payload.load(snapshot.shards, replica)
     claimed = number(snapshot.peer, snapshot.step)
     if [*replica.weights.aminmax(), *replica.counts.aminmax()] == [claimed] * 4:
         return
-    tensors, layout = [replica.weights, replica.counts], snapshot.layout
+    tensors, layout, shards = [replica.weights, replica.counts], payload.layout, len(snapshot.shards)
     pieces = [torch.cat([piece.of(tensors).long() for piece in layout.shard(rank, shards)]) for rank in range(shards)]
     found = [shard.unique().tolist() for shard in pieces]
     kind = "torn" if any(len(numbers) > 1 for numbers in found) else "mixed"

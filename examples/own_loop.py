@@ -13,6 +13,7 @@ from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.exchange.topology import Topology
+from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.exchange.window.exchange import WindowExchange
 from hpcdistill.tasks.objective import Softmax
 
@@ -25,9 +26,10 @@ def main(steps: int = 400) -> None:
     model, optimizer = groups.distribute(model, torch.optim.Adam(model.parameters(), lr=3e-3))
     torch.manual_seed(groups.world.rank)
     peers = Topology("all", groups.group, groups.count)  #
-    with WindowExchange(groups, model, degree=1) as exchange:  #
+    payload = WeightPayload(model)  #
+    with WindowExchange(groups, payload, degree=1) as exchange:  #
         config = CodistillConfig(burn_in=100, exchange_interval=20)  #
-        teachers = Teachers(config, model, exchange, peers, groups, Softmax(10))  #
+        teachers = Teachers(config, model, exchange, payload, peers, groups, Softmax(10))  #
         for step in range(1, steps + 1):
             points = torch.randn(64, 2)
             turns = torch.atan2(points[:, 1], points[:, 0]) / (2 * torch.pi) % 1

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
 
 def import_siblings(module: str) -> None:
-    """Import every module of the package that `module`, a `__name__`, is in, so that each has registered itself."""
+    """Import every module in and below the package of `module`, a `__name__`, so that each has registered itself."""
     package = module.rpartition(".")[0]
-    for sibling in iter_modules(import_module(package).__path__):
-        import_module(f"{package}.{sibling.name}")
+    for sibling in walk_packages(import_module(package).__path__, f"{package}."):
+        import_module(sibling.name)

@@ -120,11 +120,6 @@ PENDING: dict[Callable[[], Iterator[str]], set[str]] = {
     upward_imports: {
         "hpcdistill.errors: hpcdistill.output",
     },
-    circular_imports: {
-        "hpcdistill.exchange.base",
-        "hpcdistill.exchange.files",
-        "hpcdistill.exchange.window.exchange",
-    },
     long_functions: {"hpcdistill.training.loop._train"},
 }
 

@@ -14,6 +14,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import warn
 from hpcdistill.exchange.base import Exchange
 from hpcdistill.exchange.topology import Topology
+from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.tasks.objective import TrainingObjective
 
 PATIENCE = 20
@@ -37,6 +38,7 @@ class Teachers:
         config: burn-in, exchange interval and the teachers' precision.
         model: the student; a replica of it is made for each peer, once that peer has been heard of.
         exchange: where snapshots go and come from.
+        payload: what is exchanged.
         topology: which peers to learn from.
         groups: who is who.
         objective: what models put out, and how a snapshot is judged.
@@ -50,6 +52,7 @@ class Teachers:
         config: CodistillConfig,
         model: nn.Module,
         exchange: Exchange,
+        payload: WeightPayload,
         topology: Topology,
         groups: Groups,
         objective: TrainingObjective[Any],
@@ -58,6 +61,7 @@ class Teachers:
         self._config = config
         self._student = model
         self._exchange = exchange
+        self._payload = payload
         self._topology = topology
         self._groups = groups
         self._objective = objective
@@ -118,11 +122,11 @@ class Teachers:
         if step % self._config.exchange_interval == 0:
             self._exchange.publish(step)
             self._peers = self._topology.peers(step // self._config.exchange_interval)
-            self._exchange.learn_from(self._peers)
+            self._exchange.set_peers(self._peers)
         if step >= self._config.burn_in:
             for snapshot in self._exchange.collect():
                 replica = self._replica_of(snapshot.peer)
-                snapshot.load(replica)
+                self._payload.load(snapshot.shards, replica)
                 self._steps[snapshot.peer] = snapshot.step
                 self._heard[snapshot.peer] = step
                 self._examine(snapshot.peer, replica)

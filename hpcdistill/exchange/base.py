@@ -1,80 +1,105 @@
-"""How a group's snapshots reach the other groups.
-
-A transport publishes this group's weights and collects its peers', and never makes one group wait for
-another. `window` carries them inside one MPI world; `files` between jobs that share only a filesystem.
-"""
+"""Interfaces of the exchange: the payload that a group publishes, the snapshot that peers get, the transport."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import torch
-from torch import nn
 
-from hpcdistill.config.schema import Config
-from hpcdistill.distributed.groups import Groups
-from hpcdistill.exchange.codec import Packing
-from hpcdistill.exchange.layout import Layout
-from hpcdistill.exchange.topology import Topology
-from hpcdistill.exchange.traffic import Ledger
+from hpcdistill.exchange.traffic import TrafficStats
+
+
+class Payload(ABC):
+    """State that a group publishes, as bytes cut into one shard for each rank of the group."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Properties that the payloads of all groups must share, by name; strings, numbers and lists of them."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of `facts`: equal for two payloads if and only if the bytes of one mean the same to the other."""
+        return hashlib.blake2b(json.dumps(self.facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Device of the state, on which `encode` wants its memory."""
+
+    @abstractmethod
+    def nbytes(self, rank: int, size: int) -> int:
+        """Return the length of shard `rank` when the state is cut into `size` shards; the same for every step."""
+
+    @abstractmethod
+    def encode(self, rank: int, size: int, wire: torch.Tensor) -> None:
+        """Write shard `rank` of `size` of the present state into `wire`.
+
+        Args:
+            rank: number of the shard.
+            size: number of shards.
+            wire: memory to fill, uint8 [nbytes(rank, size)], 16-byte aligned, on `device`.
+
+        Raises:
+            UserError: the state no longer has the shapes that it had when the payload was made.
+        """
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A peer's model as it was at `step`."""
+    """State that a peer published after `step` steps."""
 
     peer: int
     step: int
-    layout: Layout
-    shards: list[tuple[Packing, torch.Tensor]]
-    """How each shard is packed, and its bytes; valid until the exchange is asked for the next snapshot."""
-
-    def load(self, model: nn.Module) -> None:
-        """Give `model` the snapshot's parameters and buffers."""
-        tensors = self.layout.tensors(model)
-        for packing, wire in self.shards:
-            packing.decode(wire, tensors)
+    shards: list[torch.Tensor]
+    """Bytes of each shard, uint8 on the host, as the peer's payload encoded them. The exchange reuses this memory for
+    the next snapshot."""
 
 
 class Exchange(ABC):
-    """What every transport offers. Used by the training thread only; a context manager that frees on exit.
+    """Transport that publishes a group's payload and collects its peers'. It never makes one group wait for another.
+
+    Used by the training thread only. As a context manager it is freed at the end of the block, or abandoned when an
+    exception leaves the block.
 
     Attributes:
-        ledger: the bytes moved so far, by this rank.
+        traffic: bytes moved so far by this rank.
     """
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
+        self.traffic = TrafficStats()
         self._closing = threading.Event()
 
     @abstractmethod
-    def learn_from(self, peers: list[int]) -> None:
-        """From now on fetch what these groups publish; the same number of them in each call.
+    def set_peers(self, peers: list[int]) -> None:
+        """Fetch from these groups from now on; each call must name the same number of them.
 
-        Collective over the group: all its ranks turn to the same peers after the same step.
+        Collective over the group: all its ranks name the same peers after the same step.
         """
 
     @abstractmethod
     def publish(self, step: int) -> bool:
-        """Offer the model as it is now, after `step` steps, to all peers; False when it was skipped.
+        """Publish the payload as it is after `step` steps; return False if this was skipped.
 
-        It is skipped, rather than waited for, when the transport is still busy with the previous one. Collective
-        over the group.
+        It is skipped, and not waited for, while the transport is busy with the previous one. Collective over the group.
 
         Raises:
-            UserError: a tensor of the model has changed its shape or dtype.
+            UserError: the payload no longer has its shapes; on the ranks that encode a shard.
             RuntimeError: the exchange has been freed.
         """
 
     @abstractmethod
     def collect(self) -> Iterator[Snapshot]:
-        """New snapshots since the last call; collective over the group.
+        """Yield the snapshots that have arrived since the last call.
 
-        All ranks of a group receive the same snapshots in the same call.
+        Collective over the group: all its ranks get the same snapshots in the same call.
 
         Raises:
             RuntimeError: the exchange has been freed.
@@ -82,15 +107,15 @@ class Exchange(ABC):
 
     @abstractmethod
     def free(self) -> None:
-        """Let go of all that the exchange holds; collective over the groups of this world.
+        """Release all resources. Collective over the groups of this world.
 
         Raises:
-            RuntimeError: it has been freed already.
+            RuntimeError: the exchange has been freed already.
         """
 
     @abstractmethod
     def abandon(self) -> None:
-        """Stop communicating at once, because the job is about to be aborted: waits for nobody, frees nothing."""
+        """Stop communicating at once, because the job is about to be aborted: wait for no other rank, free nothing."""
 
     def __enter__(self) -> Exchange:
         return self
@@ -109,38 +134,21 @@ class Exchange(ABC):
 
 
 class NoExchange(Exchange):
-    """The `Exchange` of groups that do not teach each other."""
+    """Exchange of a group without peers."""
 
-    def learn_from(self, peers: list[int]) -> None:
-        """Nobody to hear of."""
+    def set_peers(self, peers: list[int]) -> None:
+        """No-op: there are no peers."""
 
     def publish(self, step: int) -> bool:
-        """Nobody to publish to."""
+        """Return False: there are no peers."""
         return False
 
     def collect(self) -> Iterator[Snapshot]:
-        """Nobody to hear of."""
+        """Yield nothing: there are no peers."""
         return iter(())
 
     def free(self) -> None:
-        """Nothing to free."""
+        """No-op: there is nothing to free."""
 
     def abandon(self) -> None:
-        """Nothing to stop."""
-
-
-def open_exchange(config: Config, groups: Groups, model: nn.Module, topology: Topology) -> Exchange:
-    """The configured transport. Collective over the world.
-
-    Raises:
-        UserError: the groups' models differ, or the transport cannot work here; on every rank.
-    """
-    if not config.codistill.with_peers:
-        return NoExchange()
-    if config.exchange.transport == "files":
-        from hpcdistill.exchange.files import FilesExchange
-
-        return FilesExchange(groups, model, config.run_dir / "exchange", config.exchange.codec)
-    from hpcdistill.exchange.window.exchange import WindowExchange
-
-    return WindowExchange(groups, model, degree=len(topology.peers(0)), codec=config.exchange.codec)
+        """No-op: there is nothing to stop."""

@@ -1,10 +1,10 @@
-"""Snapshots as files in a folder that all groups see, for groups that are jobs of their own.
+"""Transport through a folder that all groups share, for groups that are jobs of their own.
 
 The leader of a group writes each snapshot to a new file, numbered one higher than the last, and removes all but its
 newest few; the leaders of its peers look for the highest number. A file appears whole or not at all, and carries a
-checksum. So nobody waits: a peer that is absent has no new files, and one that was restarted, at whatever step, goes on
-numbering. Who finds a file gone or damaged takes another one. A checksum does not make a snapshot: what a file holds is
-looked at before it is believed.
+checksum. So no group waits for another: a peer that is absent has no new files, and one that was restarted, at any
+step, continues the numbering. A reader that finds a file missing or damaged takes another one. Since anyone can write a
+file with a valid checksum, the content of each file is checked before it is used.
 """
 
 from __future__ import annotations
@@ -21,99 +21,87 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError, warn
-from hpcdistill.exchange.base import Exchange, Snapshot
-from hpcdistill.exchange.codec import Packing, require_codec
-from hpcdistill.exchange.layout import Layout
+from hpcdistill.exchange.base import Exchange, Payload, Snapshot
+from hpcdistill.exchange.registry import register_transport
 from hpcdistill.storage.state_file import State, difference, load_state, save_state
 
 KIND = "snapshot"
 KEEP = 3
-"""How many of a group's snapshots stay, so that who has found the newest has two publishes' time to read it."""
+"""Snapshots of a group that are kept: a peer that has found the newest has two exchange intervals' time to read it."""
 
 POLL_SECONDS = 0.2
 
-# For the thread to end, once asked; a file server may never answer it.
-FREE_SECONDS = 60.0  # after training: until what was published last is written
+# Time for the thread to end once it is asked to; a file server may never answer it.
+FREE_SECONDS = 60.0  # after training, when the last snapshot may still have to be written
 ABANDON_SECONDS = 5.0
 
 MAX_STEP = np.iinfo(np.int64).max
 
 MORE_NBYTES = 64 << 20
-"""Of a file beyond twice its weights; one that is larger still is no snapshot."""
+"""Allowance for the rest of a file, beyond twice its payload; a larger file is not a snapshot."""
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class FilesExchange(Exchange):
-    """The `Exchange` through a shared filesystem. Only leaders touch it, each in a thread beside the training.
+    """Exchange through a shared filesystem. Only leaders read and write files, each in a thread beside the training.
 
     Args:
-        groups: who is who; peers may be in this world, in others, or nowhere.
-        model: whose parameters and buffers are published.
-        folder: the same for all groups; made when needed.
-        codec: how weights travel, a key of `codec.CODECS`; the same for all groups.
-
-    Raises:
-        UserError: the codec does not carry a parameter; on every rank.
+        groups: the world and its groups; peers may be in this world, in others, or absent.
+        payload: state that this group publishes.
+        folder: folder of the snapshots, the same for all groups; made when needed.
     """
 
-    def __init__(self, groups: Groups, model: nn.Module, folder: Path, codec: str = "fp32") -> None:
-        layout = Layout.of(model)
-        require_codec(codec, layout)
+    def __init__(self, groups: Groups, payload: Payload, folder: Path) -> None:
         super().__init__()
         self._groups = groups
         self._comm = groups.comm.Dup()
-        self._model = model
-        self._layout = layout
-        self._packing = Packing(layout, codec, rank=0, size=1)
+        self._payload = payload
         self._folder = folder
-        self._facts = {
-            "groups": groups.count,
-            "codec": codec,
-            "tensors": [str(entry) for entry in layout.entries],
-        }
+        self._facts = {"groups": groups.count, **payload.facts}
+        self._nbytes = payload.nbytes(0, 1)
         self._peers: list[int] = []
         self._news: tuple[list[int], np.ndarray[Any, Any], Any] | None = None
-        self._wire = torch.zeros(self._packing.nbytes, dtype=torch.uint8, device=groups.device)
-        self._received = np.zeros(self._packing.nbytes, np.uint8)
-        # Between the leader's two threads: the training thread sets the first and empties the second.
+        self._wire = torch.zeros(self._nbytes, dtype=torch.uint8, device=payload.device)
+        self._received: Bytes = np.zeros(self._nbytes, np.uint8)
+        # Shared by the leader's two threads: the training thread sets the first and empties the second.
         self._offered: tuple[int, torch.Tensor] | None = None
-        self._arrived: dict[int, tuple[int, np.ndarray[Any, Any]]] = {}
-        # By peer; the thread's own: the number of the file taken last, those refused, and whether that was said.
+        self._arrived: dict[int, tuple[int, Bytes]] = {}
+        # Used by the other thread only, by peer: number of the last file taken, files refused, peers complained of.
         self._seen: Counter[int] = Counter()
         self._refused: dict[int, set[int]] = defaultdict(set)
         self._complained: set[int] = set()
-        self._number = 0  # of the file written last
+        self._number = 0  # of the last file written
         self._thread = threading.Thread(target=self._communicate, name="exchange", daemon=True)
         if groups.is_leader:
             self._thread.start()
 
-    def learn_from(self, peers: list[int]) -> None:
-        """See `Exchange.learn_from`."""
+    def set_peers(self, peers: list[int]) -> None:
+        """See `Exchange.set_peers`."""
         self._peers = list(peers)
         for peer in set(self._arrived) - set(peers):
-            self.ledger.outdated[peer] += self._packing.nbytes
+            self.traffic.outdated[peer] += self._nbytes
             del self._arrived[peer]
 
     def publish(self, step: int) -> bool:
-        """See `Exchange.publish`. Costs a small broadcast and, on the leader, one copy of the model."""
+        """See `Exchange.publish`. Costs a small broadcast and, on the leader, one copy of the payload."""
         self._require_open()
         if not self._comm.bcast(self._offered is None):
             return False
-        tensors = self._layout.tensors(self._model)
         if self._groups.is_leader:
-            self._packing.encode(tensors, self._wire)
+            self._payload.encode(0, 1, self._wire)
             self._offered = step, self._wire.cpu()
-            self.ledger.published += self._packing.nbytes
+            self.traffic.published += self._nbytes
         return True
 
     def collect(self) -> Iterator[Snapshot]:
         """See `Exchange.collect`. Costs a broadcast of each snapshot adopted.
 
-        What the leader has is told by a small broadcast that has until the next call to complete.
+        A small broadcast tells the group what the leader has; it has until the next call to complete.
         """
         self._require_open()
         if self._news:
@@ -126,7 +114,7 @@ class FilesExchange(Exchange):
         self._news = self._peers, steps, self._comm.Ibcast(steps)
 
     def free(self) -> None:
-        """See `Exchange.free`; here waits for no other group. What was published last is still written."""
+        """See `Exchange.free`. Waits for no other group; the last snapshot is still written."""
         self._require_open()
         if self._news:
             self._news[2].Wait()
@@ -147,25 +135,25 @@ class FilesExchange(Exchange):
     def _adopt(self, peer: int, step: int) -> Snapshot:
         wire = self._arrived.pop(peer)[1] if self._groups.is_leader else self._received
         self._comm.Bcast(wire)
-        return Snapshot(peer, step, self._layout, [(self._packing, torch.from_numpy(wire))])
+        return Snapshot(peer, step, [torch.from_numpy(wire)])
 
     # Below: the leader's other thread.
 
     def _communicate(self) -> None:
         try:
-            self._remove_litter()
+            self._remove_temporary_files()
             while not self._closing.wait(POLL_SECONDS):
                 self._write()
                 for peer in self._peers:
                     if peer not in self._arrived:
                         self._read(peer)
-                self.ledger.thread_seconds = time.thread_time()
+                self.traffic.thread_seconds = time.thread_time()
             self._write()
         except BaseException as error:
             end_job(error)
 
     def _write(self) -> None:
-        """Make a file of what was offered, if anything was; a disk that cannot take it costs this snapshot only."""
+        """Write the snapshot that was offered, if there is one; when the disk cannot take it, only that one is lost."""
         if self._offered is None:
             return
         step, wire = self._offered
@@ -181,7 +169,7 @@ class FilesExchange(Exchange):
         self._offered = None
 
     def _read(self, peer: int) -> None:
-        """Take the peer's newest file, if it is news; one that is no good is passed over and complained of once."""
+        """Read the peer's newest file, if it is new; pass over one that is not usable, with one warning a peer."""
         try:
             snapshots = self._snapshots(peer)
         except OSError as error:
@@ -195,15 +183,15 @@ class FilesExchange(Exchange):
             return
         path = snapshots[newest]
         try:
-            state = load_state(path, KIND, most=2 * self._packing.nbytes + MORE_NBYTES)
-            self._require_ours(state, path)
+            state = load_state(path, KIND, most=2 * self._nbytes + MORE_NBYTES)
+            self._require_usable(state, path)
         except UserError as error:
             if os.path.lexists(path):  # otherwise the peer has published and removed it meanwhile: there are newer ones
                 self._complain(peer, str(error))
                 self._refused[peer].add(newest)
             return
         self._complained.discard(peer)
-        self.ledger.fetched[peer] += self._packing.nbytes
+        self.traffic.fetched[peer] += self._nbytes
         self._seen[peer] = newest
         self._arrived[peer] = state["step"], state["wire"].numpy()
 
@@ -212,8 +200,8 @@ class FilesExchange(Exchange):
             warn(f"group {self._groups.group} takes nothing from group {peer} for now: {reason}")
             self._complained.add(peer)
 
-    def _require_ours(self, state: State, path: Path) -> None:
-        """Refuse a file that is whole but no snapshot of this run; anyone may write to the folder."""
+    def _require_usable(self, state: State, path: Path) -> None:
+        """Refuse a file that is whole but not a snapshot of this run."""
         for name, expected in self._facts.items():
             found = state.get(name)
             if type(found) is not type(expected) or found != expected:
@@ -221,21 +209,28 @@ class FilesExchange(Exchange):
         step, wire = state.get("step"), state.get("wire")
         if type(step) is not int or not 0 <= step <= MAX_STEP:
             raise UserError(f"{path} says step = {step!r}, where a count of steps was expected")
-        if not isinstance(wire, torch.Tensor) or wire.dtype != torch.uint8 or wire.shape != (self._packing.nbytes,):
+        if not isinstance(wire, torch.Tensor) or wire.dtype != torch.uint8 or wire.shape != (self._nbytes,):
             found = f"{list(wire.shape)} {wire.dtype}" if isinstance(wire, torch.Tensor) else type(wire).__name__
-            raise UserError(f"{path} holds weights as {found}, where [{self._packing.nbytes}] uint8 was expected")
+            raise UserError(f"{path} holds a payload of {found}, where [{self._nbytes}] uint8 was expected")
 
     def _path(self, group: int, number: int) -> Path:
         return self._folder / f"g{group}-{number:010d}.h5"
 
     def _snapshots(self, group: int) -> dict[int, Path]:
-        """A group's files by number."""
+        """Return a group's files by number."""
         pattern = re.compile(rf"g{group}-(\d{{10,18}})\.h5")
         matches = ((pattern.fullmatch(path.name), path) for path in self._folder.glob(f"g{group}-*.h5"))
         return {int(match[1]): path for match, path in matches if match}
 
-    def _remove_litter(self) -> None:
-        """What was being written when a former job of this group was killed."""
+    def _remove_temporary_files(self) -> None:
+        """Remove the files that this group's former job was writing when it was killed."""
         with suppress(OSError):
             for path in self._folder.glob(f".g{self._groups.group}-*"):
                 path.unlink(missing_ok=True)
+
+
+@register_transport("files")
+def _open(groups: Groups, payload: Payload, degree: int, folder: Path | None) -> FilesExchange:
+    if folder is None:
+        raise UserError("transport 'files' needs a folder that all groups share; give it as folder=...")
+    return FilesExchange(groups, payload, folder)

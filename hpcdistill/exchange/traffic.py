@@ -1,4 +1,4 @@
-"""What the exchange costs: bytes moved, by peer, and the time of the thread that moves them."""
+"""Statistics of an exchange: bytes moved, by peer, and the CPU time of the thread that moves them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Ledger:
-    """Bytes since the exchange was opened; `+` adds up those of a group's ranks."""
+class TrafficStats:
+    """Bytes moved since the exchange was opened; `+` adds the statistics of a group's ranks."""
 
     published: int = 0
-    """Made visible to peers; nothing travels before one of them asks."""
+    """Bytes made visible to peers. Nothing travels before a peer asks for them."""
     fetched: Counter[int] = field(default_factory=Counter)
-    """Read, by peer."""
+    """Bytes read, by peer."""
     overwritten: Counter[int] = field(default_factory=Counter)
-    """Read in vain, because the peer wrote to the slot meanwhile."""
+    """Bytes read and discarded because the peer wrote to the slot meanwhile, by peer."""
     outdated: Counter[int] = field(default_factory=Counter)
-    """Read in vain, because another rank of the group had a newer version, or the group had turned to another peer."""
+    """Bytes read and discarded because another rank of the group had a newer version, or because the group had
+    switched to another peer; by peer."""
     thread_seconds: float = 0.0
-    """CPU time of the communication thread."""
+    """CPU seconds of the communication thread."""
 
     @property
-    def wasted(self) -> Counter[int]:
-        """Bytes read in vain, by peer."""
+    def discarded(self) -> Counter[int]:
+        """Bytes read and not used, by peer: `overwritten` and `outdated`."""
         return self.overwritten + self.outdated
 
-    def __add__(self, other: Ledger) -> Ledger:
-        return Ledger(
+    def __add__(self, other: TrafficStats) -> TrafficStats:
+        return TrafficStats(
             self.published + other.published,
             self.fetched + other.fetched,
             self.overwritten + other.overwritten,

@@ -19,8 +19,10 @@ from hpcdistill.data.batches import Share
 from hpcdistill.distributed.checks import require_same_settings
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
-from hpcdistill.exchange.base import open_exchange
+from hpcdistill.exchange.base import Exchange, NoExchange
+from hpcdistill.exchange.registry import open_exchange
 from hpcdistill.exchange.topology import Topology
+from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.models.registry import build_model
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.tasks.task import Task
@@ -92,12 +94,14 @@ def _train(config: Config, groups: Groups, resume: str, stop: StopRequest, trust
     validation = Validation(shown, objective, validation_data, groups)
     topology = Topology(config.exchange.topology, groups.group, groups.count, config.exchange.degree, config.seed)
 
+    payload = WeightPayload(shown, config.exchange.codec)
+
     with (
-        open_exchange(config, groups, shown, topology) as exchange,
+        _exchange(config, groups, payload, len(topology.peers(0))) as exchange,
         Recorder(config, groups, _facts(config, groups, task, model), step) as recorder,
         restart,
     ):
-        teachers = fixed or Teachers(config.codistill, model, exchange, topology, groups, objective)
+        teachers = fixed or Teachers(config.codistill, model, exchange, payload, topology, groups, objective)
 
         def look(validates: bool, saves: bool, stopping: bool) -> bool:
             """Validate and save what is due after a step, the validation unless asked to stop; whether to stop."""
@@ -131,9 +135,15 @@ def _train(config: Config, groups: Groups, resume: str, stop: StopRequest, trust
             stopping = stop.agreed(groups.comm)
             validates = step == steps or step % config.train.validate_every == 0
             saves = step == steps or step % config.checkpoint.interval == 0
-            recorder.stepped(step, loss, teachers, exchange.ledger, up_to_here=validates or saves or stopping)
+            recorder.stepped(step, loss, teachers, exchange.traffic, up_to_here=validates or saves or stopping)
             stopping = look(validates, saves, stopping)
     return Outcome.STOPPED if step < steps or restart.owes_validation else Outcome.FINISHED
+
+
+def _exchange(config: Config, groups: Groups, payload: WeightPayload, degree: int) -> Exchange:
+    if not config.codistill.with_peers:
+        return NoExchange()
+    return open_exchange(config.exchange.transport, groups, payload, degree, config.run_dir / "exchange")
 
 
 def _settings(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hpcdistill.codistill.peer_teachers import Teachers
 from hpcdistill.config.schema import Config
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
-from hpcdistill.exchange.traffic import Ledger
+from hpcdistill.exchange.traffic import TrafficStats
 from hpcdistill.storage.metrics import Metrics, Record, metrics_path
 from hpcdistill.training.tensorboard import Events
 
@@ -58,7 +58,7 @@ class Recorder:
         self._seconds[part] += time.perf_counter() - begin
 
     def stepped(
-        self, step: int, loss: torch.Tensor, teachers: Teachers | FixedTeachers, ledger: Ledger, up_to_here: bool
+        self, step: int, loss: torch.Tensor, teachers: Teachers | FixedTeachers, traffic: TrafficStats, up_to_here: bool
     ) -> None:
         """Take note of one step; now and then, collectively over the group, make a record of the last few.
 
@@ -66,7 +66,7 @@ class Recorder:
             step: which one.
             loss: of this rank.
             teachers: their staleness is recorded, and who is in quarantine.
-            ledger: of this rank.
+            traffic: of this rank.
             up_to_here: make a record now, because the run may go on from here; so no step is left out or told twice.
 
         Raises:
@@ -83,14 +83,14 @@ class Recorder:
                 f"group {self._groups.group}: the loss became {mean} in the {self._steps} steps up to step {step}; "
                 "lower --optimizer.lr and go on from the last checkpoint with --resume"
             )
-        moved = self._groups.sum(ledger)
+        moved = self._groups.sum(traffic)
         values = {
             "loss": self._groups.sum(mean) / self._groups.size,
             "steps": self._steps,
             "staleness": teachers.staleness(step),
             "quarantine": teachers.quarantine,
             "part_seconds": {part: total / self._steps for part, total in self._seconds.items()},
-            "bytes": {"published": moved.published, "fetched": moved.fetched, "wasted": moved.wasted},
+            "bytes": {"published": moved.published, "fetched": moved.fetched, "discarded": moved.discarded},
         }
         self._record(step, values)
         self._losses.zero_()

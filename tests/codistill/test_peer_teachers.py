@@ -13,6 +13,7 @@ from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange.topology import Topology
+from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.exchange.window.exchange import WindowExchange
 from hpcdistill.tasks.objective import Softmax
 
@@ -36,8 +37,9 @@ def predictions_until(
     """What each peer's teacher makes of `INPUTS`, after the first step at which all ranks are `done`."""
     config = CodistillConfig(burn_in=20, exchange_interval=10, teacher_precision=precision)
     student = model_of(groups.group)
-    with WindowExchange(groups, student, len(topology.peers(0))) as exchange:
-        teachers = Teachers(config, student, exchange, topology, groups, Softmax(3))
+    payload = WeightPayload(student)
+    with WindowExchange(groups, payload, len(topology.peers(0))) as exchange:
+        teachers = Teachers(config, student, exchange, payload, topology, groups, Softmax(3))
         step, predictions = 0, {}
         while not groups.comm.allreduce(done(step, predictions), op=MPI.LAND):  # bounded by the test's timeout
             step += 1

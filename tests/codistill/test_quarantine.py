@@ -18,6 +18,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
 from hpcdistill.exchange.topology import Topology
+from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.tasks.objective import Softmax
 
 BATCH = Batch((torch.eye(3),), torch.arange(3))
@@ -67,10 +68,10 @@ def school(tmp_path: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
 
         def join(group: int) -> tuple[Groups, FilesExchange, nn.Linear]:
             groups, model = Groups.alone(world, group, 3, torch.device("cpu")), nn.Linear(3, 3, bias=False)
-            return groups, stack.enter_context(FilesExchange(groups, model, folder)), model
+            return groups, stack.enter_context(FilesExchange(groups, WeightPayload(model), folder)), model
 
         (_, first, one), (groups, exchange, model), (_, third, other) = map(join, range(3))
-        teachers = Teachers(CONFIG, model, exchange, Topology("all", 1, 3), groups, Softmax(3))
+        teachers = Teachers(CONFIG, model, exchange, WeightPayload(model), Topology("all", 1, 3), groups, Softmax(3))
         yield Student(teachers), Peer(first, one), Peer(third, other)
 
 

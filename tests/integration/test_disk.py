@@ -30,6 +30,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
+from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.models.registry import build_model
 from hpcdistill.storage.checkpoints import KIND, Checkpoints
 from hpcdistill.storage.metrics import Metrics, metrics_path, read_metrics
@@ -185,7 +186,7 @@ def test_metrics_that_cannot_be_begun_again_are_left_as_they_were(tmpfs: Disk) -
 def test_a_full_disk_costs_the_snapshots_of_its_time(tmpfs: Disk, capsys: pytest.CaptureFixture[str]) -> None:
     model, heard = Constant(), []
     writer, reader = (exchange(group, tmpfs.path / "exchange", model) for group in (0, 1))
-    reader.learn_from([0])
+    reader.set_peers([0])
     for step, leave in ((1, 20 * PAGE), (2, PAGE), (3, 0), (4, 20 * PAGE)):
         tmpfs.fill(leave)
         model.become(step)
@@ -204,7 +205,7 @@ def test_a_full_disk_costs_the_snapshots_of_its_time(tmpfs: Disk, capsys: pytest
 
 
 def exchange(group: int, folder: Path, model: Constant) -> FilesExchange:
-    return FilesExchange(Groups.alone(MPI.COMM_SELF, group, 2, CPU), model, folder)
+    return FilesExchange(Groups.alone(MPI.COMM_SELF, group, 2, CPU), WeightPayload(model), folder)
 
 
 # Full or read-only from the start

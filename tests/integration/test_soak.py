@@ -21,7 +21,7 @@ from hpcdistill.exchange.window.reader import SLOTS, Reader, total_nbytes
 def fetch(reader, version):
     peer, shards = reader._held
     yield from reader._slots(version)
-    reader._ledger.fetched[peer] += total_nbytes(shards)
+    reader._traffic.fetched[peer] += total_nbytes(shards)
     return max((yield from reader._headers())) - version <= SLOTS - 1
 
 Reader._fetch = fetch
@@ -35,7 +35,7 @@ from mpi4py import MPI
 from hpcdistill.exchange.window.exchange import WindowExchange
 
 def compare_staged(exchange):
-    versions = [min(reader.staged, reader.turn + 1) for reader in exchange._readers]  # all that is staged seems equal
+    versions = [min(reader.staged, reader.epoch + 1) for reader in exchange._readers]  # all that is staged seems equal
     extremes = np.array([versions, [-version for version in versions]])
     return extremes, exchange._group_comm.Iallreduce(MPI.IN_PLACE, extremes, op=MPI.MIN)
 

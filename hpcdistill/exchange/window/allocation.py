@@ -1,4 +1,4 @@
-"""One-sided windows, or the reason why there can be none here."""
+"""Allocation of one-sided windows, and the errors of machines that cannot hold them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mpi4py import MPI
 from hpcdistill.errors import UserError
 
 SHARED_MEMORY = "/dev/shm"
-"""Where MPI keeps windows that the ranks of a node can reach."""
+"""Filesystem in which MPI keeps the windows that ranks of a node share."""
 
 
 def allocate_window(comm: MPI.Intracomm, nbytes: int) -> MPI.Win:
-    """A window of `nbytes` on this rank. Collective over `comm`.
+    """Allocate a window of `nbytes` bytes on this rank. Collective over `comm`.
 
     Raises:
         UserError: a node cannot hold its ranks' windows, or windows are not of the unified memory model (MPI 4.1,
@@ -37,10 +37,10 @@ def allocate_window(comm: MPI.Intracomm, nbytes: int) -> MPI.Win:
 
 
 def _require_shared_memory(comm: MPI.Intracomm, nbytes: int) -> None:
-    """Refuse windows that the node cannot hold: MPI would only find out by dying of SIGBUS as they are written to."""
+    """Refuse windows that the node cannot hold: MPI would die of SIGBUS when they are first written to."""
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     ranks = node.size
-    needed = node.allreduce(nbytes) if ranks > 1 else 0  # alone on a node, a rank's window is memory of its own
+    needed = node.allreduce(nbytes) if ranks > 1 else 0  # a rank alone on its node has its window in private memory
     node.Free()
     free = shutil.disk_usage(SHARED_MEMORY).free
     shortages = [shortage for shortage in comm.allgather((free - needed, needed, ranks)) if shortage[0] < 0]

@@ -1,4 +1,4 @@
-"""Where each byte of a rank's window lies: the header, the number of the newest complete version, then the slots."""
+"""Layout of a rank's window: the header, which is the number of the newest complete version, then the slots."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SLOTS = 3
-"""Version v lies in slot v % SLOTS. The fewest with which a read shorter than one publish interval is never in vain."""
+"""Number of slots; version v is in slot v % SLOTS. With fewer, a read that takes less than one exchange interval could
+be overwritten."""
 
-HEADER_NBYTES = 4096  # a page of its own, away from the bulk traffic
+HEADER_NBYTES = 4096  # a separate page, away from the bulk traffic
 STAMP_NBYTES = 64  # in front of each shard: its version and step
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class Shard(NamedTuple):
-    """Where a shard of a peer's snapshots is kept."""
+    """Place of a shard of a peer's snapshots."""
 
     target: int
     """World rank whose window holds it."""
     stride: int
-    """Bytes from one slot of that window to the next: stamp and shard."""
+    """Length of a slot of that window in bytes: stamp and shard."""
 
     def offset(self, version: int) -> int:
-        """Of the slot of a version, in bytes."""
+        """Return the byte offset of a version's slot."""
         return HEADER_NBYTES + version % SLOTS * self.stride
 
 
 def window_nbytes(stride: int) -> int:
-    """Length of a window."""
+    """Return the length of a window in bytes."""
     return HEADER_NBYTES + SLOTS * stride
 
 
 def stamp_of(slot: Bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Version and step of the shard in a slot, int64 [2], in place."""
+    """Return a view of the stamp of a slot, int64 [2]: version and step."""
     return slot[:16].view(np.int64)
 
 
 def total_nbytes(shards: list[Shard]) -> int:
-    """What fetching these shards takes."""
+    """Return the bytes to fetch for these shards."""
     return sum(shard.stride for shard in shards)

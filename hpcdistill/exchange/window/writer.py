@@ -1,57 +1,67 @@
-"""The writing half of the one-sided protocol: this rank's shard of its group's snapshots, for peers to read."""
+"""Writing half of the one-sided protocol: this rank's shard of its group's snapshots, for peers to read."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from mpi4py import MPI
 
-from hpcdistill.exchange.codec import Packing
+from hpcdistill.exchange.window.offload import Offload
 from hpcdistill.exchange.window.slots import HEADER_NBYTES, SLOTS, STAMP_NBYTES, stamp_of
 
 
 class Writer:
-    """Fills the slots of this rank's window, in turn, and announces in its header what is complete.
+    """Writer of this rank's window: it fills the slots in turn and announces complete versions in the header.
 
     The training thread calls `write`, the communication thread `announce`.
 
     Args:
-        window: of all ranks, open to readers.
-        rank: this process's in the window's communicator.
-        packing: of the shard.
-        device: where the model is.
+        window: window of all ranks, open to readers.
+        rank: rank of this process in the window's communicator.
+        encode: function that writes the shard into memory of `device`, uint8 [nbytes].
+        nbytes: length of the shard.
+        device: device of what is encoded.
     """
 
-    def __init__(self, window: MPI.Win, rank: int, packing: Packing, device: torch.device) -> None:
+    def __init__(
+        self,
+        window: MPI.Win,
+        rank: int,
+        encode: Callable[[torch.Tensor], None],
+        nbytes: int,
+        device: torch.device,
+    ) -> None:
         self._window = window
         self._rank = rank
-        self._packing = packing
+        self._encode = encode
         memory = torch.frombuffer(window.tomemory(), dtype=torch.uint8)
-        memory.zero_()  # touched now: the first publish costs no more than later ones
-        self._slots = list(memory[HEADER_NBYTES:].split(STAMP_NBYTES + packing.nbytes))
-        self._offload = _Offload(memory, packing.nbytes, device) if device.type == "cuda" else None
+        memory.zero_()  # touches all pages now, so that the first publish costs no more than later ones
+        self._slots = list(memory[HEADER_NBYTES:].split(STAMP_NBYTES + nbytes))
+        self._offload = Offload(memory, nbytes, device) if device.type == "cuda" else None
         self._offered = self._announced = 0  # versions: written to a slot / visible to peers
 
     @property
     def idle(self) -> bool:
-        """Whether all that was written is visible to peers."""
+        """True if all that was written is visible to peers."""
         return self._offered == self._announced
 
-    def write(self, tensors: list[torch.Tensor], step: int) -> int:
-        """Put the shard of the model with these tensors into the next slot; its length in bytes. Only when `idle`."""
+    def write(self, step: int) -> int:
+        """Write the shard of step `step` into the next slot; return the bytes written. Call only when `idle`."""
         version = self._offered + 1
         slot = self._slots[version % SLOTS]
         stamp_of(slot.numpy())[:] = version, step
         if self._offload:
-            self._packing.encode(tensors, self._offload.staging)
+            self._encode(self._offload.staging)
             self._offload.begin(slot[STAMP_NBYTES:])
         else:
-            self._packing.encode(tensors, slot[STAMP_NBYTES:])
+            self._encode(slot[STAMP_NBYTES:])
         self._offered = version
-        return STAMP_NBYTES + self._packing.nbytes
+        return len(slot)
 
     def announce(self) -> bool:
-        """Make what was written last visible to peers; whether there was any such thing, or soon will be."""
+        """Make the last version visible to peers; return False if there is none that is not visible yet."""
         version = self._offered
         if version == self._announced:
             return False
@@ -65,45 +75,7 @@ class Writer:
         return True
 
     def free(self) -> None:
-        """Let go of the window's memory, which no view may outlive."""
+        """Release the window's memory, which no view may outlive."""
         if self._offload:
             self._offload.free()
         self._slots = []
-
-
-class _Offload:
-    """The way from a GPU to a window, beside the training.
-
-    The weights are copied on the device first, at its memory's speed, so that training may change them at once; a
-    stream of its own then carries the copy to the host.
-
-    Args:
-        memory: of the window, uint8 on the host.
-        nbytes: of a shard.
-        device: the GPU.
-    """
-
-    def __init__(self, memory: torch.Tensor, nbytes: int, device: torch.device) -> None:
-        self._memory = memory
-        # Page-locked, because copies to other memory are not asynchronous (CUDA Runtime API, Section 2).
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
-        self._stream = torch.cuda.Stream(device)
-        self._event = torch.cuda.Event()
-        self.staging = torch.empty(nbytes, dtype=torch.uint8, device=device)
-
-    def begin(self, slot: torch.Tensor) -> None:
-        """Begin to copy `staging`, once all that was asked of the device so far is done."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            slot.copy_(self.staging, non_blocking=True)
-            self._event.record()
-
-    @property
-    def done(self) -> bool:
-        """Whether the copy has arrived."""
-        return bool(self._event.query())
-
-    def free(self) -> None:
-        """Unlock the memory's pages."""
-        self._stream.synchronize()
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr()))

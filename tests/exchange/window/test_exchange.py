@@ -19,6 +19,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.exchange.base import Exchange
 from hpcdistill.exchange.layout import Layout
 from hpcdistill.exchange.topology import Topology
+from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.exchange.window import allocation
 from hpcdistill.exchange.window import exchange as window
 from hpcdistill.exchange.window.exchange import WindowExchange
@@ -30,37 +31,35 @@ def number(group: int, step: int) -> int:
     return 100_000 * (group + 1) + step
 
 
-def newest_of(exchange: Exchange, replica: Constant, dtype: torch.dtype = torch.float32) -> dict[int, int]:
-    """What `collect` brought, by peer and step, having made sure that each snapshot is whole and of that step."""
+def newest_of(exchange: Exchange, replica: Constant, codec: str = "fp32") -> dict[int, int]:
+    """Return the step of each snapshot collected, by peer, after checking that all of it is of that step."""
     steps = {}
     for snapshot in exchange.collect():
-        snapshot.load(replica)
+        WeightPayload(replica, codec).load(snapshot.shards, replica)
         count = number(snapshot.peer, snapshot.step)
-        weight = float(torch.tensor(count, dtype=dtype))
+        weight = float(torch.tensor(count, dtype=torch.bfloat16 if codec == "bf16" else torch.float32))
         found = [*replica.weights.aminmax(), *replica.counts.aminmax()]
         assert found == [weight, weight, count, count], f"torn or mixed at step {snapshot.step}"
         steps[snapshot.peer] = snapshot.step
     return steps
 
 
-def exchange_until_all_is_known(
-    groups: Groups, elements: int, codec: str = "fp32", dtype: torch.dtype = torch.float32
-) -> None:
-    """Every group publishes after each step, as fast as it can, and ends when it has its peers' last snapshots."""
+def exchange_until_all_is_known(groups: Groups, elements: int, codec: str = "fp32") -> None:
+    """Publish after each step, as fast as possible, until the peers' last snapshots have arrived."""
     model, replica = (Constant(elements).to(groups.device) for _ in range(2))
     last = 300
     newest = dict.fromkeys(groups.peers, 0)
-    with WindowExchange(groups, model, len(groups.peers), codec) as exchange:
-        exchange.learn_from(groups.peers)
+    with WindowExchange(groups, WeightPayload(model, codec), len(groups.peers)) as exchange:
+        exchange.set_peers(groups.peers)
         for step in range(1, last + 1):
             model.become(number(groups.group, step))
             while not exchange.publish(step) and step == last:
                 time.sleep(1e-3)
-            heard = newest_of(exchange, replica, dtype)
+            heard = newest_of(exchange, replica, codec)
             assert all(step > newest[peer] for peer, step in heard.items())
             newest |= heard
         while any(step < last for step in newest.values()):  # bounded by the test's timeout
-            newest |= newest_of(exchange, replica, dtype)
+            newest |= newest_of(exchange, replica, codec)
             time.sleep(1e-3)
 
 
@@ -75,7 +74,7 @@ def test_groups_of_unequal_size_exchange_whole_snapshots(unequal_groups: Groups,
 
 
 def test_codecs_travel_through_windows(groups: Groups) -> None:
-    exchange_until_all_is_known(groups, 1000, codec="bf16", dtype=torch.bfloat16)
+    exchange_until_all_is_known(groups, 1000, codec="bf16")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU: none here")
@@ -128,8 +127,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[WatchedWindow]:
 def test_mpi_has_the_memory_it_was_lent_until_it_is_done_with_it(groups: Groups, watched: list[WatchedWindow]) -> None:
     """Otherwise it writes to what has become of that: an object, a checkpoint."""
     for _ in range(20):
-        with WindowExchange(groups, Constant(1_000_000), len(groups.peers)) as exchange:
-            exchange.learn_from(groups.peers)
+        with WindowExchange(groups, WeightPayload(Constant(1_000_000)), len(groups.peers)) as exchange:
+            exchange.set_peers(groups.peers)
             exchange.publish(1)
             time.sleep(6e-3 * random.random())  # so that some reads are under way when the exchange is freed
     kept = [kept for each in watched for kept in each.kept]
@@ -145,14 +144,14 @@ def test_only_the_peers_asked_for_are_heard_of(groups: Groups) -> None:
     model, replica = Constant(1000), Constant(1000)
     topology = Topology("k-random", groups.group, groups.count, degree=1)
     heard: set[int] = set()
-    with WindowExchange(groups, model, degree=1) as exchange:
+    with WindowExchange(groups, WeightPayload(model), degree=1) as exchange:
         interval = 0
         while heard != set(groups.peers):  # bounded by the test's timeout
             interval += 1
             model.become(number(groups.group, interval))
             exchange.publish(interval)
             peers = topology.peers(interval)
-            exchange.learn_from(peers)
+            exchange.set_peers(peers)
             for _ in range(5):
                 steps = newest_of(exchange, replica)
                 assert set(steps) <= set(peers)
@@ -160,27 +159,27 @@ def test_only_the_peers_asked_for_are_heard_of(groups: Groups) -> None:
                 time.sleep(1e-3)
 
 
-def test_the_ledger_counts_bytes_published_fetched_and_wasted(groups: Groups) -> None:
+def test_the_traffic_counts_bytes_published_fetched_and_wasted(groups: Groups) -> None:
     model, replica = Constant(1000), Constant(1000)
-    with WindowExchange(groups, model, len(groups.peers)) as exchange:
-        exchange.learn_from(groups.peers)
+    with WindowExchange(groups, WeightPayload(model), len(groups.peers)) as exchange:
+        exchange.set_peers(groups.peers)
         model.become(number(groups.group, 1))
         exchange.publish(1)
         adopted: dict[int, int] = {}
         while len(adopted) < len(groups.peers):  # bounded by the test's timeout
             adopted |= newest_of(exchange, replica)
             time.sleep(1e-3)
-        total = groups.sum(exchange.ledger)
+        total = groups.sum(exchange.traffic)
     snapshot = Layout.of(model).nbytes
     assert snapshot < total.published < snapshot + 1000
     assert dict(total.fetched) == dict.fromkeys(groups.peers, total.published)
-    assert not total.wasted
+    assert not total.discarded
 
 
 def test_nobody_waits_for_a_group_that_stands_still(groups: Groups) -> None:
     model, still = Constant(1000), groups.count - 1
-    with WindowExchange(groups, model, len(groups.peers)) as exchange:
-        exchange.learn_from(groups.peers)
+    with WindowExchange(groups, WeightPayload(model), len(groups.peers)) as exchange:
+        exchange.set_peers(groups.peers)
         if groups.group != still:
             for step in range(1, 51):
                 exchange.publish(step)
@@ -191,10 +190,17 @@ def test_nobody_waits_for_a_group_that_stands_still(groups: Groups) -> None:
                 groups.world.recv()
 
 
-def test_groups_with_different_models_are_refused_on_every_rank(groups: Groups) -> None:
-    model = nn.Linear(3, 4 if groups.group == 0 else 5)
-    with pytest.raises(UserError, match=r"group 0 against group 1: weight \[4, 3\] float32 against weight \[5, 3\]"):
-        WindowExchange(groups, model, len(groups.peers))
+@pytest.mark.parametrize(
+    ("size", "codec", "difference"),
+    [
+        (5, "fp32", r"tensors has weight \[5, 3\] float32 there, weight \[4, 3\] float32 here"),
+        (4, "bf16", "codec = bf16 there, fp32 here"),
+    ],
+)
+def test_different_payloads_are_refused_on_every_rank(size: int, codec: str, difference: str, groups: Groups) -> None:
+    payload = WeightPayload(nn.Linear(3, 4)) if groups.group == 0 else WeightPayload(nn.Linear(3, size), codec)
+    with pytest.raises(UserError, match=rf"{difference} \(there is group 1, here group 0\); all groups must build"):
+        WindowExchange(groups, payload, len(groups.peers))
 
 
 def test_windows_that_a_node_cannot_hold_are_refused_on_every_rank(
@@ -205,18 +211,18 @@ def test_windows_that_a_node_cannot_hold_are_refused_on_every_rank(
     monkeypatch.setattr(allocation.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     model = Constant(1_000_000)
     with pytest.raises(UserError, match=r"windows of the \d+ ranks .* MiB of /dev/shm, which has 1 MiB"):
-        WindowExchange(groups, model, len(groups.peers))
+        WindowExchange(groups, WeightPayload(model), len(groups.peers))
 
 
 def test_after_an_exception_the_block_is_left_without_waiting_for_others(groups: Groups) -> None:
     model = Constant(10)
-    with pytest.raises(RuntimeError, match="mine"), WindowExchange(groups, model, len(groups.peers)):
+    with pytest.raises(RuntimeError, match="mine"), WindowExchange(groups, WeightPayload(model), len(groups.peers)):
         raise RuntimeError("mine")
 
 
 def test_a_tensor_that_has_changed_its_shape_is_refused_by_name(groups: Groups) -> None:
     model = Constant(10)
-    exchange = WindowExchange(groups, model, len(groups.peers))
+    exchange = WindowExchange(groups, WeightPayload(model), len(groups.peers))
     model.weights.data = torch.zeros(11)
     with pytest.raises(UserError, match=r"weights \[10\] float32 against weights \[11\] float32; .* keep their shapes"):
         exchange.publish(1)
@@ -225,8 +231,8 @@ def test_a_tensor_that_has_changed_its_shape_is_refused_by_name(groups: Groups) 
 
 def test_new_memory_of_the_same_shape_is_published(groups: Groups) -> None:
     model, replica = Constant(10), Constant(10)
-    with WindowExchange(groups, model, len(groups.peers)) as exchange:
-        exchange.learn_from(groups.peers)
+    with WindowExchange(groups, WeightPayload(model), len(groups.peers)) as exchange:
+        exchange.set_peers(groups.peers)
         model.become(number(groups.group, 1))
         model.weights.data = model.weights.data.clone()
         model.become(number(groups.group, 2))
@@ -236,7 +242,7 @@ def test_new_memory_of_the_same_shape_is_published(groups: Groups) -> None:
 
 
 def test_nothing_is_done_after_free(groups: Groups) -> None:
-    exchange = WindowExchange(groups, Constant(10), len(groups.peers))
+    exchange = WindowExchange(groups, WeightPayload(Constant(10)), len(groups.peers))
     exchange.free()
     for use in (exchange.free, lambda: exchange.publish(1), lambda: list(exchange.collect())):
         with pytest.raises(RuntimeError, match="freed already; open a new one"):
@@ -244,7 +250,7 @@ def test_nothing_is_done_after_free(groups: Groups) -> None:
 
 
 def test_other_than_the_agreed_number_of_peers_is_refused(groups: Groups) -> None:
-    exchange = WindowExchange(groups, Constant(10), degree=1)
+    exchange = WindowExchange(groups, WeightPayload(Constant(10)), degree=1)
     with pytest.raises(ValueError, match=r"peers = \[\], but the exchange was opened for 1 at a time"):
-        exchange.learn_from([])
+        exchange.set_peers([])
     exchange.free()
