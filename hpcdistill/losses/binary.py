@@ -10,7 +10,7 @@ from torch.nn import functional
 from hpcdistill.kernels.rows import compute_dtype
 from hpcdistill.losses.checks import (
     as_sequence,
-    as_shares,
+    as_weights,
     check_binary_target,
     check_numbers,
     check_reduction,
@@ -61,13 +61,13 @@ def binary_codistillation_loss(
     check_binary_target(target, logits)
     check_teachers(teachers, logits)
     check_numbers(distill_weight, temperature)
-    shares = as_shares(len(teachers), teacher_weights)
+    weights = as_weights(teacher_weights, len(teachers))
     check_reduction(logits, reduction, normalizer)
 
     real = compute_dtype(logits.dtype)
     distill_weight, temperature, target = float(distill_weight), float(temperature), _for_backward(target.to(real))
     losses = functional.binary_cross_entropy_with_logits(logits.to(real), target, reduction="none")
-    active = mixture(shares) if distill_weight else {}
+    active = mixture(weights) if distill_weight else {}
     if active:
         softened, student = [teachers[j].to(real) / temperature for j in active], logits.to(real) / temperature
         divergence = sum(

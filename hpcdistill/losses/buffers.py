@@ -1,8 +1,8 @@
-"""Memory for large CPU tensors that come and go with every step.
+"""Reused memory for large CPU tensors that every step allocates and frees.
 
-malloc returns a block of 32 MiB or more to the kernel when it is freed, and gets it back page by page, each zeroed at
-its first touch: for a gradient of logits that takes longer than computing it. So the last block that was freed is kept
-for the next tensor of about its size, and lies in huge pages where the kernel has them.
+free() returns a block of 32 MiB or more to the operating system, and the next malloc() gets new pages, each of which is
+zeroed at its first use. For a gradient of logits this takes longer than its computation. Therefore this module keeps
+the block that was freed last for the next tensor of about the same size, in huge pages if the system has them.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 SMALLEST = 32 * 2**20
-"""In bytes; smaller blocks malloc keeps itself."""
+"""Smallest size of a reused block, in bytes; malloc itself reuses smaller ones."""
 
-_free: deque[mmap.mmap] = deque(maxlen=1)  # its operations are atomic: a tensor may be freed at any time, anywhere
+_free: deque[mmap.mmap] = deque(maxlen=1)  # deque operations are atomic: any thread may free a tensor at any time
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised CPU tensor, whose memory goes to the next one when it is freed."""
+    """Return an uninitialized CPU tensor, whose memory is reused after it is freed."""
     count = math.prod(shape)
     nbytes = count * dtype.itemsize
     if nbytes < SMALLEST:
@@ -34,11 +34,12 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def release() -> None:
-    """Give the kept memory back to the system."""
+    """Return the kept memory to the operating system."""
     _free.clear()
 
 
 def _take(nbytes: int) -> mmap.mmap:
+    """Return the kept block if its size is right, else a new one."""
     with contextlib.suppress(IndexError):
         block = _free.pop()
         if nbytes <= len(block) <= 2 * nbytes:

@@ -1,4 +1,4 @@
-"""What the losses take: teachers in several forms, and what is refused, with the remedy."""
+"""Checks of the losses' arguments, and the conversion of the forms in which teachers may be passed."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -17,48 +17,48 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "mean", "sum")
 
 
-def as_sequence(things: Tensor | Iterable[T] | None, name: str = "teacher_logits") -> Sequence[T | Tensor]:
-    """Return one thing for each teacher, however they were given."""
-    if things is None:
+def as_sequence(values: Tensor | Iterable[T] | None, name: str = "teacher_logits") -> Sequence[T | Tensor]:
+    """Return one value for each teacher, from a stacked tensor or any iterable; none for None."""
+    if values is None:
         return ()
-    if not isinstance(things, Tensor):
-        if isinstance(things, str | Mapping | Set) or not isinstance(things, Iterable):
-            raise TypeError(f"{name} is a {type(things).__name__}; pass a list with one entry for each teacher")
-        return tuple(things)
-    check_tensor(name, things)
-    if things.dim() == 0:
-        raise ValueError(f"{name} has no dimensions; pass one whose first is that of the N teachers, or a list of N")
-    return things.unbind(0)
+    if not isinstance(values, Tensor):
+        if isinstance(values, str | Mapping | Set) or not isinstance(values, Iterable):
+            raise TypeError(f"{name} is a {type(values).__name__}; pass a list with one entry for each teacher")
+        return tuple(values)
+    check_tensor(name, values)
+    if values.dim() == 0:
+        raise ValueError(f"{name} has no dimensions; pass a tensor with N teachers along dimension 0, or a list of N")
+    return values.unbind(0)
 
 
-def as_shares(teachers: int, weights: Iterable[float] | None) -> list[float]:
-    """Return one share for each teacher, or refuse what is not that."""
+def as_weights(weights: Iterable[float] | None, teachers: int) -> list[float]:
+    """Return a finite weight >= 0 for each teacher, not all of them 0; ones for None."""
     if weights is None:
         return [1.0] * teachers
     numbers = as_sequence(weights, "teacher_weights")
     if len(numbers) != teachers:
-        raise ValueError(f"teacher_weights has {len(numbers)} numbers for {teachers} teachers; pass one share for each")
+        raise ValueError(f"teacher_weights has {len(numbers)} numbers for {teachers} teachers; pass one for each")
     for j, number in enumerate(numbers):
         check_number(f"teacher_weights[{j}]", number)
-    shares = [float(number) for number in numbers]
-    if not all(0 <= share < math.inf for share in shares) or (teachers and sum(shares) == 0):
-        raise ValueError(f"teacher_weights is {shares}; pass finite shares >= 0, not all of them 0")
-    return shares
+    floats = [float(number) for number in numbers]
+    if not all(0 <= number < math.inf for number in floats) or (teachers and sum(floats) == 0):
+        raise ValueError(f"teacher_weights is {floats}; pass finite numbers >= 0, not all of them 0")
+    return floats
 
 
-def mixture(shares: Sequence[float]) -> dict[int, float]:
-    """By teacher, its share in the mean, if it has one; they sum to 1."""
-    return {j: share / sum(shares) for j, share in enumerate(shares) if share}
+def mixture(weights: Sequence[float]) -> dict[int, float]:
+    """Return the share of each teacher in the mean, by index; they sum to 1, and teachers of weight 0 are left out."""
+    return {j: weight / sum(weights) for j, weight in enumerate(weights) if weight}
 
 
 def assert_in_range(labels: Tensor, ignore_index: int, classes: int) -> None:
-    """Have the GPU assert, some time later, what is checked at once on a CPU."""
+    """Assert on the GPU, some time later, that the labels are in range; on a CPU `ops.run` checks them at once."""
     in_range = (labels >= 0) & (labels < classes) | (labels == ignore_index)
     torch._assert_async(in_range.all(), f"target holds a label outside [0, {classes})")
 
 
 def check_tensors(logits: Tensor, target: Tensor, teachers: Sequence[Tensor], class_weight: Tensor | None) -> None:
-    """Refuse tensors that do not fit together."""
+    """Check the dtypes, shapes and devices of the tensors of `codistillation_loss`."""
     check_dtype("logits", logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits has shape {list(logits.shape)}; pass [..., V] with at least one class (V >= 1)")
@@ -68,14 +68,14 @@ def check_tensors(logits: Tensor, target: Tensor, teachers: Sequence[Tensor], cl
 
 
 def check_dtype(name: str, tensor: Tensor) -> None:
-    """Refuse dtypes in which nothing is computed."""
+    """Check that `tensor` has one of `DTYPES`."""
     check_tensor(name, tensor)
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} has dtype {tensor.dtype}; convert it to one of {', '.join(map(str, DTYPES))}")
 
 
 def check_labels(target: Tensor, name: str, rows: Tensor) -> None:
-    """Refuse labels that are not one for each of the `rows` ``[..., any]`` of this name."""
+    """Check that `target` is one int64 label for each row of `rows` ``[..., any]``, the argument `name`."""
     check_companion("target", target, rows.device)
     if target.dtype != torch.int64:
         raise TypeError(f"target has dtype {target.dtype}; convert it by target.long()")
@@ -87,14 +87,14 @@ def check_labels(target: Tensor, name: str, rows: Tensor) -> None:
 
 
 def check_class_weight(class_weight: Tensor | None, classes: int, device: torch.device) -> None:
-    """Refuse weights that are not one for each class."""
+    """Check that `class_weight`, if passed, is one floating-point number for each class."""
     if class_weight is not None:
         check_companion("class_weight", class_weight, device)
         check_vector("class_weight", class_weight, classes)
 
 
 def check_vector(name: str, vector: Tensor, classes: int) -> None:
-    """Refuse what is not one floating number for each class."""
+    """Check that `vector` is one floating-point number for each class."""
     if vector.shape != (classes,) or not vector.is_floating_point():
         raise ValueError(
             f"{name} is {vector.dtype} of shape {list(vector.shape)}; {classes} classes need floats of shape"
@@ -103,7 +103,7 @@ def check_vector(name: str, vector: Tensor, classes: int) -> None:
 
 
 def check_teachers(teachers: Sequence[Tensor], logits: Tensor) -> None:
-    """Refuse teachers that do not look like the student."""
+    """Check that each teacher has the shape, dtype and device of `logits`."""
     for j, teacher in enumerate(teachers):
         name = f"teacher_logits[{j}]"
         check_companion(name, teacher, logits.device)
@@ -117,14 +117,14 @@ def check_teachers(teachers: Sequence[Tensor], logits: Tensor) -> None:
 
 
 def check_binary_target(target: Tensor, logits: Tensor) -> None:
-    """Refuse labels that are not one probability for each logit."""
+    """Check that `target` is one probability for each logit."""
     check_tensor("logits", logits)
     check_companion("target", target, logits.device)
     if not logits.is_floating_point():
         raise TypeError(f"logits has dtype {logits.dtype}; convert it to a floating dtype")
     if target.shape != logits.shape:
         raise ValueError(f"target has shape {list(target.shape)}; pass one label for each logit, {list(logits.shape)}")
-    # A compiler and vmap know no values.
+    # Under a compiler or vmap there are no values to check.
     if target.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed():
         wrong = target[~((target >= 0) & (target <= 1))]
         if wrong.numel():
@@ -132,7 +132,7 @@ def check_binary_target(target: Tensor, logits: Tensor) -> None:
 
 
 def check_numbers(distill_weight: float, temperature: float, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
-    """Refuse numbers out of their range."""
+    """Check the range of each number."""
     check_number("distill_weight", distill_weight)
     check_number("temperature", temperature)
     check_number("label_smoothing", label_smoothing)
@@ -147,8 +147,8 @@ def check_numbers(distill_weight: float, temperature: float, label_smoothing: fl
         raise ValueError(f"z_loss is {z_loss}; pass a finite number >= 0 (0 turns it off)")
 
 
-def check_number(name: str, number: Any) -> None:
-    """Refuse what is no number; a tensor of one is, unless it expects a derivative."""
+def check_number(name: str, number: object) -> None:
+    """Check that `number` is a real number, or a tensor with one element that expects no derivative."""
     if isinstance(number, Tensor):
         check_tensor(name, number)
         check_constant(name, number)
@@ -159,7 +159,7 @@ def check_number(name: str, number: Any) -> None:
 
 
 def check_teacher_lse(logits: Tensor, teachers: int, teacher_lse: Tensor | None) -> None:
-    """Refuse a logsumexp that is not one for each row of each teacher."""
+    """Check that `teacher_lse`, if passed, is one logsumexp for each row of each teacher."""
     if teacher_lse is None:
         return
     check_companion("teacher_lse", teacher_lse, logits.device)
@@ -176,13 +176,13 @@ def check_teacher_lse(logits: Tensor, teachers: int, teacher_lse: Tensor | None)
 
 
 def check_reduction(student: Tensor, reduction: str, normalizer: float | Tensor | None) -> None:
-    """Refuse unknown reductions, and a normalizer of anything but a mean."""
+    """Check that `reduction` is known, and that `normalizer` is > 0 and passed only with "mean"."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; pass one of {', '.join(REDUCTIONS)}")
     if normalizer is None:
         return
     if reduction != "mean":
-        raise ValueError(f"normalizer is what a mean divides by, but reduction is {reduction!r}; pass reduction='mean'")
+        raise ValueError(f"normalizer applies to a mean, but reduction is {reduction!r}; pass reduction='mean'")
     if isinstance(normalizer, Tensor):
         if normalizer.dim():
             raise ValueError(f"normalizer has shape {list(normalizer.shape)}; pass a number or a tensor of shape []")
@@ -194,7 +194,7 @@ def check_reduction(student: Tensor, reduction: str, normalizer: float | Tensor 
 
 
 def check_implementation(name: str, student: Tensor, implementation: str) -> None:
-    """Refuse implementations that do not exist, or not for the device of the student's tensor of this name."""
+    """Check that `implementation` exists for the device of `student`, the argument `name`."""
     device = student.device.type
     if device not in IMPLEMENTATIONS:
         raise ValueError(f"{name} is on {student.device}; move it to one of {', '.join(IMPLEMENTATIONS)}")
@@ -212,7 +212,7 @@ def check_implementation(name: str, student: Tensor, implementation: str) -> Non
 
 
 def check_inplace(logits: Tensor, inplace_grad: bool) -> None:
-    """Refuse to write the gradient where it cannot be, or where it would overwrite a parameter."""
+    """Check that the gradient can overwrite `logits`: they are no leaf, and a view as ``[rows, V]`` exists."""
     if not inplace_grad or not logits.requires_grad:
         return
     if logits.is_leaf:
@@ -233,43 +233,43 @@ def check_inplace(logits: Tensor, inplace_grad: bool) -> None:
 
 
 def check_companion(name: str, tensor: Any, device: torch.device) -> None:
-    """Refuse what is no tensor, is elsewhere than the student, or expects a gradient."""
+    """Check that `tensor` is a tensor on `device` that expects no derivative."""
     check_tensor(name, tensor)
     check_device(name, tensor, device)
     check_constant(name, tensor)
 
 
-def check_tensor(name: str, value: Any) -> None:
-    """Refuse what is no tensor, or one that is spread over several devices."""
+def check_tensor(name: str, value: object) -> None:
+    """Check that `value` is a tensor, and not a DTensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}; pass a tensor")
-    if hasattr(value, "full_tensor"):  # to import its class takes a second
+    if hasattr(value, "full_tensor"):  # importing torch's DTensor class would take a second
         raise TypeError(
             f"{name} is a DTensor; pass {name}.full_tensor(), or {name}.to_local() where each rank has rows of its own"
-            " (for heads split by classes there is the shard of linear_codistillation_loss)"
+            " (for heads split by classes see vocab_parallel of linear_codistillation_loss)"
         )
 
 
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
-    """Refuse what is elsewhere than the student."""
+    """Check that `tensor` is on the student's `device`."""
     if tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device}; move it to the student's device, {device}")
 
 
 def check_constant(name: str, tensor: Tensor) -> None:
-    """Refuse what expects a derivative, as there is none but by the student."""
+    """Check that `tensor` expects no derivative: the losses compute derivatives by the student only."""
     if tensor.requires_grad:
-        raise ValueError(f"{name} requires grad, and gets none; pass {name}.detach()")
+        raise ValueError(f"{name} requires grad, but receives none; pass {name}.detach()")
     if has_tangent(tensor):
-        raise ValueError(f"{name} has a tangent, and no derivative; pass {name}.detach()")
+        raise ValueError(f"{name} has a tangent, but receives no derivative; pass {name}.detach()")
 
 
 def check_derivatives(**student: Tensor | None) -> None:
-    """Refuse transforms, and every differentiation but a backward, whose derivative would be taken for zero."""
+    """Check that the loss is only differentiated by a backward; any other derivative would silently be zero."""
     if is_transformed():
         raise NotImplementedError(
-            "this loss works inside no transform of torch.func (grad, jvp, vmap …): call it on the whole batch, and"
-            " differentiate by loss.backward() or torch.autograd.grad"
+            "this loss does not work inside a transform of torch.func (grad, jvp, vmap …); call it on the whole batch"
+            " and differentiate by loss.backward() or torch.autograd.grad"
         )
     for name, tensor in student.items():
         if isinstance(tensor, Tensor) and has_tangent(tensor):
@@ -285,7 +285,7 @@ def is_transformed() -> bool:
 
 
 def has_tangent(tensor: Tensor) -> bool:
-    """Return whether forward-mode differentiation passes through `tensor`, or may do so once it is compiled."""
+    """Return whether `tensor` has a tangent; under a compiler, whether it may have one when the graph runs."""
     if forward_ad._current_level < 0:
         return False
     return torch.compiler.is_compiling() or forward_ad.unpack_dual(tensor).tangent is not None

@@ -16,7 +16,7 @@ from hpcdistill.kernels.rows import compute_dtype
 from hpcdistill.losses import ops
 from hpcdistill.losses.checks import (
     as_sequence,
-    as_shares,
+    as_weights,
     assert_in_range,
     check_derivatives,
     check_implementation,
@@ -139,7 +139,7 @@ def codistillation_loss(
     teachers = as_sequence(teacher_logits)
     check_tensors(logits, target, teachers, class_weight)
     check_numbers(distill_weight, temperature, label_smoothing, z_loss)
-    shares = as_shares(len(teachers), teacher_weights)
+    weights = as_weights(teacher_weights, len(teachers))
     check_teacher_lse(logits, len(teachers), teacher_lse)
     check_reduction(logits, reduction, normalizer)
     check_implementation("logits", logits, implementation)
@@ -152,7 +152,7 @@ def codistillation_loss(
         class_weight = class_weight.to(real).contiguous()
     reduced = Reduction.create(reduction, labels, ignore_index, class_weight, normalizer, logits.dtype)
     # A weight of 0 means burn-in: the teachers may then hold infinities, and 0 * inf would be NaN.
-    active = mixture(shares) if distill_weight else {}
+    active = mixture(weights) if distill_weight else {}
 
     losses, parts = _row_losses(
         _as_rows(logits),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpcdistill.kernels.rows import compute_dtype
 from hpcdistill.losses.checks import (
-    as_shares,
+    as_weights,
     assert_in_range,
     check_class_weight,
     check_derivatives,
@@ -172,7 +172,7 @@ def linear_codistillation_loss(
         classes = len(linear_weight) if vocab_parallel is None else vocab_parallel.classes
         check_class_weight(class_weight, classes, hidden.device)
         check_numbers(distill_weight, temperature, label_smoothing, z_loss)
-        shares = as_shares(len(teachers), teacher_weights)
+        weights = as_weights(teacher_weights, len(teachers))
         check_reduction(hidden, reduction, normalizer)
         check_chunks(chunk_tokens, logits_dtype=logits_dtype, grad_weight_dtype=grad_weight_dtype)
         check_implementation("hidden", hidden, implementation)
@@ -185,7 +185,7 @@ def linear_codistillation_loss(
         class_weight = class_weight.to(compute_dtype(buffer_dtype)).contiguous()
     reduced = Reduction.create(reduction, labels, ignore_index, class_weight, normalizer, states.dtype)
     # As in codistillation_loss: teachers without a weight may hold infinities.
-    active = mixture(shares) if distill_weight else {}
+    active = mixture(weights) if distill_weight else {}
     active_teachers = [teachers[j] for j in active]
     summed = reduction != "none"
     trained = [x is not None and x.requires_grad for x in (states, linear_weight, linear_bias)]

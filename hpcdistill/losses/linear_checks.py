@@ -1,4 +1,4 @@
-"""What the loss of hidden states takes besides what `loss_arguments` knows: heads, in several forms."""
+"""Checks of the arguments of the linear loss beyond those of `checks`, and the forms of a teacher's head."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -16,11 +16,11 @@ from hpcdistill.losses.checks import (
 )
 
 Weight = Tensor | tuple[Tensor, Tensor]
-"""A head's, ``[V, D]``, or int8 with what its rows are multiplied by, ``[V]``."""
+"""Head ``[V, D]``, or a tuple of an int8 head and the scale ``[V]`` of its rows."""
 
 
 class Teacher(NamedTuple):
-    """A teacher's hidden states ``[..., D_j]`` and head."""
+    """Hidden states ``[..., D_j]`` and head of a teacher; `scale` ``[V]`` belongs to an int8 head."""
 
     hidden: Tensor
     weight: Tensor
@@ -29,7 +29,7 @@ class Teacher(NamedTuple):
 
 
 def check_student(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Refuse a head that does not fit the hidden states."""
+    """Check that the student's head fits its hidden states."""
     check_dtype("hidden", hidden)
     check_dtype("linear_weight", weight)
     if hidden.dim() == 0 or hidden.shape[-1] == 0:
@@ -51,14 +51,14 @@ def as_teachers(
     weight: Tensor | Iterable[Weight] | None,
     bias: Tensor | Iterable[Tensor | None] | None,
 ) -> list[Teacher]:
-    """The teachers one by one, however they were given."""
+    """Return the teachers one by one, from stacked tensors or any iterables."""
     hiddens, weights = as_sequence(hidden, "teacher_hidden"), as_sequence(weight, "teacher_linear_weight")
     biases = [None] * len(hiddens) if bias is None else as_sequence(bias, "teacher_linear_bias")
     for name, given in {"teacher_linear_weight": weights, "teacher_linear_bias": biases}.items():
         if len(given) != len(hiddens):
             raise ValueError(
-                f"{name} has {len(given)} entries, but teacher_hidden {len(hiddens)}; pass one for each teacher (a"
-                " single teacher's go in lists)"
+                f"{name} has {len(given)} entries, but teacher_hidden {len(hiddens)}; pass one for each teacher"
+                " (those of a single teacher in lists)"
             )
     return [
         Teacher(hiddens[j], *_numbers_and_scale(f"teacher_linear_weight[{j}]", each), biases[j])
@@ -67,17 +67,18 @@ def as_teachers(
 
 
 def _numbers_and_scale(name: str, weight: Weight) -> tuple[Tensor, Tensor | None]:
+    """Return the matrix of a head and the scale of its rows, if it has one."""
     if not isinstance(weight, tuple):
         return weight, None
     if len(weight) != 2:
         raise TypeError(
-            f"{name} is a tuple of {len(weight)}; pass int8 [V, D] and what its rows are multiplied by, [V]"
+            f"{name} is a tuple of {len(weight)}; pass a tuple of an int8 head [V, D] and the scale of its rows, [V]"
         )
     return weight
 
 
 def check_linear_teachers(teachers: Sequence[Teacher], hidden: Tensor, weight: Tensor) -> None:
-    """Refuse teachers that do not fit the student, or heads that do not fit their hidden states."""
+    """Check that the teachers fit the student, and their heads their hidden states."""
     for j, teacher in enumerate(teachers):
         _check_teacher_hidden(f"teacher_hidden[{j}]", teacher.hidden, hidden)
         _check_teacher_head(j, teacher, weight)
@@ -113,14 +114,14 @@ def _check_teacher_head(j: int, teacher: Teacher, student_weight: Tensor) -> Non
         check_dtype(name, weight)
     else:
         if weight.dtype != torch.int8:
-            raise TypeError(f"{name}[0] has dtype {weight.dtype}; only a torch.int8 one comes with a scale")
+            raise TypeError(f"{name}[0] has dtype {weight.dtype}; only a torch.int8 head has a scale")
         check_vector(f"{name}[1]", teacher.scale, classes)
     if teacher.bias is not None:
         check_vector(f"teacher_linear_bias[{j}]", teacher.bias, classes)
 
 
 def check_chunks(chunk_tokens: int | str, **dtypes: torch.dtype | None) -> None:
-    """Refuse sizes of chunks, and dtypes of what is kept of them, that mean nothing."""
+    """Check the size of the chunks and the dtypes of their buffers and sums."""
     if chunk_tokens != "auto" and (not isinstance(chunk_tokens, int) or chunk_tokens <= 0):
         raise ValueError(f"chunk_tokens is {chunk_tokens!r}; pass 'auto' or a whole number > 0")
     for name, dtype in dtypes.items():

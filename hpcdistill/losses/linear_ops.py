@@ -1,9 +1,9 @@
-"""The fused loss of hidden states as an operator of torch: logits exist for a few tokens at a time.
+"""The fused loss of hidden states as a torch operator: logits exist for a chunk of tokens at a time.
 
-A chunk of tokens passes through one buffer for each model: its logits are multiplied out, the kernel of `fused`
-overwrites the student's with their gradient, and that is multiplied at once into the gradients by hidden states, head
-and bias. A sum of the rows' losses has its gradients made in the forward, so that no logit is computed twice. Losses
-that stay apart are multiplied by what arrives from above, which only the backward knows: it makes the chunks again.
+For each chunk, a GEMM computes the logits of each model into a buffer, the kernel of `ops` overwrites the student's
+with their gradient, and GEMMs add it to the gradients by hidden states, head and bias. If the loss is a sum over rows,
+the forward does all of this, and no logit is computed twice. If the rows' losses stay separate, only the backward knows
+their upstream gradient: it computes the chunks a second time.
 """
 
 import warnings
@@ -22,16 +22,17 @@ from hpcdistill.losses import buffers, ops
 from hpcdistill.losses.vocab_parallel import INSTANCES, VocabParallel
 
 FEWEST_TOKENS = {"cpu": 512, "cuda": 1024}
-"""By device: with fewer at once the GEMMs wait for the head and its gradient, which pass through memory every time."""
+"""Smallest chunks of "auto" by device type. With fewer tokens the GEMMs wait for the head and its gradient, which each
+chunk moves through memory."""
 TILE = 8192
-"""Classes whose part of a head is converted at once, where a GEMM needs another dtype."""
+"""Number of rows of a head that are converted at a time, if a GEMM needs another dtype."""
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call, checked and flattened to rows: the operator's arguments. V classes; D, D_j columns of hidden states."""
+    """Arguments of the operator: one call, checked and flattened to rows; V classes, D and D_j columns."""
 
     hidden: Tensor
     """``[rows, D]``"""
@@ -40,17 +41,17 @@ class Call:
     bias: Tensor | None
     """``[V]``"""
     target: Tensor
-    """As the next two and all from `mixture` to `implementation`, what `Rows` or `fused` call so."""
+    """See `Rows`, as for `class_weight`, `scales`, and `mixture` to `ignore_index`."""
     class_weight: Tensor | None
     scales: Tensor
     teacher_hidden: list[Tensor]
-    """N of ``[rows, D_j]``"""
+    """N tensors ``[rows, D_j]``"""
     teacher_weight: list[Tensor]
-    """N of ``[V, D_j]``; int8 ones with their scale."""
+    """N tensors ``[V, D_j]``; int8 ones have a scale."""
     teacher_scale: list[Tensor | None]
-    """N of ``[V]``: what the rows of a teacher's weight are multiplied by."""
+    """N scales ``[V]`` of the rows of int8 weights, or None."""
     teacher_bias: list[Tensor | None]
-    """N of ``[V]``"""
+    """N tensors ``[V]``, or None."""
     mixture: list[float]
     temperature: float
     label_smoothing: float
@@ -59,15 +60,15 @@ class Call:
     logits_dtype: torch.dtype
     grad_weight_dtype: torch.dtype
     chunk_tokens: int | None
-    """None: see `_tokens_at_once`."""
+    """Largest number of tokens in a chunk; None for "auto" (see `_tokens_per_chunk`)."""
     vocab_parallel: int | None
-    """The number of the `VocabParallel` whose classes those of the heads are; None if they are all."""
+    """Number of the `VocabParallel` to whose classes the heads belong; None if the heads have all classes."""
     summed: bool
-    """Whether the loss is the sum of the rows'."""
+    """True if the loss is the sum of the rows' losses."""
     wanted: list[bool]
-    """By which of `hidden`, `weight` and `bias` to make gradients, of the sum of the rows' losses."""
+    """Flags of `hidden`, `weight` and `bias`: true to compute the gradient of the sum of the rows' losses by it."""
     factors: Tensor | None
-    """``[rows]``: what each row's loss is multiplied by in that sum; None for ones."""
+    """``[rows]``: factor of each row's loss in that sum; None for ones."""
 
 
 @custom_op(
@@ -80,10 +81,11 @@ class Call:
     "bool[] wanted, Tensor? factors) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def linear_codistillation(*arguments: Any) -> Outputs:
-    """Loss ``[]`` or ``[rows]``, parts ``[3, rows]``, and gradients by `hidden`, `weight` and `bias`.
+    """Return the loss ``[]`` or ``[rows]``, parts ``[3, rows]``, and gradients by `hidden`, `weight` and `bias`.
 
-    The latter are in float32 or wider, but for `grad_weight_dtype`, and empty where they are not wanted. Collective
-    over the ranks that share a vocabulary: what is not of their own classes alone is the same on all of them.
+    The gradients are in float32 or wider, except for `grad_weight_dtype`, and empty if they are not wanted. With
+    `vocab_parallel` the call is collective, and all results but the gradients by `weight` and `bias` are the same on
+    all ranks.
     """
     call = Call(*arguments)
     vocab_parallel = _vocab_parallel(call)
@@ -130,7 +132,7 @@ def _vocab_parallel(call: Call) -> VocabParallel | None:
 
 
 def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill the `losses` of some rows; return the gradient by their logits, if one is wanted, and their parts."""
+    """Fill the `losses` of `rows`; return their gradient by the logits, if any is wanted, and their parts."""
     logits, *teachers = buffers[:, : len(losses)]
     _fill(logits, call.hidden[rows], call.weight, None, call.bias)
     heads = zip(call.teacher_hidden, call.teacher_weight, call.teacher_scale, call.teacher_bias, strict=True)
@@ -157,11 +159,11 @@ def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tupl
             gradient=logits if any(call.wanted) else None,
         ),
     )
-    return logits if call.factors is None else ops.scaled(logits, call.factors[rows]), parts
+    return logits if call.factors is None else ops.scale(logits, call.factors[rows]), parts
 
 
 def _fill(logits: Tensor, hidden: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
-    """Make `logits` ``hidden @ weight.T * scale + bias``."""
+    """Set `logits` to ``hidden @ weight.T * scale + bias``."""
     dtype = _factor_dtype(hidden.dtype, logits)
     hidden = hidden.to(dtype)
     for tile in _tiles(len(weight), whole=weight.dtype == dtype):
@@ -175,7 +177,7 @@ def _fill(logits: Tensor, hidden: Tensor, weight: Tensor, scale: Tensor | None, 
 def _add_gradients(
     call: Call, rows: slice, dlogits: Tensor, by_hidden: Tensor, by_weight: Tensor, by_bias: Tensor
 ) -> None:
-    """Add what the rows' `dlogits` contribute to the gradients that are wanted."""
+    """Add the contribution of the rows' `dlogits` to the gradients that are wanted."""
     dtype = _factor_dtype(call.hidden.dtype, by_hidden)
     hidden = call.hidden[rows].to(dtype)
     whole = {call.weight.dtype, dlogits.dtype, by_hidden.dtype, by_weight.dtype} == {dtype}
@@ -195,7 +197,7 @@ def _tiles(classes: int, whole: bool) -> Iterator[slice]:
 
 
 def _add_product(out: Tensor, left: Tensor, right: Tensor, beta: int = 1) -> None:
-    """Make `out` ``beta * out + left @ right``, whose factors may have fewer bits."""
+    """Set `out` to ``beta * out + left @ right``; the factors may have a narrower dtype."""
     dtype = _factor_dtype(left.dtype, out)
     left, right = left.to(dtype), right.to(dtype)
     if dtype == out.dtype:
@@ -207,18 +209,18 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor, beta: int = 1) -> Non
 
 
 def _factor_dtype(dtype: torch.dtype, out: Tensor) -> torch.dtype:
-    """That in which hidden states of `dtype` are multiplied into `out`: their own, if that keeps the products' bits."""
+    """Return the dtype in which hidden states are multiplied into `out`: their `dtype` if the products lose no bits."""
     widening = dtype.itemsize == 2 and out.dtype == torch.float32 and _widens(out.device.type)
     return dtype if widening else out.dtype
 
 
 @cache
 def _widens(device: str) -> bool:
-    """Whether a GEMM of 16-bit matrices can yield float32: on GPUs alone, whose units do so anyway."""
+    """Return whether a GEMM of 16-bit matrices can have a float32 result: true on GPUs, with a recent torch."""
     if device == "cuda" and "dtype_out" not in torch.ops.aten.mm.overloads():
         warnings.warn(
             f"linear_codistillation_loss multiplies in float32 here, which is slow: torch {torch.__version__} has no"
-            " GEMM from 16 to 32 bits; 2.8 has",
+            " GEMM from 16 to 32 bits; install torch 2.8 or newer",
             stacklevel=1,
         )
         return False
@@ -226,18 +228,19 @@ def _widens(device: str) -> bool:
 
 
 def _buffers(call: Call) -> Tensor:
-    """``[1 + N, tokens, V]``, for the logits of the student and the teachers; on all ranks for as many tokens."""
+    """Return buffers ``[1 + N, tokens, V]`` for the logits; `tokens` is the same on all vocab-parallel ranks."""
     vocab_parallel, device = _vocab_parallel(call), call.hidden.device
     if vocab_parallel is None:
         return _allocate_buffers(call)
     with vocab_parallel.raise_on_all_ranks(device):
         buffers = _allocate_buffers(call)
-    facts = (*call.hidden.shape, len(call.mixture), int(call.wanted[0]), int(call.target.sum()))
-    return buffers[:, : vocab_parallel.agree(device, buffers.shape[1], len(call.weight), facts)]
+    properties = (*call.hidden.shape, len(call.mixture), int(call.wanted[0]), int(call.target.sum()))
+    return buffers[:, : vocab_parallel.agree(device, buffers.shape[1], len(call.weight), properties)]
 
 
 def _allocate_buffers(call: Call) -> Tensor:
-    tokens = _tokens_at_once(call)
+    """Return buffers ``[1 + N, tokens, V]``; for "auto", half as many tokens if there is no memory for all."""
+    tokens = _tokens_per_chunk(call)
     try:
         return _new_buffers(call, tokens)
     except torch.OutOfMemoryError:
@@ -245,22 +248,22 @@ def _allocate_buffers(call: Call) -> Tensor:
             raise
     half = -(-tokens // 2)
     warnings.warn(
-        f"linear_codistillation_loss: no memory for the logits of {tokens} tokens at once; goes on with {half}"
-        f" (chunk_tokens={half} asks for no more from the beginning)",
+        f"linear_codistillation_loss: no memory for the logits of {tokens} tokens at once; continues with {half}"
+        f" (pass chunk_tokens={half} to start with these)",
         stacklevel=1,
     )
     return _new_buffers(call, half)
 
 
-def _tokens_at_once(call: Call) -> int:
-    """What was asked for, or as many as fit into the memory of the head's gradient in float32; see FEWEST_TOKENS."""
+def _tokens_per_chunk(call: Call) -> int:
+    """Return the number of tokens whose logits are computed at a time; "auto" is explained in the loss's docstring."""
     tokens = call.chunk_tokens
     if tokens is None:
         logits_nbytes = (1 + len(call.mixture)) * call.logits_dtype.itemsize
         tokens = max(4 * call.hidden.shape[1] // logits_nbytes, FEWEST_TOKENS[call.hidden.device.type])
     rows = max(len(call.hidden), 1)
     chunks = -(-rows // tokens)
-    return -(-rows // chunks)  # all chunks alike
+    return -(-rows // chunks)  # chunks of equal size
 
 
 def _new_buffers(call: Call, tokens: int) -> Tensor:
@@ -280,9 +283,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
     if call.summed:
         ctx.save_for_backward(*gradients)
-        ctx.is_spent = False
+        ctx.is_consumed = False
     else:
-        ctx.vocab_parallel = _vocab_parallel(call)  # which nothing else may keep until the backward
+        ctx.vocab_parallel = _vocab_parallel(call)  # keeps it until the backward
         _save_inputs(ctx, inputs)
 
 
@@ -300,15 +303,15 @@ linear_codistillation.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _scaled_gradients(ctx: Any, factor: Tensor) -> list[Tensor]:
-    """Those of the forward, times what arrives from above for the sum."""
+    """Return the gradients of the forward, times the upstream gradient ``[]`` of the sum."""
     return [
-        ops.scaled(gradient, factor.expand(len(gradient))) if gradient.dim() == 2 else gradient * factor
-        for gradient in ops.spent(ctx)
+        ops.scale(gradient, factor.expand(len(gradient))) if gradient.dim() == 2 else gradient * factor
+        for gradient in ops.take_gradients(ctx)
     ]
 
 
 def _gradients_of_rows(ctx: Any, factors: Tensor) -> list[Tensor]:
-    """Of the rows' losses times what arrives from above for each."""
+    """Compute the gradients of the rows' losses, times the upstream gradient ``[rows]``."""
     ops.refuse_second_derivative()
     call = Call(*_saved_inputs(ctx))
     call = replace(call, summed=True, wanted=list(ctx.needs_input_grad[:3]), factors=factors.contiguous())
@@ -323,7 +326,7 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...]) -> None:
 
 
 def _can_be_saved(leaf: Any) -> bool:
-    """Return whether autograd takes `leaf`: tensors of inference mode, which never change a version, it refuses."""
+    """Return whether autograd can save `leaf`; it refuses tensors of inference mode, which have no version counter."""
     return isinstance(leaf, Tensor) and not leaf.is_inference()
 
 

@@ -1,7 +1,7 @@
-"""The fused loss as operators of torch: what autograd, torch.compile and CUDA graphs see of the kernels.
+"""The fused loss as torch operators, which autograd, torch.compile and CUDA graphs support.
 
-Losses and gradient are made in one go, in the forward, while a row is at hand. The backward multiplies the gradient
-by what arrives from above, in place: that costs nothing where it is 1, as it is below the usual `loss.backward()`.
+The forward computes losses and gradient together, while a row is in the cache. The backward multiplies the gradient by
+the upstream gradient, in place; this costs nothing if that is 1, as it is after the usual `loss.backward()`.
 """
 
 import warnings
@@ -17,10 +17,10 @@ from hpcdistill.kernels.rows import Rows, compute_dtype
 from hpcdistill.losses import buffers
 
 IMPLEMENTATIONS = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch", "cuda")}
-"""By device, best first; each has its module in `hpcdistill.kernels`. "cuda" comes last, to be used by name only, until
-a measurement says where it wins."""
+"""Names of implementations by device type, the default first. `hpcdistill.kernels` has a module for each. "cuda" is
+never the default, because it has not been measured yet."""
 
-# The fields of Rows up to its outputs, and who is to fill these.
+# The fields of Rows before its outputs, and the name of the implementation that fills these.
 _SCHEMA = (
     "Tensor target, Tensor[] teachers, float[] mixture, Tensor? teacher_lse, Tensor? class_weight, Tensor scales, "
     "float temperature, float label_smoothing, int ignore_index, str implementation"
@@ -33,9 +33,9 @@ _SCHEMA = (
     schema=f"(Tensor logits, {_SCHEMA}, bool with_gradient) -> (Tensor, Tensor, Tensor)",
 )
 def codistillation(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses ``[rows]``, parts ``[3, rows]`` and, differentiating the former, a gradient like `logits`.
+    """Return losses ``[rows]``, parts ``[3, rows]`` and the gradient ``[rows, V]`` of the sum of the losses.
 
-    With ``with_gradient=False`` the latter has no rows, and there is no backward.
+    With ``with_gradient=False`` the gradient has no rows, and there is no backward.
     """
     *fields, implementation, with_gradient = arguments
     losses, parts = _new_losses(logits)
@@ -65,7 +65,7 @@ def _new_losses(logits: Tensor) -> tuple[Tensor, Tensor]:
     schema=f"(Tensor(a!) logits, {_SCHEMA}) -> (Tensor, Tensor)",
 )
 def codistillation_(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """Losses and parts as of `codistillation`; the gradient takes the place of `logits`."""
+    """Return losses and parts as `codistillation` does, and overwrite `logits` with the gradient."""
     *fields, implementation = arguments
     losses, parts = _new_losses(logits)
     run(implementation, Rows(*(logits, *fields, losses, parts, logits)))
@@ -78,18 +78,18 @@ def _(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 class InPlace(torch.autograd.Function):
-    """`codistillation_` with its backward; torch derives none for operators that write to their arguments."""
+    """Autograd function of `codistillation_`; torch registers none for operators that write to their arguments."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """See `codistillation_`. The logits' version counter tells autograd that they have changed."""
+        """Run `codistillation_`, which increments the version counter of `logits`, so that autograd sees the change."""
         losses, parts = codistillation_(logits, *arguments)
         _save(ctx, gradient=logits, not_differentiable=(parts,))
         return losses, parts
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient by `logits`."""
+        """Return the gradient by `logits`, and None for the other arguments."""
         return _gradient(ctx, grad_outputs[0]), *[None] * (len(ctx.needs_input_grad) - 1)
 
 
@@ -100,8 +100,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def no_gradients(inputs: tuple[Any, ...]) -> list[list[None] | None]:
-    """What a backward returns for `inputs` that get none, in the structure that torch expects."""
-    # A list for what it takes for a list of tensors, which every empty list is.
+    """Return what a backward returns for `inputs` without a gradient, in the structure that torch expects."""
+    # Torch expects a list for a list of tensors, and takes every empty list for one.
     return [[None] * len(x) if _is_list_of_tensors(x) else None for x in inputs]
 
 
@@ -120,40 +120,40 @@ def _save(ctx: Any, gradient: Tensor, not_differentiable: tuple[Tensor, ...]) ->
     ctx.save_for_backward(gradient)
     ctx.mark_non_differentiable(*not_differentiable)
     ctx.set_materialize_grads(False)
-    ctx.is_spent = False
+    ctx.is_consumed = False
 
 
 def _gradient(ctx: Any, factors: Tensor) -> Tensor:
-    (gradient,) = spent(ctx)
-    return scaled(gradient, factors)
+    (gradient,) = take_gradients(ctx)
+    return scale(gradient, factors)
 
 
-def spent(ctx: Any) -> tuple[Tensor, ...]:
-    """The gradients that a forward has made and saved, which its backward may have once."""
+def take_gradients(ctx: Any) -> tuple[Tensor, ...]:
+    """Return the gradients that the forward has saved; only once, because the backward overwrites them."""
     refuse_second_derivative()
-    if ctx.is_spent:
+    if ctx.is_consumed:
         raise RuntimeError(
-            "codistillation_loss: this is the second backward through one call, whose gradient the first has taken; "
-            "add up the losses and call backward once, or compute the loss again"
+            "codistillation_loss: this is the second backward through one call, and the first has consumed its"
+            " gradient; add up the losses and call backward once, or compute the loss again"
         )
-    ctx.is_spent = True
+    ctx.is_consumed = True
     gradients: tuple[Tensor, ...] = ctx.saved_tensors
     return gradients
 
 
 def refuse_second_derivative() -> None:
-    """Raise if a backward is to be differentiated; a gradient penalty would take the gradient for a constant."""
+    """Raise an error if autograd records the backward: the gradient would be a constant in a gradient penalty."""
     if torch.is_grad_enabled():
         raise RuntimeError("codistillation_loss has no second derivative; leave create_graph=True out")
 
 
-def scaled(gradient: Tensor, factors: Tensor) -> Tensor:
-    """`gradient` ``[rows, any]`` times `factors` ``[rows]``, in place but where a compiler plans memory."""
-    if type(gradient) is not Tensor:  # one that only stands for a tensor, while a graph is traced
+def scale(gradient: Tensor, factors: Tensor) -> Tensor:
+    """Return `gradient` ``[rows, any]`` times `factors` ``[rows]``, in place except while a graph is traced."""
+    if type(gradient) is not Tensor:  # a tensor subclass of the tracer, which has no memory
         return (gradient * factors.unsqueeze(-1)).to(gradient.dtype)
-    if gradient.is_cuda and not _what_is_missing("triton"):
+    if gradient.is_cuda and not _import_error("triton"):
         _module("triton").scale_rows_(gradient, factors)
-    elif gradient.is_cuda or not bool((factors == 1).all()):  # a GPU is not waited for
+    elif gradient.is_cuda or not bool((factors == 1).all()):  # no synchronization with a GPU
         gradient.mul_(factors.unsqueeze(-1))
     return gradient
 
@@ -162,7 +162,7 @@ def run(implementation: str, rows: Rows) -> None:
     """Fill the outputs of `rows`.
 
     Raises:
-        ValueError: a label, on a CPU, or a class weight is out of its range.
+        ValueError: A label or a class weight on a CPU is out of its range.
     """
     device = rows.logits.device.type
     if device == "cpu":
@@ -173,18 +173,17 @@ def run(implementation: str, rows: Rows) -> None:
 
 @cache
 def _best(device: str) -> str:
-    """The first implementation that is installed; says so, once, where that is not the fastest."""
+    """Return the name of the first implementation that is installed; warn, once, if it is not the fastest."""
     fastest = IMPLEMENTATIONS[device][0]
-    best = next(name for name in IMPLEMENTATIONS[device] if not _what_is_missing(name))
+    best = next(name for name in IMPLEMENTATIONS[device] if not _import_error(name))
     if best != fastest:
-        warnings.warn(
-            f"codistillation_loss uses {best!r} here, which is slow: {_what_is_missing(fastest)}", stacklevel=1
-        )
+        warnings.warn(f"codistillation_loss uses {best!r} here, which is slow: {_import_error(fastest)}", stacklevel=1)
     return best
 
 
 @cache
-def _what_is_missing(implementation: str) -> str:
+def _import_error(implementation: str) -> str:
+    """Return why an implementation is not installed; empty if it is."""
     try:
         module = _module(implementation)
         if hasattr(module, "library"):
@@ -199,6 +198,7 @@ def _module(implementation: str) -> Any:
 
 
 def _check_values(rows: Rows) -> None:
+    """Check the labels and the class weights of `rows`, which are on a CPU."""
     wrong = ((rows.target < 0) | (rows.target >= rows.classes)) & (rows.target != rows.ignore_index)
     if bool(wrong.any()):
         raise ValueError(

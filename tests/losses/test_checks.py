@@ -90,7 +90,7 @@ every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 @each("numbers")
 def test_numbers_get_no_gradient(loss: Loss, name: str) -> None:
     number = torch.tensor(0.5, requires_grad=True)
-    with pytest.raises(ValueError, match=rf"^{name} requires grad, and gets none; pass {name}.detach\(\)"):
+    with pytest.raises(ValueError, match=rf"^{name} requires grad, but receives none; pass {name}.detach\(\)"):
         loss(**{name: number})
     torch.testing.assert_close(loss(**{name: number.detach()}), loss(**{name: 0.5}))
 
@@ -99,7 +99,7 @@ def test_numbers_get_no_gradient(loss: Loss, name: str) -> None:
 def test_shares_get_no_gradient(loss: Loss) -> None:
     shares = torch.tensor([2.0], requires_grad=True)
     for given in (shares, [shares[0]]):
-        with pytest.raises(ValueError, match=r"^teacher_weights\[0\] requires grad, and gets none"):
+        with pytest.raises(ValueError, match=r"^teacher_weights\[0\] requires grad, but receives none"):
             loss(teacher_weights=given)
     torch.testing.assert_close(loss(teacher_weights=shares.detach()), loss())
 
@@ -109,11 +109,13 @@ def test_constants_get_no_derivative(loss: Loss, name: str) -> None:
     constant = loss.constants[name]
     if not constant.is_floating_point():
         return
-    with pytest.raises(ValueError, match=rf"^{name}.* requires grad, and gets none"):
+    with pytest.raises(ValueError, match=rf"^{name}.* requires grad, but receives none"):
         loss.of(name, constant.clone().requires_grad_())
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(constant, torch.ones_like(constant))
-        with pytest.raises(ValueError, match=rf"^{name}.* has a tangent, and no derivative; pass .*\.detach\(\)"):
+        with pytest.raises(
+            ValueError, match=rf"^{name}.* has a tangent, but receives no derivative; pass .*\.detach\(\)"
+        ):
             loss.of(name, dual)
         torch.testing.assert_close(loss.of(name, dual.detach()), loss())
 
@@ -142,7 +144,7 @@ TRANSFORMS: list[Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = [
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @each("student", FUSED)
 def test_transforms_are_refused(loss: Loss, name: str, transform: Callable[..., Any]) -> None:
-    with pytest.raises(NotImplementedError, match=r"inside no transform of torch.func .*by loss.backward\(\)"):
+    with pytest.raises(NotImplementedError, match=r"inside a transform of torch.func .*by loss.backward\(\)"):
         transform(lambda x: loss(**{name: x}), loss.student[name])
 
 
@@ -150,7 +152,7 @@ def test_transforms_are_refused(loss: Loss, name: str, transform: Callable[..., 
 def test_a_compiler_does_not_let_them_pass(loss: Loss) -> None:
     name, x = next(iter(loss.student.items()))
     compiled = torch.compile(lambda x: loss(**{name: x}), backend="eager")
-    with pytest.raises(NotImplementedError, match=r"inside no transform of torch.func"):
+    with pytest.raises(NotImplementedError, match=r"does not work inside a transform of torch.func"):
         torch.func.jvp(compiled, (x,), (x,))
 
 

@@ -427,7 +427,7 @@ def buffer_sizes(monkeypatch: pytest.MonkeyPatch, most: float = float("inf")) ->
         (8, 3, 512, {"chunk_tokens": 1}, 1),
     ],
 )
-def test_tokens_at_once(
+def test_tokens_per_chunk(
     D: int, N: int, rows: int, options: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = buffer_sizes(monkeypatch)
@@ -439,13 +439,13 @@ def test_without_memory_for_a_chunk_half_of_it_is_tried_once(monkeypatch: pytest
     case = random_linear_case(rows=101)
     expected = case.differentiated()
     sizes = buffer_sizes(monkeypatch, most=60)
-    with pytest.warns(UserWarning, match=r"no memory for the logits of 101 tokens at once; goes on with 51"):
+    with pytest.warns(UserWarning, match=r"no memory for the logits of 101 tokens at once; continues with 51"):
         torch.testing.assert_close(case.differentiated(), expected)
     with pytest.raises(torch.OutOfMemoryError):  # what was asked for is what is done
         case.loss(chunk_tokens=101)
     monkeypatch.undo()
     more = buffer_sizes(monkeypatch, most=20)
-    with pytest.warns(UserWarning, match="goes on with 51"), pytest.raises(torch.OutOfMemoryError):
+    with pytest.warns(UserWarning, match="continues with 51"), pytest.raises(torch.OutOfMemoryError):
         case.loss()
     assert (sizes, more) == ([101, 51, 101], [101, 51])
 
@@ -576,7 +576,7 @@ def test_a_gpu_that_is_full_gets_half_a_chunk() -> None:
     chunk = 2 * 1024 * 32000 * 4
     free, _ = torch.cuda.mem_get_info()
     filling = torch.empty(free - chunk * 3 // 4, dtype=torch.uint8, device="cuda")
-    with pytest.warns(UserWarning, match="goes on with 512"):
+    with pytest.warns(UserWarning, match="continues with 512"):
         actual = case.differentiated()
     del filling
     torch.testing.assert_close(actual, expected)

@@ -159,7 +159,7 @@ def test_compiles_without_a_break_and_once_for_all_weights(options: dict[str, An
 
 def test_a_slow_implementation_is_not_chosen_silently(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ops._best("cpu") == "cpu"
-    monkeypatch.setattr(ops, "_what_is_missing", lambda name: "no compiler" if name == "cpu" else "")
+    monkeypatch.setattr(ops, "_import_error", lambda name: "no compiler" if name == "cpu" else "")
     ops._best.cache_clear()
     case = random_case()
     with pytest.warns(UserWarning, match="uses 'torch' here, which is slow: no compiler"):
