@@ -117,7 +117,7 @@ install_torch() {
 }
 
 install_hpcdistill() {
-  HPCDISTILL_NATIVE=1 pip_run install --no-build-isolation --no-deps --editable .
+  HPCDISTILL_KERNELS=1 pip_run install --no-build-isolation --no-deps --editable .
 }
 
 # Two MPI wheels own files of the same names: the other one has to go first.

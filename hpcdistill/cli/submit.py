@@ -67,17 +67,17 @@ def _parse_training(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def submit(config: Config, training: Sequence[str], nodes_per_group: int, ranks_per_node: int, options: str) -> str:
-    """Submit `SCRIPT` for all groups of `config`, to run in this folder; return the number of the array.
+    """Submit `SCRIPT` as an array with one job for each group, to run in this folder; return the number of the array.
 
     Args:
-        config: the run, as its jobs will read it.
-        training: the arguments of `hpcdistill train`, without those that tell one group from another.
+        config: configuration that results from `training`.
+        training: arguments of `hpcdistill train`, but those that `SCRIPT` adds.
         nodes_per_group: nodes of each job, > 0.
         ranks_per_node: ranks on each node, > 0.
-        options: more options of sbatch, quoted as for a shell.
+        options: more options of sbatch, quoted as in a shell.
 
     Raises:
-        UserError: there are no scripts or there is no Slurm, sbatch refuses, or the options do not fit each other.
+        UserError: there is no script or no Slurm, sbatch refuses the job, or the options contradict each other.
     """
     ranks = nodes_per_group * ranks_per_node
     if config.group_sizes and set(config.group_sizes) != {ranks}:
@@ -93,32 +93,32 @@ def submit(config: Config, training: Sequence[str], nodes_per_group: int, ranks_
         f"--ntasks={ranks}",
         f"--ntasks-per-node={ranks_per_node}",
         *_split(options),
-        str(scripts() / SCRIPT),
+        str(script_folder() / SCRIPT),
         *training,
     ]
-    # For a job to find this Python, wherever it is installed.
+    # So that jobs find this Python, wherever it is installed.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     try:
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
     except FileNotFoundError:
-        raise UserError("there is no sbatch here; submit on a login node of the cluster") from None
+        raise UserError("there is no sbatch on PATH; submit on a login node of the cluster") from None
     if result.returncode:
-        raise UserError(f"sbatch has refused: {result.stderr.strip()}\nwhat was asked: {shlex.join(command)}")
+        raise UserError(f"sbatch refused the job: {result.stderr.strip()}\nthe command was: {shlex.join(command)}")
     return result.stdout.strip().partition(";")[0]
 
 
-def scripts() -> Path:
-    """Return the folder of the Slurm scripts: $HPCDISTILL_SLURM, else ./slurm, else that of this package.
+def script_folder() -> Path:
+    """Return the absolute path of $HPCDISTILL_SLURM, else of ./slurm if it has scripts, else of the package's folder.
 
     Raises:
-        UserError: $HPCDISTILL_SLURM is set, but has no scripts.
+        UserError: $HPCDISTILL_SLURM names a folder without `SCRIPT`.
     """
     chosen = os.environ.get("HPCDISTILL_SLURM")
     places = [expanded(chosen)] if chosen else [Path("slurm"), PACKAGED]
     for place in places:
         if (place / SCRIPT).exists():
             return place.resolve()
-    raise UserError(f"no {SCRIPT} in {places[-1]}; let HPCDISTILL_SLURM name a copy of {PACKAGED}")
+    raise UserError(f"no {SCRIPT} in {places[-1]}; set HPCDISTILL_SLURM to a copy of {PACKAGED}, or unset it")
 
 
 def _split(options: str) -> list[str]:
@@ -128,7 +128,5 @@ def _split(options: str) -> list[str]:
         raise UserError(f"--sbatch={options!r}: {str(error).lower()}; close each quote that is opened there") from None
     for word in words:
         if re.match(r"(--array|-a|--wrap)\b", word):
-            raise UserError(
-                f"--sbatch={options!r} has {word}, which would be another job; submit makes one for each group"
-            )
+            raise UserError(f"--sbatch={options!r} has {word}, which replaces the array of groups; leave it out")
     return words

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpcdistill.cli.options import add_trust_option
 from hpcdistill.cli.parser import Parser, Subparsers
-from hpcdistill.config.paths import input_path
+from hpcdistill.cli.recipes import config_path
 from hpcdistill.errors import UserError, warn
 
 
@@ -33,7 +33,12 @@ def add_arguments(parser: Parser) -> None:
     """Add the arguments of `train`, among them one option for each key of the configuration."""
     from hpcdistill.config.schema import add_arguments as add_keys
 
-    parser.add_argument("config", type=input_path, metavar="CONFIG.toml", help="configuration of the run")
+    parser.add_argument(
+        "config",
+        type=config_path,
+        metavar="CONFIG.toml",
+        help="configuration of the run: a file, or a recipe by its name",
+    )
     parser.add_argument(
         "--resume",
         nargs="?",

@@ -70,7 +70,7 @@ def end_job(error: BaseException, launched: bool = False) -> NoReturn:
     status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
     said = False
     if launched and not _has_mpi() and _is_one_of_several():
-        if said := _is_first():
+        if said := is_first_rank():
             say(_message(error))  # now: MPI may not start
         with suppress(ImportError, RuntimeError):  # no MPI library
             start_mpi()
@@ -119,10 +119,10 @@ def _is_connected() -> bool:
         return False
 
 
-def _is_first() -> bool:
-    """Return whether this is rank 0 of the job, which reports an error that all ranks have."""
+def is_first_rank() -> bool:
+    """Return whether this process may speak for all that a launcher has started: rank 0, or one without a launcher."""
     ranks = [os.environ[name] for name in LAUNCHER_RANKS if name in os.environ]
-    return ranks[:1] == ["0"]
+    return ranks[:1] in ([], ["0"])
 
 
 def _abort(world: MPI.Intracomm, status: int) -> NoReturn:

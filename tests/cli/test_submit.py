@@ -1,11 +1,11 @@
-"""What submit refuses before it asks Slurm for anything."""
+"""Arguments that submit refuses before it calls sbatch, and the folder of its scripts."""
 
 from pathlib import Path
 
 import pytest
 
 from hpcdistill.cli.main import parse_arguments
-from hpcdistill.cli.submit import scripts
+from hpcdistill.cli.submit import script_folder
 from hpcdistill.errors import UserError
 from repository import ROOT
 
@@ -42,18 +42,18 @@ def _run(*arguments: str) -> None:
     args.command(args)
 
 
-def test_the_scripts_are_those_chosen_else_those_here_else_the_package_s(
+def test_scripts_come_from_the_variable_else_this_folder_else_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HPCDISTILL_SLURM", raising=False)
-    assert scripts() == CONFIG.parents[1] / "slurm"
+    assert script_folder() == CONFIG.parents[1] / "slurm"
     for folder in ("slurm", "mine"):
         Path(folder).mkdir()
         Path(folder, "groups.sbatch").touch()
-    assert scripts() == tmp_path / "slurm"
+    assert script_folder() == tmp_path / "slurm"
     monkeypatch.setenv("HPCDISTILL_SLURM", f"{tmp_path}/mine")
-    assert scripts() == tmp_path / "mine"
+    assert script_folder() == tmp_path / "mine"
     monkeypatch.setenv("HPCDISTILL_SLURM", f"{tmp_path}/nowhere")
     with pytest.raises(UserError, match=r"no groups.sbatch in .*nowhere"):
-        scripts()
+        script_folder()
