@@ -6,7 +6,6 @@ Then, in turns, blocks of steps of the demo's model without a checkpoint, with o
 one that is waited for.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -23,7 +22,7 @@ from hpcdistill.config.schema import Config
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.training.restart import Restart
-from measure import in_turns, machine, ratio, write_json
+from measure import in_turns, machine, make_parser, ratio, write_json
 
 CPU = torch.device("cpu")
 INTERVAL = 100
@@ -69,7 +68,7 @@ class Training:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="of each contender, in turns (default: 9)")
     default = Path(__file__).parent / "results" / "checkpoint-cpu.json"
     parser.add_argument("--output", type=Path, default=default, help=f"raw results as JSON (default: {default})")

@@ -8,7 +8,6 @@ exchange is made of, in turns with copies: first all ranks at once, then rank 0 
 with and without exchange, in turns, while the others, as if on other nodes, only publish, as often as it does.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from hpcdistill.exchange.window.slots import STAMP_NBYTES, Shard, window_nbytes
 from hpcdistill.exchange.window.writer import Writer
 from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.tasks.objective import Softmax
-from measure import ends_all_ranks, machine, ratio, write_json
+from measure import ends_all_ranks, machine, make_parser, ratio, write_json
 
 WORLD = MPI.COMM_WORLD
 CPU = torch.device("cpu")
@@ -47,7 +46,7 @@ INTERVAL = 50
 @ends_all_ranks
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--mb", type=int, nargs="+", default=[4, 64, 400], help="of a shard, in MiB of float32")
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), choices=CODECS, help="how weights travel")
     parser.add_argument("--rounds", type=int, default=15, help="of publish, fetch and copies, in turns (default: 15)")

@@ -20,7 +20,7 @@ from torch import Tensor
 from bench_loss import DTYPES, TEACHERS, eager
 from hpcdistill import codistillation_loss, linear_codistillation_loss
 from hpcdistill.losses import buffers
-from measure import Work, add_common_options, in_turns, peak_extra_bytes, ratio, sweep
+from measure import Work, add_common_options, in_turns, make_parser, peak_extra_bytes, ratio, sweep
 
 
 class Model(NamedTuple):
@@ -45,7 +45,7 @@ Loss = Callable[[Model, Tensor, list[Model]], Tensor]
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add_common_options(parser, "linear_loss")
     add_setting_options(parser)
     options = parser.parse_args()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hpcdistill import codistillation_loss
 from hpcdistill.losses import buffers
-from measure import Work, add_common_options, in_turns, peak_extra_bytes, ratio, sweep
+from measure import Work, add_common_options, in_turns, make_parser, peak_extra_bytes, ratio, sweep
 
 Loss = Callable[[Tensor, Tensor, list[Tensor]], Tensor]
 
@@ -38,7 +38,7 @@ class Setting(NamedTuple):
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add_common_options(parser, "loss")
     parser.add_argument("--megabytes", type=int, default=128, help="of the student's logits (default: 128)")
     parser.add_argument("--classes", type=int, nargs="+", default=CLASSES, help="vocabulary sizes V")

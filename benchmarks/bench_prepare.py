@@ -25,7 +25,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import torch
 
-from measure import machine, ratio, write_json
+from measure import machine, make_parser, ratio, write_json
 
 BLOCK = 1 << 18  # rows that are made at a time
 FORMATS = {
@@ -37,7 +37,7 @@ FORMATS = {
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--rows", type=int, default=6_000_000, help="of the table; a third of them of Criteo's lines")
     parser.add_argument("--rounds", type=int, default=3, help="of each contender, in turns (default: 3)")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all")

@@ -6,7 +6,6 @@ prints a table and writes the raw seconds of rank 0 as JSON. "alone" is the same
 rank's own classes: what is beyond its time is the second look at each logit, and the ranks' talk.
 """
 
-import argparse
 import contextlib
 import os
 import statistics
@@ -22,13 +21,13 @@ from bench_linear_loss import Model, Setting, add_setting_options, gemms, ours, 
 from hpcdistill import linear_codistillation_loss
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.losses import buffers
-from measure import Work, add_common_options, ends_all_ranks, in_turns, peak_extra_bytes, ratio, sweep
+from measure import Work, add_common_options, ends_all_ranks, in_turns, make_parser, peak_extra_bytes, ratio, sweep
 
 
 @ends_all_ranks
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add_common_options(parser, "vocab_parallel")
     add_setting_options(parser)
     options = parser.parse_args()

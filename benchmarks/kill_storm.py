@@ -6,7 +6,6 @@ made once; a lone group has to end with the very bits of a run that was left in 
 what went wrong; ends with 1 if anything did. Needs MPICH's mpirun.
 """
 
-import argparse
 import os
 import random
 import shutil
@@ -26,6 +25,7 @@ import torch
 from hpcdistill.data.tokens.prepare_text import prepare_text
 from hpcdistill.storage.metrics import metrics_path, read_metrics
 from hpcdistill.storage.state_file import State, load_state
+from measure import make_parser
 
 STEPS = 150
 RUN = f"""
@@ -118,7 +118,7 @@ class Job:
 
 def main() -> None:
     """Run all rounds and print what came of them."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=60, help="how many runs to kill")
     parser.add_argument("--seed", type=int, default=0, help="of what is done to them")
     options = parser.parse_args()

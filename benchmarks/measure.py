@@ -1,4 +1,4 @@
-"""How benchmarks measure: several contenders side by side, in turns, so that a noisy machine is noisy for all alike."""
+"""Measurements that benchmarks share: contenders take turns, so that noise of the machine affects all alike."""
 
 import argparse
 import ctypes
@@ -27,10 +27,19 @@ def sweep(
     measure: Callable[[Any, torch.device], dict[str, Any]],
     line: Callable[[dict[str, Any]], str],
 ) -> None:
-    """Measure one setting after the other, print a line of the table for each, and write all results as JSON."""
+    """Measure one setting after another, print a line of the table for each, and write all results as JSON.
+
+    Args:
+        name: of the file of results, without the device.
+        options: those of `add_common_options`.
+        header: first lines of the table.
+        settings: what to measure.
+        measure: returns the results of a setting, as JSON values by name.
+        line: returns a setting's line of the table, from its results.
+    """
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
-    torch._inductor.config.compile_threads = 1  # no workers beside what is measured
+    torch._inductor.config.compile_threads = 1  # no worker processes beside what is measured
     print(f"{machine(device)}\n\n{header}")
     results = []
     for setting in settings:
@@ -41,7 +50,7 @@ def sweep(
 
 
 def in_turns(works: dict[str, Work], device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, in `rounds` rounds of one call each, after one call to warm up."""
+    """Call all `works` in turn, `rounds` times after a first call to warm up; return the seconds of each call."""
     for work in works.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -52,16 +61,16 @@ def in_turns(works: dict[str, Work], device: torch.device, rounds: int) -> dict[
 
 
 def ratio(seconds: dict[str, list[float]], slower: str, faster: str) -> float:
-    """How many times as long `slower` took: the median over the rounds."""
+    """Return the time of `slower` divided by that of `faster`: the median over the rounds."""
     return statistics.median(s / f for s, f in zip(seconds[slower], seconds[faster], strict=True))
 
 
 def ends_all_ranks(main: Work) -> Work:
-    """Make an error on one rank the end of all; another would wait for it for ever."""
+    """Wrap `main` so that an error on one rank ends all ranks; the others would wait for it forever."""
 
     @wraps(main)
     def guarded() -> None:
-        from hpcdistill.distributed.launch import end_job  # not for those benchmarks that do without MPI
+        from hpcdistill.distributed.launch import end_job  # here: some benchmarks need no MPI
 
         try:
             main()
@@ -72,31 +81,38 @@ def ends_all_ranks(main: Work) -> Work:
 
 
 def peak_extra_bytes(work: Work, device: torch.device) -> int:
-    """Memory in use at the worst moment of `work`, beyond what was in use before."""
+    """Return the peak memory of `work`, in bytes beyond what was in use before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with suppress(AttributeError):  # not glibc, which keeps freed memory: what is taken from that would not be seen
+    with suppress(AttributeError):  # not glibc, which keeps freed memory and would hide its reuse
         ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is in use
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is in use
     before = _status_bytes("VmHWM")
     work()
     return _status_bytes("VmHWM") - before
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a figure has to be read with."""
+    """Return the facts of machine and software that a measurement depends on."""
     facts = {"torch": torch.__version__, "python": platform.python_version()}
     if device.type == "cuda":
         return facts | {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return facts | {"device": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser that prints `description` with its line breaks, and refuses abbreviated options."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
 def add_common_options(parser: argparse.ArgumentParser, result: str) -> None:
-    """Options of all benchmarks."""
+    """Add the options that benchmarks share; results go to `result`-DEVICE.json."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to run (default: cpu)")
     parser.add_argument("--rounds", type=int, default=5, help="calls of each contender, in turns (default: 5)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch on a CPU (default: all cores)")
@@ -108,7 +124,7 @@ def add_common_options(parser: argparse.ArgumentParser, result: str) -> None:
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
-    """Keep the raw results."""
+    """Write the raw results, and print where they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nraw results: {path}")

@@ -1,20 +1,19 @@
-"""What exchanging weights costs, from two ranks to ten thousand: a model, its measured parts, and its check.
+"""Cost of exchanging weights, from two ranks to ten thousand: a model, its measured parts, and its check.
 
     mpirun -np 4 python benchmarks/model_scale.py    # measures the parts, and checks the model against real exchanges
-    python benchmarks/model_scale.py --project       # carries it to a large machine, on paper
+    python benchmarks/model_scale.py --project       # applies the model to a large machine, without measuring it
 
-The model counts what a training thread does, on average per step (S bytes of weights, W of them on the wire, G ranks in
-a group, k peers, exchange interval K):
+The model counts the seconds of a training thread, on average per step (S bytes of weights, W bytes of a snapshot, G
+ranks in a group, k peers, exchange interval K):
 
     publish   (agree + encode · S / G) / K       agree: an allreduce of one word over the group
-    collect   look                               a `collect` that finds nothing
+    collect   poll                               a `collect` that finds nothing
     adopt     k · (gather · W + decode · S) / K
 
-and beside it the bytes that a node receives and the memory that a rank needs. Fetching is the communication thread's
-work: it takes no time of the training, but bounds how often there can be new weights.
+It also gives the bytes that a node receives and the memory that a rank needs. Fetching is the communication thread's
+work: it takes no time of the training thread, but limits how often new weights arrive.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -36,43 +35,43 @@ from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.exchange.window.slots import SLOTS
 from hpcdistill.tasks.objective import Softmax
-from measure import ends_all_ranks, in_turns, machine, ratio, write_json
+from measure import ends_all_ranks, in_turns, machine, make_parser, ratio, write_json
 
 if TYPE_CHECKING:
     from hpcdistill.distributed.groups import Groups
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = RESULTS / "scale-2.json"
-"""Of these --project takes the parts: with one rank on each core they are the least disturbed."""
+"""Source of the parts for --project: measured with one rank on each core, where they are least disturbed."""
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of a training thread."""
+    """Measured parts of the model, in seconds of a training thread."""
 
     copy: float
-    """Copying one byte of float32 weights: the measure of the next two."""
+    """Time to copy one byte of float32 weights; unit of `encode` and `decode`."""
     encode: dict[str, float]
-    """By codec, how many times as long as copying them it takes to publish weights."""
+    """Time to publish weights, relative to copying them, by codec."""
     decode: dict[str, float]
-    """And to load them into a replica."""
+    """Time to load weights into a replica, relative to copying them, by codec."""
     gather: float
-    """Receiving one byte in the allgather by which a group puts a snapshot together."""
+    """Time to receive one byte in the allgather that assembles a snapshot within a group."""
     agree: float
-    """An allreduce of one word over the group."""
-    look: float
-    """A `collect` that finds nothing."""
+    """Time of an allreduce of one word over the group."""
+    poll: float
+    """Time of a `collect` that finds nothing."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and how."""
+    """Setting whose cost is modelled."""
 
     groups: int
     ranks: int
-    """In each group."""
+    """Ranks of each group."""
     parameters: int
     topology: str = "all"
     codec: str = "fp32"
@@ -80,12 +79,12 @@ class Setting:
 
     @property
     def degree(self) -> int:
-        """How many peers a group learns from."""
+        """Number of peers that a group learns from."""
         return len(topology(self, group=0).peers(0))
 
     @property
     def weights(self) -> int:
-        """Bytes of the parameters, in float32: S."""
+        """Bytes of the parameters in float32: S."""
         return 4 * self.parameters
 
     @property
@@ -96,39 +95,39 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one rank: seconds of its training thread per step, averaged over an interval, and bytes of memory."""
+    """Cost for one rank: seconds of its training thread per step, averaged over an interval; bytes of memory."""
 
     publish: float
     collect: float
     adopt: float
     buffers: int
-    """Slots, what is being fetched, and the room in which a snapshot is put together; on the host."""
+    """Host memory: slots, snapshots being fetched, and the buffer in which a snapshot is assembled."""
     replicas: int
-    """The teachers' weights, where the model is."""
+    """Memory of the teachers' weights, on the device of the model."""
 
     @property
     def seconds(self) -> float:
-        """All that the training thread does for the exchange."""
+        """Time of the training thread for the exchange."""
         return self.publish + self.collect + self.adopt
 
 
 def cost(setting: Setting, parts: Parts) -> Cost:
-    """The model."""
+    """Return the cost that the model predicts."""
     encode, decode = (parts.copy * codecs[setting.codec] * setting.weights for codecs in (parts.encode, parts.decode))
     return Cost(
         publish=(parts.agree + encode / setting.ranks) / setting.interval,
-        collect=parts.look,
+        collect=parts.poll,
         adopt=setting.degree * (parts.gather * setting.wire + decode) / setting.interval,
         buffers=(SLOTS + setting.degree) * setting.wire // setting.ranks + setting.wire,
         replicas=setting.degree * setting.weights,
     )
 
 
-# The parts, measured
+# Measurement of the parts
 
 
 def measure_parts(groups: "Groups", parameters: int) -> Parts:
-    """All ranks at once, as they would be in a job."""
+    """Measure the parts on all ranks at the same time, as in a job. Collective over the world."""
     model, replica = model_of(parameters), model_of(parameters)
     layout = Layout.of(model)
     source, target = layout.tensors(model), layout.tensors(replica)
@@ -156,22 +155,22 @@ def measure_parts(groups: "Groups", parameters: int) -> Parts:
         decode={codec: mean(ratio(seconds, f"decode {codec}", "copy")) for codec in CODECS},
         gather=median("gather") / whole.nbytes,
         agree=median("agree"),
-        look=mean(statistics.median(steps(groups, Setting(groups.count, groups.size, 1000, interval=10**6), 200))),
+        poll=mean(statistics.median(steps(groups, Setting(groups.count, groups.size, 1000, interval=10**6), 200))),
     )
 
 
 def model_of(parameters: int) -> nn.Module:
-    """Ten tensors of float32."""
+    """Return a module of ten float32 tensors."""
     return nn.ParameterList(torch.randn(parameters // 10) for _ in range(10))
 
 
 def topology(setting: Setting, group: int) -> Topology:
-    """Whom a group learns from; "k-random" draws three."""
+    """Return the topology of a setting, as `group` sees it; "k-random" draws three peers."""
     return Topology(setting.topology, group, setting.groups, degree=min(3, setting.groups - 1))
 
 
 def steps(groups: "Groups", setting: Setting, count: int) -> list[float]:
-    """Seconds that the exchange took of each of so many steps; a step itself is a rest of 20 ms."""
+    """Return the seconds of the exchange in each of `count` steps; a step itself is a pause of 20 ms."""
     from hpcdistill.exchange.window.exchange import WindowExchange
 
     model = model_of(setting.parameters)
@@ -189,18 +188,18 @@ def steps(groups: "Groups", setting: Setting, count: int) -> list[float]:
     return seconds
 
 
-# The check
+# Check of the model
 
 
 def check(groups: "Groups", parts: Parts, setting: Setting) -> dict[str, Any]:
-    """What the model says of a setting, and what was measured; the first two intervals, which warm up, left out."""
+    """Return the predicted and the measured cost of a setting; the first two intervals are left out as warm-up."""
     seconds = steps(groups, setting, 12 * setting.interval)[2 * setting.interval :]
     measured = groups.world.allreduce(statistics.mean(seconds)) / groups.world.size
     return asdict(setting) | {"model_seconds": cost(setting, parts).seconds, "measured_seconds": measured}
 
 
 def settings(ranks: int, parameters: int) -> Iterator[Setting]:
-    """Into how many groups so many ranks can be split, and how these can learn from each other."""
+    """Yield the settings to check: ways to split `ranks` into groups, topologies and codecs."""
     for groups in (groups for groups in (2, 4, 8) if ranks % groups == 0):
         for topology in ("all", "ring") if groups > 2 else ("all",):
             for codec in ("fp32", "int8"):
@@ -208,7 +207,7 @@ def settings(ranks: int, parameters: int) -> Iterator[Setting]:
 
 
 def measure_and_check(parameters: int, output: Path | None) -> None:
-    """Collective over the world; rank 0 prints and writes."""
+    """Measure the parts and check the model. Collective over the world; rank 0 prints and writes."""
     from mpi4py import MPI
 
     from hpcdistill.distributed.groups import Groups
@@ -234,25 +233,25 @@ def measure_and_check(parameters: int, output: Path | None) -> None:
         )
 
 
-# On paper
+# Projection to a large machine
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A node with four GPUs, as its makers state it: one socket of AMD EPYC 7763 and four ports of Slingshot 11."""
+    """Node with four GPUs, by its specification: one socket of AMD EPYC 7763 and four ports of Slingshot 11."""
 
     ranks: int = 4
-    """On a node."""
+    """Ranks of a node."""
     copy: float = 204.8e9 / 2 / 4
-    """Bytes that a rank copies per second: each is read and written, and four ranks share eight channels of DDR4."""
+    """Bytes per second that a rank copies; each is read and written, and four ranks share eight channels of DDR4."""
     port: float = 25e9
-    """Bytes per second, into one port."""
+    """Bytes per second into one port."""
     latency: float = 2e-6
-    """Seconds, of a message."""
+    """Latency of a message, in seconds."""
 
 
 def parts_on(large: Machine, setting: Setting, here: Parts) -> Parts:
-    """What was measured here, with the large machine's rates; Python's share of `agree`, and `look`, stay."""
+    """Return the parts measured here with the rates of `large`; `poll`, and Python's share of `agree`, stay."""
     return replace(
         here,
         copy=1 / large.copy,
@@ -262,14 +261,16 @@ def parts_on(large: Machine, setting: Setting, here: Parts) -> Parts:
 
 
 def received(setting: Setting, large: Machine) -> tuple[float, float]:
-    """Bytes into a node per step: for the exchange, and for averaging gradients in a ring."""
-    fetched = large.ranks * setting.wire / setting.ranks  # each rank one shard, then a ring through all of them
+    """Return the bytes into a node per step: for the exchange, and for averaging gradients in a ring."""
+    fetched = (
+        large.ranks * setting.wire / setting.ranks
+    )  # each rank fetches one shard; then a ring passes all shards on
     exchange = setting.degree * (fetched + setting.wire) / setting.interval
     return exchange, 2 * setting.weights
 
 
 def project() -> None:
-    """Print what the model says of jobs of up to ten thousand ranks."""
+    """Print the predictions for jobs of up to ten thousand ranks."""
     here = Parts(**json.loads(PARTS.read_text())["parts"]["2"])
     large = Machine()
     print(f"{large}\n\n{PROJECTION}")
@@ -283,7 +284,7 @@ def project() -> None:
 
 
 def projection(setting: Setting, large: Machine, predicted: Cost) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     exchange, gradients = received(setting, large)
     return (
         f"| {setting.groups} × {setting.ranks} | {setting.parameters / 1e6:.0f} | {setting.degree} | {setting.codec} "
@@ -303,7 +304,7 @@ CHECK = """\
 
 
 def line(result: dict[str, Any]) -> str:
-    """One line of the check's table."""
+    """Return one line of the table of the check."""
     model, measured = result["model_seconds"], result["measured_seconds"]
     return (
         f"| {result['groups']} × {result['ranks']} | {result['topology']} | {result['codec']} "
@@ -314,7 +315,7 @@ def line(result: dict[str, Any]) -> str:
 @ends_all_ranks
 def main() -> None:
     """Measure and check, or project."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--parameters", type=int, default=5_000_000, help="of the model (default: 5 million, 20 MB)")
     parser.add_argument("--output", type=Path, help="raw results (default: benchmarks/results/scale-RANKS.json)")
     parser.add_argument("--project", action="store_true", help="print the tables for a large machine")

@@ -32,7 +32,7 @@ from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.exchange.window import exchange as window
 from hpcdistill.exchange.window.reader import Reader
 from hpcdistill.exchange.window.slots import STAMP_NBYTES
-from measure import ends_all_ranks, machine, write_json
+from measure import ends_all_ranks, machine, make_parser, write_json
 
 SLOT_BYTES = (4096, 4 * 2**20, 64 * 2**20)
 FETCHES = (1_000_000, 100_000, 5_000)
@@ -105,7 +105,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--slot-bytes", type=int, nargs="+", default=SLOT_BYTES, help=f"of a rank's shard (default: {SLOT_BYTES})")
     add("--fetches", type=int, nargs="+", default=FETCHES, help=f"of all ranks, for each size (default: {FETCHES})")

@@ -1,8 +1,7 @@
-"""What the studies share: runs that are trained once and then read, and their results as tables, JSON and figures."""
+"""Parts that the studies share: runs that are trained once and then read; results as tables, JSON and figures."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from hpcdistill.storage.metrics import GroupMetrics, read_run
-from measure import machine
+from measure import machine, make_parser
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs"
@@ -49,7 +48,7 @@ ALONE = ("--groups=1", "--codistill.weight=0")
 """Options of plain synchronous SGD."""
 
 Runs = dict[str, list[GroupMetrics]]
-"""What groups have told, by name of their run."""
+"""Metrics of the groups of each run, by its name."""
 
 
 @dataclass(frozen=True)
@@ -58,33 +57,33 @@ class Run:
 
     name: str
     workload: str
-    """Of configs/."""
+    """Name of its configuration in configs/."""
     options: tuple[str, ...] = ()
     ranks: int = 1
 
 
 class Study:
-    """One study: its trainings and what comes of them.
+    """A study: its trainings and their results.
 
     Args:
-        name: of the study, and of its files.
+        name: name of the study and of its files.
         description: for `--help`.
     """
 
-    def __init__(self, name: str, description: str) -> None:
-        parser = argparse.ArgumentParser(description=description)
+    def __init__(self, name: str, description: str | None) -> None:
+        parser = make_parser(description)
         parser.add_argument("--scale", choices=SCALES, default="cpu", help="size of models and batches")
         self.name = name
         self.scale: str = parser.parse_args().scale
-        self._cores = len(os.sched_getaffinity(0))  # trainings side by side have at most so many ranks
+        self._cores = len(os.sched_getaffinity(0))  # limit of ranks of all trainings that run at the same time
 
     def train(self, runs: Iterable[Run]) -> Runs:
-        """The metrics of each run, by name and group; what has been trained before is not trained again."""
+        """Train each run that has not been trained before; return the metrics of all."""
         runs = list({run.name: run for run in runs}.values())
         free, changed = self._cores, threading.Condition()
         bar = tqdm(total=len(runs), desc=self.name, unit="run")
 
-        def one(run: Run) -> None:
+        def train_when_free(run: Run) -> None:
             nonlocal free
             with changed:
                 changed.wait_for(lambda: free >= min(run.ranks, self._cores))
@@ -98,17 +97,17 @@ class Study:
             bar.update()
 
         with ThreadPoolExecutor(self._cores) as pool:
-            list(pool.map(one, runs))
+            list(pool.map(train_when_free, runs))
         bar.close()
         return {run.name: read_run(self.folder(run.name)) for run in runs}
 
     def folder(self, run: str) -> Path:
-        """Where a run is."""
+        """Return the folder of a run."""
         return RUNS / "studies" / f"{self.name}-{self.scale}" / run
 
     def _train(self, run: Run) -> None:
         folder = self.folder(run.name)
-        if (folder / "report.html").exists():  # the last thing that a training makes
+        if (folder / "report.html").exists():  # the last file that training writes
             return
         command = [
             *("mpirun", "-np", str(run.ranks), sys.executable, "-m", "hpcdistill", "train"),
@@ -122,7 +121,7 @@ class Study:
             raise SystemExit(f"{' '.join(command)}\nfailed; see {folder}/log")
 
     def keep(self, runs: Runs, table: str, **facts: Any) -> None:
-        """Print the table; write it, the facts and all validation curves as JSON."""
+        """Print the table; write the facts and all validation curves as JSON."""
         print(table)
         content = {
             "command": f"python benchmarks/study_{self.name}.py --scale {self.scale}",
@@ -142,13 +141,13 @@ class Study:
 
 
 def curve(group: GroupMetrics) -> dict[str, Any]:
-    """A group's validation losses by step."""
+    """Return a group's validation losses by step, as JSON values."""
     steps, losses = group.column("validation_loss")
     return {"steps": steps, "validation_loss": [round(loss, 5) for loss in losses]}
 
 
 def steps_to(group: GroupMetrics, target: float) -> float:
-    """Steps until the validation loss first was `target`, between two validations on the straight line; else all."""
+    """Return the steps to the validation loss `target`, interpolated linearly; all steps if it was not reached."""
     before: tuple[int, float] | None = None
     for step, loss in zip(*group.column("validation_loss"), strict=True):
         if loss <= target:
@@ -160,12 +159,12 @@ def steps_to(group: GroupMetrics, target: float) -> float:
 
 
 def steps_ratio(groups: Sequence[GroupMetrics], one: GroupMetrics) -> float:
-    """Steps to the lowest loss of `one`, the mean over `groups`, in relation to those of `one`."""
+    """Return the mean over `groups` of the steps to the lowest loss of `one`, divided by the steps of `one`."""
     return fmean(steps_to(group, one.best) for group in groups) / steps_to(one, one.best)
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and, of two values or more, the half-width of its 95 % interval by Student's t."""
+    """Format the mean and, of two values or more, the half-width of its 95 % interval by Student's t."""
     mean = f"{fmean(values):.{digits}f}"
     return (
         f"{mean} ± {T95[len(values) - 1] * stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else mean
@@ -173,20 +172,20 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def markdown(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table."""
+    """Return a table in Markdown."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def need_text() -> None:
-    """Make the data of the language model: the source of Python's standard library, as in the demo."""
+    """Prepare the data of the language model: the source of Python's standard library, as in the demo."""
     stdlib = sysconfig.get_path("stdlib")
     options = ["--include", "*.py", "--exclude", "site-packages", "dist-packages", "__pycache__"]
     _prepare(TEXT, "text", "--input", stdlib, *options)
 
 
 def need_clicks() -> None:
-    """Make the data of the click-through model: generated, so that the best possible loss is known."""
+    """Prepare the data of the click model: synthetic, so that the lowest possible loss is known."""
     _prepare(CLICKS, "clicks", "--synthetic", "--rows", str(CLICK_ROWS))
 
 

@@ -1,7 +1,7 @@
-"""Baselines: codistillation against what else could be done with one model, or with the compute of two.
+"""Baselines: codistillation beside other uses of one model's, or of two models', computation.
 
-After the paper's Section 3 (Anil et al. 2018): label smoothing, ensembles, and two-phase distillation, whose teachers
-have been trained beforehand. `compute` counts the models trained, teachers included, and the batch.
+Those of Anil et al. 2018, Section 3: label smoothing, ensembles, and two-phase distillation, whose teachers are trained
+first. `compute` is the number of models trained, teachers included, times the batch size in units of `BATCH`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ FIXED = ("--groups=1", "--codistill.burn_in=0")
 
 
 def training(name: str, seed: int, *options: str, ranks: int = 1, batch: int = BATCH) -> Run:
-    """One model a rank."""
+    """Return the run of one model on each rank."""
     options = (*STEPS, f"--seed={seed}", f"--data.batch_size={batch}", *options)
     return Run(f"{name}-{seed}", "language", options, ranks)
 
 
 def main() -> None:
-    """Train all and tell."""
+    """Train all cases and write the results."""
     study = Study("baselines", __doc__)
     need_text()
     cases = {
@@ -53,12 +53,12 @@ def main() -> None:
 
 
 def smoothed(prior: str, seed: int) -> Run:
-    """As if 0.1 / 1.1 of each target were the distribution instead."""
+    """Return the run with label smoothing: 0.1 / 1.1 of each target is the prior distribution."""
     return training(prior, seed, *FIXED, f"--codistill.teachers={prior}", "--codistill.weight=0.1")
 
 
 def distilled(study: Study, seed: int) -> Run:
-    """Towards the mean of two models trained before."""
+    """Return the run that distils from the mean of two models trained before."""
     folder = study.folder(training("apart", seed).name) / "checkpoints"
     checkpoints = ",".join(str(folder / f"g{group}-best.h5") for group in (0, 1))
     return training(

@@ -1,4 +1,4 @@
-"""Steps to target: where doubling the synchronous batch stops helping, and what two-way codistillation does there.
+"""Steps to a loss: where doubling the synchronous batch stops helping, and the effect of two-way codistillation there.
 
 At each batch size B: one model with B, one with 2B, and two codistilling models with B each on disjoint data. The last
 two cost the same. The target is the lowest loss of the model with B.
@@ -21,7 +21,7 @@ TITLES = ("decay", "B", "loss, one with B", "one with 2B", "two with B", "steps,
 
 
 def training(models: int, batch: int, decay: str, seed: int) -> Run:
-    """One model, or two that codistil."""
+    """Return the run of one model, or of two that codistil."""
     options = (
         *(f"--data.batch_size={batch}", f"--optimizer.decay={decay}", f"--seed={seed}"),
         *(f"--train.steps={STEPS}", "--codistill.burn_in=150"),
@@ -31,7 +31,7 @@ def training(models: int, batch: int, decay: str, seed: int) -> Run:
 
 
 def row(done: Runs, batch: int, decay: str) -> tuple[str, ...]:
-    """What became of one batch size."""
+    """Return the cells of one batch size: losses and ratios of steps."""
     losses: list[list[float]] = [[], [], []]
     steps: list[list[float]] = [[], []]
     for seed in range(SEEDS[batch]):
@@ -45,7 +45,7 @@ def row(done: Runs, batch: int, decay: str) -> tuple[str, ...]:
 
 
 def draw(axes: Axes, done: Runs, decay: str) -> None:
-    """All first seeds' curves."""
+    """Draw the curves of each case's first seed."""
     for color, batch in enumerate(BATCHES):
         for models, size, style in ((1, batch, ":"), (1, 2 * batch, "--"), (2, batch, "-")):
             group = done[training(models, size, decay, 0).name][0]
@@ -56,7 +56,7 @@ def draw(axes: Axes, done: Runs, decay: str) -> None:
 
 
 def main() -> None:
-    """Train all and tell."""
+    """Train all cases and write the results."""
     study = Study("batch", __doc__)
     need_text()
     cases = [(batch, decay, seed) for batch in BATCHES for decay in SCHEDULES for seed in range(SEEDS[batch])]

@@ -1,7 +1,7 @@
-"""Beyond the paper: what raises the gain at the same cost.
+"""Beyond the paper: changes that may raise the gain at the same cost.
 
-Averaging weights, to teach by and to use, and raising the weight of the distillation term step by step; each
-against the same for one model where that makes sense. At a constant learning rate.
+Averaged weights, for teaching and for use, and a distillation weight that rises step by step; each beside one model
+with the same change where it applies. The learning rate is constant.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ CASES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "two codistilled, averaged": (2, 1, (AVERAGE,)),
     "two codistilled, ramp of 500": (2, 1, ("--codistill.ramp=500",)),
 }
-"""Models, batch in units of `BATCH`, options."""
+"""Number of models, batch size in units of `BATCH`, and options of each case."""
 
 
 def training(case: str, seed: int) -> Run:
-    """One case."""
+    """Return the run of a case."""
     models, factor, options = CASES[case]
     batch = f"--data.batch_size={factor * BATCH}"
     alone = ALONE if models == 1 else ()
@@ -40,7 +40,7 @@ def training(case: str, seed: int) -> Run:
 
 
 def main() -> None:
-    """Train all and tell."""
+    """Train all cases and write the results."""
     study = Study("beyond", __doc__)
     need_text()
     done = study.train(training(case, seed) for seed in SEEDS for case in CASES)

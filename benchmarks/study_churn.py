@@ -1,8 +1,8 @@
 """Churn on click data: how much predictions change when a model is trained again with another seed.
 
-Two trainings of one DNN, of an ensemble of two, and of one of two that codistil, all on the same data in orders of
-their own; their churn is the mean absolute difference of the predictions (Anil et al. 2018, Section 3). Ten seeds
-make five independent pairs.
+Each of three models is trained twice: one DNN, an ensemble of two, and one of two that codistil. All see the same data,
+each in its own order. The churn is the mean absolute difference of the predictions (Anil et al. 2018, Section 3). Ten
+seeds make five independent pairs.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ KINDS = {
     "ensemble of two": ("plain", (0, 1)),
     "one of two that codistil": ("codistil", (0,)),
 }
-"""Which run, and which of its groups serve together."""
+"""Run of each model, and the groups whose models serve together."""
 TITLES = ("model", "models to serve", "log loss above the best possible", "churn", "disagreement", "churn / one DNN's")
 
 
 def training(kind: str, seed: int) -> Run:
-    """Two groups, which teach each other or do not."""
+    """Return the run of two groups, which teach each other (`codistil`) or do not (`plain`)."""
     options = (*STEPS, f"--seed={seed}", *(("--codistill.weight=0",) if kind == "plain" else ()))
     return Run(f"{kind}-{seed}", "clicks", options, ranks=2)
 
 
 def measure(study: Study, kind: str) -> dict[str, list[float]]:
-    """The loss of each seed's model, and the churn of each pair."""
+    """Return the loss of each seed's model, and the churn of each pair."""
     run, groups = KINDS[kind]
     folders = [study.folder(training(run, seed).name) for seed in SEEDS]
     serving = [",".join(f"{folder}:{group}" for group in groups) for folder in folders]
@@ -49,7 +49,7 @@ def measure(study: Study, kind: str) -> dict[str, list[float]]:
 
 
 def bars(found: dict[str, dict[str, list[float]]]) -> Figure:
-    """The churn of each pair."""
+    """Draw the churn of each pair, and the means."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     for place, values in enumerate(found.values()):
@@ -62,7 +62,7 @@ def bars(found: dict[str, dict[str, list[float]]]) -> Figure:
 
 
 def main() -> None:
-    """Train all and tell."""
+    """Train all cases and write the results."""
     study = Study("churn", __doc__)
     need_clicks()
     done = study.train(training(kind, seed) for kind in ("plain", "codistil") for seed in SEEDS)

@@ -1,4 +1,4 @@
-"""Staleness, data and groups: how often weights must travel, whose data they should come from, and from how many."""
+"""Staleness, data and groups: effects of the exchange interval, of disjoint data, and of the number of groups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEEDS = 1
 
 
 def training(name: str, groups: int, seed: int, *options: str) -> Run:
-    """Codistilling groups of one rank each."""
+    """Return the run of codistilling groups of one rank each."""
     return Run(f"{name}-{seed}", "language", (f"--groups={groups}", f"--seed={seed}", *STEPS, *options), ranks=groups)
 
 
@@ -32,7 +32,7 @@ CASES: dict[str, Callable[[int], Run]] = {
 
 
 def main() -> None:
-    """Train all and tell."""
+    """Train all cases and write the results."""
     study = Study("exchange", __doc__)
     need_text()
     done = study.train(make(seed) for make in CASES.values() for seed in range(SEEDS))

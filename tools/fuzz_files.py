@@ -264,7 +264,7 @@ def fuzz(kind: str, tries: int, folder: Path) -> Iterator[tuple[str, Counter[str
 
 def main() -> int:
     """Fuzz, print the table, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument(
         "--tries", type=int, default=2000, metavar="N", help="damages of each sort to each kind of file"
     )

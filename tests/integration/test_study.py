@@ -1,4 +1,4 @@
-"""What the studies' numbers are made of."""
+"""Arithmetic and options of the benchmarks and studies."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,18 @@ from repository import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from hpcdistill.storage.metrics import GroupMetrics
+from measure import make_parser
 from study import markdown, spread, steps_to
+
+
+def test_no_benchmark_takes_an_abbreviated_option(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = make_parser("")
+    parser.add_argument("--rounds")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--round=3"])
+    assert "unrecognized arguments: --round=3" in capsys.readouterr().err
+    makers = [path.name for path in (ROOT / "benchmarks").glob("*.py") if "ArgumentParser(" in path.read_text()]
+    assert makers == ["measure.py"]
 
 
 def test_steps_to_a_loss_lie_on_the_line_between_validations() -> None:
