@@ -18,9 +18,9 @@ import torch
 from mpi4py import MPI
 from torch.nn import functional
 
-from hpcdistill.config.schema import Config
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.models.lstm import LSTMLanguageModel
+from hpcdistill.models.registry import config_class
 from hpcdistill.training.restart import Restart
 from measure import in_turns, machine, make_parser, ratio, write_json
 
@@ -35,7 +35,7 @@ class Training:
     def __init__(self, hidden: int, folder: str) -> None:
         self.model = LSTMLanguageModel(vocabulary=256, hidden=hidden, layers=2, projection=0, dropout=0.0)
         self.optimizer = torch.optim.Adam(self.model.parameters())
-        config = Config(run_dir=folder, data={"path": "none"}, groups=1, codistill={"weight": 0})
+        config = config_class()(run_dir=folder, data={"path": "none"}, groups=1, codistill={"weight": 0})
         groups = Groups.alone(MPI.COMM_WORLD, 0, 1, CPU)
         self.restart = Restart(config, groups, self.model, None, self.optimizer, SimpleNamespace(drawn=0), "")
         self._tokens = torch.randint(256, (16, 64))

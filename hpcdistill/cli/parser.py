@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -23,14 +23,27 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         example: words of a typical command line, shown at the end of --help.
+        add_arguments: function that adds arguments when they are first needed; the others are added by its caller.
         options: those of `ArgumentParser`.
     """
 
-    def __init__(self, *, example: str = "", **options: Any) -> None:
+    def __init__(
+        self, *, example: str = "", add_arguments: Callable[[Parser], None] | None = None, **options: Any
+    ) -> None:
         super().__init__(**options, allow_abbrev=False)
+        self._add_arguments = add_arguments
         if example:
             self.epilog = f"Example: hpcdistill {example}"
         self.set_defaults(parser=self, command=self._print_commands)  # a subcommand sets its own
+
+    def parse_known_args(  # type: ignore[override] # which the stubs overload
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Add the arguments that were left until now, then parse."""
+        if self._add_arguments:
+            add_arguments, self._add_arguments = self._add_arguments, None
+            add_arguments(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise `UserError` instead of exiting."""

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from hpcdistill.cli import train
 from hpcdistill.cli.parser import Parser, Subparsers, positive_int, require_known
+from hpcdistill.config.load import load_config
 from hpcdistill.config.paths import expanded
-from hpcdistill.config.schema import Config, load_config
+from hpcdistill.config.schema import Config
 from hpcdistill.errors import UserError
 
 SCRIPT = "groups.sbatch"
@@ -43,10 +44,11 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Submit the jobs, after checking what each of them would check only once it has waited in the queue."""
+    from hpcdistill.models.registry import config_class
     from hpcdistill.storage.run_dir import require_no_checkpoints
 
     training = _parse_training(args)
-    config = load_config(training.config, training.overrides, training)
+    config = load_config(training.config, config_class(), training)
     if training.resume == "no":
         require_no_checkpoints(config.run_dir, sorted((config.run_dir / "checkpoints").glob("*.h5")))
     number = submit(config, args.training, args.nodes_per_group, args.ranks_per_node, args.sbatch)

@@ -10,6 +10,7 @@ from pathlib import Path
 from hpcdistill.cli.options import add_trust_option
 from hpcdistill.cli.parser import Parser, Subparsers
 from hpcdistill.cli.recipes import config_path
+from hpcdistill.config.load import add_keys, load_config
 from hpcdistill.errors import UserError, warn
 
 
@@ -24,14 +25,14 @@ def add_parser(commands: Subparsers) -> None:
         "overrides the value in the file.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         example="train configs/demo.toml --data.path=data.h5 --run_dir=runs/mine --optimizer.lr=0.005",
+        add_arguments=add_arguments,
     )
-    add_arguments(parser)
     parser.set_defaults(command=run)
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of `train`, among them one option for each key of the configuration."""
-    from hpcdistill.config.schema import add_arguments as add_keys
+    from hpcdistill.models.registry import config_class
 
     parser.add_argument(
         "config",
@@ -48,7 +49,7 @@ def add_arguments(parser: Parser) -> None:
         help="continue from the newest usable checkpoint in run_dir; =strict: only if the newest one is usable",
     )
     add_trust_option(parser)
-    parser.set_defaults(overrides=add_keys(parser))
+    add_keys(parser, config_class())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
     from hpcdistill.distributed.stop import SIGNALS, StopRequest
 
     with StopRequest() as stop:
-        from hpcdistill.config.schema import load_config
+        from hpcdistill.models.registry import config_class
         from hpcdistill.training.loop import Outcome, train
 
-        config = load_config(args.config, args.overrides, args)
+        config = load_config(args.config, config_class(), args)
         outcome = train(config, args.resume, stop, args.trust)
         if outcome is Outcome.NOTHING_TO_DO:
             return 0

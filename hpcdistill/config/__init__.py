@@ -1,1 +1,6 @@
-"""The configuration: every key, and how it is read. Imports: errors."""
+"""Configuration: every key but those of the model families, and the reader of files. Imports: errors."""
+
+from hpcdistill.config.load import load_config
+from hpcdistill.config.schema import Config
+
+__all__ = ["Config", "load_config"]

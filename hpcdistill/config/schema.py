@@ -5,45 +5,23 @@ Every key has one place, one type and one line of help here; `hpcdistill train -
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Sequence
+from typing import Any, Literal, Union
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from hpcdistill.config.load import explain, read_toml
 from hpcdistill.config.paths import UserPath
-from hpcdistill.errors import UserError
-
-
-class Section(BaseModel):
-    """A table of the TOML file; a key that is not declared is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_choice_among_numbers_may_be_text(cls, values: Any) -> Any:
-        """Convert what the command line says, which is text, as pydantic does for all types but this one."""
-        if not isinstance(values, dict):
-            return values
-        literals = {key: field.annotation for key, field in cls.model_fields.items()}
-        choices = [
-            (key, each) for key, type_ in literals.items() if get_origin(type_) is Literal for each in get_args(type_)
-        ]
-        return values | {key: choice for key, choice in choices if values.get(key) == str(choice)}
+from hpcdistill.config.section import DEFAULT_MODEL, ModelConfig, Section
 
 
 class DataConfig(Section):
@@ -59,54 +37,6 @@ class DataConfig(Section):
     """Pixels a side that a model is shown of an image; without it those stored, or 224 of pictures stored encoded."""
     partition: Literal["disjoint", "same"] = "disjoint"
     """'disjoint': each group has a part of the data to itself; 'same': all groups have all of it, each in its order."""
-
-
-MODEL_NAMES = (
-    "Which model: 'lstm', of language; 'dnn', of clicks; 'resnet', of images; or one of your own, made by a 'factory'."
-)
-
-
-class LSTMConfig(Section):
-    """A language model: embedding, LSTM layers with layer normalisation, softmax."""
-
-    name: Literal["lstm"] = Field(default="lstm", description=MODEL_NAMES)
-    hidden: PositiveInt = 128
-    """Units of each LSTM layer and, without projection, of the embedding."""
-    layers: PositiveInt = 2
-    """LSTM layers; of a 'resnet' 18 or 50."""
-    projection: NonNegativeInt = 0
-    """Units that each LSTM layer's output, and the embedding, is projected to; 0 for none."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of units dropped between layers."""
-
-
-class DNNConfig(Section):
-    """A click-through model: embeddings and dense features through fully connected layers."""
-
-    name: Literal["dnn"] = Field(description=MODEL_NAMES)
-    widths: tuple[PositiveInt, ...] = Field(default=(2560, 1024, 256), min_length=1)
-    """Units of each hidden layer, such as 2560,1024,256."""
-    embedding: PositiveInt = 16
-    """Numbers that stand for a category."""
-
-
-class ResNetConfig(Section):
-    """A model of images: ResNet, in its small form where images are stored with at most 64 pixels a side."""
-
-    name: Literal["resnet"] = Field(description=MODEL_NAMES)
-    layers: Literal[18, 50] = 50
-    """LSTM layers; of a 'resnet' 18 or 50."""
-
-
-class FactoryConfig(Section):
-    """A model of one's own."""
-
-    name: Literal["factory"] = Field(description=MODEL_NAMES)
-    factory: str = Field(pattern=r"^[\w.]+:\w+$")
-    """What makes the model, as package.module:function; it is given the opened store."""
-
-
-ModelConfig = LSTMConfig | DNNConfig | ResNetConfig | FactoryConfig
 
 
 class OptimizerConfig(Section):
@@ -224,7 +154,7 @@ class Config(BaseSettings):
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Of initial weights, shuffling and dropout; groups and ranks derive their own from it."""
     data: DataConfig
-    model: ModelConfig = Field(default_factory=LSTMConfig, discriminator="name")
+    model: ModelConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     codistill: CodistillConfig = CodistillConfig()
     exchange: ExchangeConfig = ExchangeConfig()
@@ -233,18 +163,18 @@ class Config(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _the_model_has_a_default_name(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _default_model_name(cls, values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(values.get("model"), dict):
-            return values | {"model": {"name": "lstm"} | values["model"]}
+            return values | {"model": {"name": DEFAULT_MODEL} | values["model"]}
         return values
 
     @field_validator("group_sizes", mode="before")
     @classmethod
-    def _none_is_no_list(cls, value: Any) -> Any:
-        return None if value == [None] else value  # which the command line makes of a list's None
+    def _parse_none(cls, value: Any) -> Any:
+        return None if value == [None] else value  # --group_sizes=None arrives as [None]
 
     @model_validator(mode="after")
-    def _one_group_has_no_peers(self) -> Config:
+    def _check_single_group(self) -> Config:
         if self.groups == 1 and self.codistill.with_peers:
             raise ValueError(
                 f"groups = 1 has nobody to learn from, but codistill.weight = {self.codistill.weight:g}; "
@@ -253,7 +183,7 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _checkpoints_teach_if_named(self) -> Config:
+    def _check_checkpoints(self) -> Config:
         if bool(self.codistill.checkpoints) != (self.codistill.teachers == "checkpoints"):
             raise ValueError(
                 f"codistill.teachers = '{self.codistill.teachers}' with {len(self.codistill.checkpoints)} "
@@ -262,7 +192,7 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _teachers_outlast_the_exchange_interval(self) -> Config:
+    def _check_max_staleness(self) -> Config:
         patience, interval = self.codistill.max_staleness, self.codistill.exchange_interval
         if patience is not None and patience <= interval:
             raise ValueError(
@@ -272,7 +202,7 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _pairs_leave_nobody_over(self) -> Config:
+    def _check_pairs(self) -> Config:
         if self.exchange.topology == "pairs" and self.codistill.with_peers and self.groups % 2:
             raise ValueError(
                 f"exchange.topology = 'pairs' leaves one of groups = {self.groups} without a partner; "
@@ -281,7 +211,7 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _random_peers_are_fewer_than_groups(self) -> Config:
+    def _check_degree(self) -> Config:
         if self.exchange.topology == "k-random" and self.codistill.with_peers and self.exchange.degree >= self.groups:
             raise ValueError(
                 f"exchange.degree = {self.exchange.degree} is more than the others of groups = {self.groups}; "
@@ -290,7 +220,7 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _a_group_of_its_own_is_one_of_them_and_needs_files(self) -> Config:
+    def _check_single_group_job(self) -> Config:
         if self.group is None:
             return self
         if self.group >= self.groups:
@@ -306,7 +236,7 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _each_group_has_a_size(self) -> Config:
+    def _check_group_sizes(self) -> Config:
         if self.group_sizes is not None and len(self.group_sizes) != self.groups:
             raise ValueError(
                 f"group_sizes = {','.join(map(str, self.group_sizes))} has {len(self.group_sizes)} numbers for "
@@ -322,23 +252,9 @@ class Config(BaseSettings):
         return (init_settings,)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> CliSettingsSource[Config]:
-    """Give `parser` one `--section.key` option for each key; pass the result to `load_config`."""
-    return CliSettingsSource(
-        Config, root_parser=parser, cli_parse_args=None, cli_avoid_json=True, cli_hide_none_type=True
-    )
-
-
-def load_config(
-    path: Path, overrides: CliSettingsSource[Config] | None = None, args: argparse.Namespace | None = None
-) -> Config:
-    """Return the run that the TOML file at `path` describes, as changed by parsed command line `args`.
-
-    Raises:
-        UserError: the file cannot be read, or a key is unknown, missing or of the wrong type; each is named.
-    """
-    source = overrides(parsed_args=args) if overrides is not None and args is not None else None
-    try:
-        return Config(**read_toml(path, Config), _cli_settings_source=source)
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, Config)}") from None
+def with_models(families: Sequence[type[ModelConfig]]) -> type[Config]:
+    """Return the `Config` whose section `model` belongs to one of `families`, the one that its `name` says."""
+    default_first = sorted(families, key=lambda family: (family.family() != DEFAULT_MODEL, family.family()))
+    section = Field(default_factory=default_first[0], discriminator="name")
+    union: Any = Union[tuple(default_first)]  # noqa: UP007 - there is no other way to write it for a list
+    return create_model("Config", __base__=Config, model=(union, section))

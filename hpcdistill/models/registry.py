@@ -1,66 +1,72 @@
-"""The models that `[model] name` can build."""
+"""Registry of model families, by their configuration."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from hpcdistill.config.schema import DNNConfig, FactoryConfig, LSTMConfig, ModelConfig, ResNetConfig
-from hpcdistill.data.images.batches import SMALL
-from hpcdistill.data.images.store import ImageStore
-from hpcdistill.data.rows.store import RowStore
+from hpcdistill.config.schema import Config, with_models
+from hpcdistill.config.section import ModelConfig
 from hpcdistill.data.store import StoreFile
-from hpcdistill.data.tokens.store import TokenStore
+from hpcdistill.discovery import import_siblings
 from hpcdistill.errors import UserError
-from hpcdistill.models.dnn import ClickDNN
-from hpcdistill.models.lstm import LSTMLanguageModel
-from hpcdistill.models.resnet import ResNet
+
+ConfigOfFamily = TypeVar("ConfigOfFamily", bound=ModelConfig)
+Store = TypeVar("Store", bound=StoreFile)
 
 
 class OtherKindOfDataError(UserError):
-    """A model that is not for such data at all."""
+    """Model family that is for another kind of data."""
+
+
+class _Family(NamedTuple):
+    build: Callable[[Any, Any], nn.Module]
+    store: type[StoreFile]
+
+
+_FAMILIES: dict[type[ModelConfig], _Family] = {}
+
+
+def register(
+    config: type[ConfigOfFamily], store: type[Store]
+) -> Callable[[Callable[[ConfigOfFamily, Store], nn.Module]], Callable[[ConfigOfFamily, Store], nn.Module]]:
+    """Decorate the function that builds a model family from its configuration and a store.
+
+    Args:
+        config: the family's configuration, which becomes a choice for the section `model`.
+        store: the class of stores that the family is for.
+    """
+
+    def add(build: Callable[[ConfigOfFamily, Store], nn.Module]) -> Callable[[ConfigOfFamily, Store], nn.Module]:
+        _FAMILIES[config] = _Family(build, store)
+        return build
+
+    return add
+
+
+@cache
+def config_class() -> type[Config]:
+    """Return the `Config` whose section `model` is that of any model family of this package."""
+    import_siblings(__name__)
+    return with_models([*_FAMILIES])
 
 
 def build_model(config: ModelConfig, store: StoreFile) -> nn.Module:
-    """The configured model, freshly initialised, for the data of `store`.
+    """Build the configured model, with initial weights, for the data of `store`.
 
     Raises:
         OtherKindOfDataError: the model is for data of another kind.
-        UserError: there is no such factory.
+        UserError: the model's factory cannot be imported, or returns something else than a module.
     """
-    if isinstance(config, FactoryConfig):
-        return _made_by(config.factory, store)
-    if isinstance(config, LSTMConfig) and isinstance(store, TokenStore):
-        return LSTMLanguageModel(store.vocabulary, config.hidden, config.layers, config.projection, config.dropout)
-    if isinstance(config, DNNConfig) and isinstance(store, RowStore):
-        fields = store.fields
-        return ClickDNN(len(fields.dense), list(fields.categorical.values()), config.widths, config.embedding)
-    if isinstance(config, ResNetConfig) and isinstance(store, ImageStore):
-        small = bool(store.kind.shape) and store.kind.shape[-1] <= SMALL
-        return ResNet(config.layers, len(store.kind.classes), store.kind.channels, small)
-    fitting = {TokenStore: "lstm", RowStore: "dnn", ImageStore: "resnet"}[type(store)]
+    family = _FAMILIES[type(config)]
+    if isinstance(store, family.store):
+        return family.build(config, store)
+    fitting = [each for each, (_, kind) in _FAMILIES.items() if isinstance(store, kind)]
+    fitting.sort(key=lambda each: _FAMILIES[each].store is StoreFile)  # those for any kind of data last
     raise OtherKindOfDataError(
         f"model.name = {config.name!r} is not for data.path = {store.path}, which is {store.KIND}; use "
-        f"--model.name={fitting}, or factory for a model of your own"
+        + " or ".join(f"--model.name={each.family()}" for each in fitting)
     )
-
-
-def _made_by(factory: str, store: StoreFile) -> nn.Module:
-    module, _, function = factory.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"model.factory = {factory!r} cannot be had ({error}); name a function of an installed module, or one "
-            "of the folder you start in"
-        ) from None
-    except SystemExit:  # on one rank alone it would leave the others waiting, on all it would pass for success
-        raise UserError(
-            f"model.factory = {factory!r}: importing {module} ends the program; move what it does as a script under "
-            "if __name__ == '__main__'"
-        ) from None
-    model = make(store)
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model.factory = {factory!r} made {type(model).__name__}, not a torch.nn.Module")
-    return model

@@ -1,29 +1,43 @@
-"""The image models of the paper's ImageNet runs, which are those of Goyal et al. 2017 (arXiv 1706.02677)."""
+"""Image classifier of the paper's ImageNet runs, after Goyal et al. 2017 (arXiv 1706.02677)."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
+
+from hpcdistill.config.section import MODEL_NAME, ModelConfig
+from hpcdistill.data.images.store import ImageStore
+from hpcdistill.models.registry import register
+
+
+class ResNetConfig(ModelConfig):
+    """ResNet image classifier, in its small form where the store has images of at most 64 pixels a side."""
+
+    name: Literal["resnet"] = Field(description=MODEL_NAME)
+    layers: Literal[18, 50] = 50
+    """Number of layers, 18 or 50."""
+
 
 WIDTHS = (64, 128, 256, 512)
 STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
 
 class ResNet(nn.Module):
-    """A residual network of 18 or 50 layers (He et al. 2016, arXiv 1512.03385, Table 1).
+    """Residual network of 18 or 50 layers (He et al. 2016, arXiv 1512.03385, Table 1).
 
-    As in Goyal et al. 2017, Section 5.1: in a bottleneck it is the 3×3 convolution that strides, the last batch
-    normalisation of each block begins with scale 0, so that the block begins as the identity, and the head with
-    deviation 0.01.
+    After Goyal et al. 2017, Section 5.1: in a bottleneck the 3×3 convolution has the stride; the last batch
+    normalization of each block is initialized with scale 0, so that the block is the identity at first; the weights of
+    the head are initialized with standard deviation 0.01.
 
     Args:
         layers: 18, of blocks with two 3×3 convolutions, or 50, of bottlenecks.
         classes: number of labels, K.
-        channels: of the pictures, C.
-        small: pictures have 64 pixels a side or less, which the usual first layers would make 4 times smaller: instead
-            one 3×3 convolution without stride or pooling, as for CIFAR (He et al. 2016, Section 4.2).
+        channels: number of channels of an image, C.
+        small: begin with one 3×3 convolution without stride or pooling, as for CIFAR (He et al. 2016, Section 4.2).
+            The usual first layers make images 4 times smaller, too small if they have only 64 pixels a side.
     """
 
     def __init__(self, layers: Literal[18, 50], classes: int, channels: int, small: bool) -> None:
@@ -43,18 +57,18 @@ class ResNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits, float [batch, K], for float images [batch, C, height, width]."""
+        """Return logits, float [batch, K], for float images [batch, C, height, width]."""
         logits: torch.Tensor = self.head(self.hidden(images))
         return logits
 
     def hidden(self, images: torch.Tensor) -> torch.Tensor:
-        """What the head makes logits of, float [batch, width]."""
+        """Return the input of the head, float [batch, width]."""
         features: torch.Tensor = self.blocks(self.stem(images)).mean((2, 3))
         return features
 
 
 class _Block(nn.Module):
-    """What a few convolutions add to their input."""
+    """Residual block of two or three convolutions."""
 
     def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -75,9 +89,15 @@ class _Block(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int, scale: float = 1) -> nn.Module:
-    """With its batch normalisation, which begins with `scale`."""
+    """Return a convolution and its batch normalization, whose weights are initialized to `scale`."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    normalisation = nn.BatchNorm2d(outputs)
-    nn.init.constant_(normalisation.weight, scale)
-    return nn.Sequential(convolution, normalisation)
+    normalization = nn.BatchNorm2d(outputs)
+    nn.init.constant_(normalization.weight, scale)
+    return nn.Sequential(convolution, normalization)
+
+
+@register(ResNetConfig, ImageStore)
+def build(config: ResNetConfig, store: ImageStore) -> ResNet:
+    """Build the model for the classes and the channels of `store`."""
+    return ResNet(config.layers, len(store.kind.classes), store.kind.channels, store.is_small)

@@ -1,4 +1,4 @@
-"""A trained model, as a checkpoint holds it: the average of its weights where there is one."""
+"""Trained models, as checkpoints hold them: with the average of the weights if there is one."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import nn
 
-from hpcdistill.config.schema import Config, FactoryConfig
+from hpcdistill.config.schema import Config
 from hpcdistill.data.store import StoreFile
 from hpcdistill.errors import UserError
-from hpcdistill.models.registry import OtherKindOfDataError, build_model
+from hpcdistill.models.factory import FactoryConfig
+from hpcdistill.models.registry import OtherKindOfDataError, build_model, config_class
 from hpcdistill.storage.checkpoints import KIND
 from hpcdistill.storage.state_file import State, load_state
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """The model of one checkpoint."""
+    """Model in a checkpoint."""
 
     path: Path
     config: Config
-    """Of the run that made it."""
+    """Configuration of the run that wrote the checkpoint."""
     _weights: State
 
     @classmethod
     def load(cls, path: Path, trust: bool = False) -> SavedModel:
-        """Read it.
+        """Read the checkpoint at `path`.
 
         Args:
             path: the checkpoint.
-            trust: let it name code of a model (`model.factory`) even if another user owns the file.
+            trust: run the code that the checkpoint names (`model.factory`) even if another user owns the file.
 
         Raises:
-            UserError: it is no checkpoint, damaged, or of a configuration that this version does not know; or it names
-                code and is not to be trusted.
+            UserError: the file is not a checkpoint, is damaged, has a configuration that this version does not know, or
+                names code without being trusted.
         """
         content = load_state(path, KIND)
         try:
             state = content["state"]
-            config = Config(**state["config"])
+            config = config_class()(**state["config"])
             prefix, average = "module.", state.get("average", {})
             shown = {name.removeprefix(prefix): weight for name, weight in average.items() if name.startswith(prefix)}
             model = cls(path, config, shown or state["model"])
@@ -57,10 +58,10 @@ class SavedModel:
         return model
 
     def build(self, store: StoreFile) -> nn.Module:
-        """The model as it was saved, to predict with: in eval mode, without gradient, on the CPU.
+        """Build the saved model, in eval mode, without gradients, on the CPU.
 
         Raises:
-            UserError: it does not fit the data.
+            UserError: the model does not fit the data.
         """
         try:
             model = build_model(self.config.model, store).eval().requires_grad_(False)
@@ -85,10 +86,10 @@ class SavedModel:
 
 
 def _require_own(path: Path, factory: str) -> None:
-    """See that the file is this user's: who can write it chooses the code that is run.
+    """Check that the file belongs to this user: its owner chooses the code that is run.
 
     Raises:
-        UserError: it is not.
+        UserError: another user owns it.
     """
     owner = path.stat().st_uid
     if owner == os.geteuid():

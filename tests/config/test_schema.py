@@ -11,8 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 from hpcdistill.cli.main import build_parser
-from hpcdistill.config.schema import Config, ModelConfig, load_config
+from hpcdistill.config import Config, load_config
 from hpcdistill.errors import UserError
+from hpcdistill.models.registry import config_class
 from repository import ROOT
 
 pytestmark = pytest.mark.alone
@@ -27,7 +28,7 @@ def load(tmp_path: Path, text: str, *options: str) -> Config:
     file = tmp_path / "run.toml"
     file.write_text(text)
     args = PARSER.parse_args(["train", str(file), *options])
-    return load_config(args.config, args.overrides, args)
+    return load_config(args.config, config_class(), args)
 
 
 def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_sizes_of_groups_are_a_list(tmp_path: Path) -> None:
 
 
 def test_the_demo_configuration_is_valid() -> None:
-    config = load_config(ROOT / "configs" / "demo.toml")
+    config = load_config(ROOT / "configs" / "demo.toml", config_class())
     assert config.groups == 2
 
 
@@ -53,7 +54,7 @@ def test_the_demo_configuration_is_valid() -> None:
     [
         (MINIMAL + "[optimizer]\nrate = 1\n", [], r"unknown key 'optimizer.rate'"),
         (MINIMAL + "[model]\nname = 'dnn'\nhidden = 3\n", [], r"unknown key 'model.hidden' of model.name = 'dnn'"),
-        (MINIMAL + "[model]\nname = 'cnn'\n", [], r"model = .*'lstm', 'dnn', 'resnet', 'factory'"),
+        (MINIMAL + "[model]\nname = 'cnn'\n", [], r"model = .*'lstm', 'dnn', 'factory', 'resnet'"),
         (MINIMAL, ["--codistill.teachers=checkpoints"], r"with 0 codistill.checkpoints; name checkpoints"),
         (MINIMAL, ["--codistill.checkpoints=a.h5"], r"teachers = 'peers' with 1 codistill.checkpoints"),
         ("goups = 2\n" + MINIMAL, [], r"unknown key 'goups' \(did you mean 'groups'\?\)"),
@@ -90,7 +91,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, options: list[str], messa
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the configuration .*nowhere\.toml: No such file"):
-        load_config(tmp_path / "nowhere.toml")
+        load_config(tmp_path / "nowhere.toml", config_class())
 
 
 def test_every_key_has_help() -> None:
@@ -112,9 +113,9 @@ def keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any,
     """Each key with its type, and what else must be set."""
     for name, field in section.model_fields.items():
         key, type_ = prefix + name, field.annotation
-        if type_ == ModelConfig:
+        if name == "model":
             for model in get_args(type_):
-                (tag,) = get_args(model.model_fields["name"].annotation)
+                tag = model.family()
                 needed = {"model.factory": "a.b:c"} if tag == "factory" else {}
                 for below, its_type, more in keys(model, f"{key}."):
                     yield below, its_type, {"model.name": tag} | needed | more
@@ -147,7 +148,9 @@ def samples(type_: Any) -> dict[str, Any]:
     return known[type_]
 
 
-EVERY_KEY = [(key, text, value, more) for key, type_, more in keys(Config) for text, value in samples(type_).items()]
+EVERY_KEY = [
+    (key, text, value, more) for key, type_, more in keys(config_class()) for text, value in samples(type_).items()
+]
 
 
 @pytest.mark.parametrize(
@@ -167,4 +170,4 @@ def test_every_key_is_an_option(tmp_path: Path, key: str, text: str, value: Any,
     assert json.loads(json.dumps(got, default=str)) == value
     if value is not None:  # TOML has no word for it
         (tmp_path / "run.toml").write_text("".join([*lines, f"{key} = {json.dumps(value)}\n"]))
-        assert load_config(tmp_path / "run.toml") == config
+        assert load_config(tmp_path / "run.toml", config_class()) == config

@@ -22,7 +22,6 @@ import torch
 from mpi4py import MPI
 
 from constant_model import Constant
-from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import Share
 from hpcdistill.data.tokens.batches import sequence_batches
 from hpcdistill.data.tokens.store import TokenStore
@@ -31,7 +30,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
 from hpcdistill.exchange.weights import WeightPayload
-from hpcdistill.models.registry import build_model
+from hpcdistill.models.registry import build_model, config_class
 from hpcdistill.storage.checkpoints import KIND, Checkpoints
 from hpcdistill.storage.metrics import Metrics, metrics_path, read_metrics
 from hpcdistill.storage.state_file import State, load_state
@@ -281,7 +280,9 @@ def test_a_disk_that_becomes_read_only_does_not_end_the_run(
 @pytest.fixture
 def restart_files(data: Path, tmp_path: Path) -> Checkpoints:
     """Two real checkpoints of steps 1 and 2."""
-    config = Config(run_dir=tmp_path, groups=1, data={"path": data}, codistill={"weight": 0}, model={"hidden": 8})
+    config = config_class()(
+        run_dir=tmp_path, groups=1, data={"path": data}, codistill={"weight": 0}, model={"hidden": 8}
+    )
     groups, store = Groups.split(MPI.COMM_SELF, (1,), CPU), TokenStore(data)
     model = build_model(config.model, store)
     optimizer = build_optimizer(config.optimizer, model)

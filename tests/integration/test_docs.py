@@ -24,7 +24,8 @@ from torch import nn
 
 from hpcdistill import VocabParallel, linear_codistillation_loss
 from hpcdistill.cli.main import build_parser, main
-from hpcdistill.config.schema import load_config
+from hpcdistill.config import load_config
+from hpcdistill.models.registry import config_class
 from repository import ROOT
 from slurm_cluster import Cluster, on_slurm
 
@@ -162,7 +163,7 @@ def sbatch(workspace: Workspace, command: str) -> None:
     name = {"train.sbatch": ["train"], "doctor.sbatch": ["doctor", "--slurm"]}[Path(words[at]).name]
     args = build_parser().parse_args([*name, *words[at + 1 :]])
     if name == ["train"]:
-        load_config(args.config, args.overrides, args)
+        load_config(args.config, config_class(), args)
 
 
 def submit(workspace: Workspace, command: str) -> None:

@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdistill.config.schema import DNNConfig, FactoryConfig, LSTMConfig, ResNetConfig
 from hpcdistill.data.images.store import ImageStore, Kind, write_images
 from hpcdistill.data.rows.store import Fields, Rows, RowStore, write_rows
 from hpcdistill.data.store import StoreFile
 from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.errors import UserError
-from hpcdistill.models.dnn import ClickDNN
-from hpcdistill.models.lstm import LSTMLanguageModel
+from hpcdistill.models.dnn import ClickDNN, DNNConfig
+from hpcdistill.models.factory import FactoryConfig
+from hpcdistill.models.lstm import LSTMConfig, LSTMLanguageModel
 from hpcdistill.models.registry import build_model
+from hpcdistill.models.resnet import ResNetConfig
 
 
 @pytest.fixture
@@ -89,8 +90,8 @@ def test_a_factory_is_given_the_store(tokens: TokenStore) -> None:
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("no.such.module:make", "cannot be had .*No module named 'no'"),
-        ("math:make", "cannot be had .*has no attribute 'make'"),
+        ("no.such.module:make", "cannot be imported .*No module named 'no'"),
+        ("math:make", "cannot be imported .*has no attribute 'make'"),
         ("builtins:repr", "made str, not a torch.nn.Module"),
     ],
 )
@@ -109,7 +110,11 @@ def test_a_factory_in_a_script_that_exits_is_refused(
 
 
 def test_a_model_for_other_data_is_refused(tokens: TokenStore, rows: RowStore) -> None:
-    with pytest.raises(UserError, match=r"model.name = 'dnn' is not for .* a token store; use --model.name=lstm"):
+    with pytest.raises(
+        UserError, match=r"model.name = 'dnn' is not for .* a token store; use --model.name=lstm or .*=factory"
+    ):
         build_model(DNNConfig(name="dnn"), tokens)
-    with pytest.raises(UserError, match=r"model.name = 'lstm' is not for .* a store of rows; use --model.name=dnn"):
+    with pytest.raises(
+        UserError, match=r"model.name = 'lstm' is not for .* a store of rows; use --model.name=dnn or .*=factory"
+    ):
         build_model(LSTMConfig(), rows)

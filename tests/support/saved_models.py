@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpcdistill.config.schema import Config
 from hpcdistill.data.rows.store import Fields, Rows, write_rows
 from hpcdistill.data.tokens.store import write_store
-from hpcdistill.models.registry import build_model
+from hpcdistill.models.registry import build_model, config_class
 from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.tasks.registry import open_task
 
@@ -35,7 +34,7 @@ def save(run: Path, data: Path, group: int = 0, seed: int = 0, length: int = 8) 
     """An untrained model as that group's best checkpoint, and the newest, in a run on `data`."""
     task = open_task(data)
     settings = {"path": data, "sequence_length": length, "batch_size": 5}
-    config = Config(run_dir=run, data=settings, model=MODELS[task.unit])
+    config = config_class()(run_dir=run, data=settings, model=MODELS[task.unit])
     torch.manual_seed(seed)
     model = build_model(config.model, task.store)
     state = {"step": 1, "config": config.model_dump(mode="json"), "model": model.state_dict()}

@@ -9,7 +9,7 @@ import torch
 from mpi4py import MPI
 
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
-from hpcdistill.config.schema import CodistillConfig, Config, DataConfig
+from hpcdistill.config.schema import CodistillConfig, DataConfig
 from hpcdistill.data.batches import Batch, Batches, Share
 from hpcdistill.data.images.store import Kind, write_images
 from hpcdistill.data.rows.store import Fields, Rows, write_rows
@@ -17,6 +17,7 @@ from hpcdistill.data.tokens.store import write_store
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.models.lstm import LSTMLanguageModel
+from hpcdistill.models.registry import config_class
 from hpcdistill.tasks import binary, language
 from hpcdistill.tasks.images import ImageTask
 from hpcdistill.tasks.objective import Binary, Objective, Softmax
@@ -148,6 +149,6 @@ def test_what_is_random_in_a_batch_is_the_same_from_any_cursor_and_differs_by_ra
 def test_groups_share_the_data_or_see_all_of_it_in_orders_of_their_own(
     partition: str, part: int, parts: int, world: MPI.Intracomm
 ) -> None:
-    config = Config(run_dir=Path(), groups=3, data={"path": Path(), "partition": partition}, seed=5)
+    config = config_class()(run_dir=Path(), groups=3, data={"path": Path(), "partition": partition}, seed=5)
     share = training_share(config, Groups.alone(world, 2, 3, torch.device("cpu")))
     assert share == Share(part, parts, world.rank, world.size, seed=(5, 2))

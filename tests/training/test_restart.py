@@ -13,11 +13,10 @@ from mpi4py import MPI
 from torch import nn
 
 import saved_models
-from hpcdistill.config.schema import Config
 from hpcdistill.data.tokens.batches import sequence_batches
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
-from hpcdistill.models.registry import build_model
+from hpcdistill.models.registry import build_model, config_class
 from hpcdistill.storage.checkpoints import KIND, Checkpoints
 from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.tasks.registry import open_task
@@ -35,7 +34,7 @@ def data(tmp_path: Path) -> Path:
 def restart(run: Path, data: Path, model: nn.Module | None = None, seed: int = 0, **settings: Any) -> Iterator[Restart]:
     """The restart of a run of one rank; `settings` are of the section [data]."""
     cut = {"path": data, "sequence_length": 8, "batch_size": 5, **settings}
-    config = Config(
+    config = config_class()(
         run_dir=run, seed=seed, groups=1, data=cut, codistill={"weight": 0}, model=saved_models.MODELS["token"]
     )
     groups, task = Groups.split(MPI.COMM_SELF, (1,), torch.device("cpu")), open_task(data)
@@ -53,7 +52,9 @@ def best(run: Path) -> State:
 
 def model_of(data: Path) -> nn.Module:
     with open_task(data).store as store:
-        return build_model(Config(run_dir=data, data={"path": data}, model=saved_models.MODELS["token"]).model, store)
+        return build_model(
+            config_class()(run_dir=data, data={"path": data}, model=saved_models.MODELS["token"]).model, store
+        )
 
 
 @torch.no_grad()

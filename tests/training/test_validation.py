@@ -12,11 +12,12 @@ from mpi4py import MPI
 from torch import nn
 
 import saved_models
-from hpcdistill.config.schema import Config, DataConfig
+from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.data.images.store import Kind, write_images
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
+from hpcdistill.models.registry import config_class
 from hpcdistill.tasks.objective import Binary
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.training.recorder import Recorder
@@ -53,7 +54,7 @@ def alone(world: MPI.Intracomm) -> Groups:
 
 @pytest.fixture
 def recorder(alone: Groups, tmp_path: Path) -> Iterator[Recorder]:
-    config = Config(run_dir=tmp_path, groups=1, data={"path": tmp_path}, codistill={"weight": 0})
+    config = config_class()(run_dir=tmp_path, groups=1, data={"path": tmp_path}, codistill={"weight": 0})
     with Recorder(config, alone, {}, step=0) as recorder:
         yield recorder
 

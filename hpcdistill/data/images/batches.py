@@ -10,11 +10,10 @@ import numpy as np
 import torch
 
 from hpcdistill.data.images.decode import Box, cut, decode, from_pixels, middle, to_pixels
-from hpcdistill.data.images.store import Array, ImageStore, Pictures
+from hpcdistill.data.images.store import SMALL, Array, ImageStore, Pictures
 from hpcdistill.errors import UserError
 
 USUAL_SIZE = 224
-SMALL = 64  # pixels a side, up to which images are shifted rather than scaled
 MARGIN = 4  # pixels by which they are
 SMALLEST_SHARE = 0.08  # of a photograph's area
 WIDEST = 4 / 3  # of what is cut out of it

@@ -28,6 +28,8 @@ from hpcdistill.data.store import PARTS, StoreFile, seal
 from hpcdistill.errors import UserError
 from hpcdistill.storage.hdf5 import atomic_file, growing
 
+SMALL = 64
+"""Number of pixels a side up to which images are augmented by shifts and have a small model."""
 CHUNK_BYTES = 1 << 16  # at least one array; also the unit in which checksums are verified
 Array = np.ndarray[Any, np.dtype[Any]]
 Pictures = Array | list[bytes]
@@ -150,6 +152,11 @@ class ImageStore(StoreFile):
                 self._require_shapes(part)
             if ((self.labels[part] < 0) | (self.labels[part] >= len(classes))).any():
                 raise UserError(f"{path}: a label of {part!r} is not one of {len(classes)}; prepare the data again")
+
+    @property
+    def is_small(self) -> bool:
+        """Presence of arrays of at most `SMALL` pixels a side."""
+        return bool(self.kind.shape) and self.kind.shape[-1] <= SMALL
 
     def size(self, part: str) -> int:
         """Images in `part`."""

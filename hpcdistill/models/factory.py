@@ -1,0 +1,49 @@
+"""Model built by a function of the user's own code."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from hpcdistill.config.section import MODEL_NAME, ModelConfig
+from hpcdistill.data.store import StoreFile
+from hpcdistill.errors import UserError
+from hpcdistill.models.registry import register
+
+
+class FactoryConfig(ModelConfig):
+    """Model of one's own."""
+
+    name: Literal["factory"] = Field(description=MODEL_NAME)
+    factory: str = Field(pattern=r"^[\w.]+:\w+$")
+    """Function that returns the model, as package.module:function; it is called with the open store."""
+
+
+@register(FactoryConfig, StoreFile)  # type: ignore[type-abstract] # whatever the store
+def build(config: FactoryConfig, store: StoreFile) -> nn.Module:
+    """Import the factory and return the model that it builds for `store`.
+
+    Raises:
+        UserError: the factory cannot be imported, or returns something else than a module.
+    """
+    factory = config.factory
+    module, _, function = factory.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"model.factory = {factory!r} cannot be imported ({error}); name a function of an installed module, or one "
+            "of the folder you start in"
+        ) from None
+    except SystemExit:  # on one rank alone it would leave the others waiting, on all it would pass for success
+        raise UserError(
+            f"model.factory = {factory!r}: importing {module} ends the program; move what it does as a script under "
+            "if __name__ == '__main__'"
+        ) from None
+    model = make(store)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model.factory = {factory!r} made {type(model).__name__}, not a torch.nn.Module")
+    return model
