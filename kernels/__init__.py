@@ -1,1 +1,1 @@
-"""The loss row by row, in four implementations behind one interface. Imports: torch."""
+"""The loss row by row: four implementations of one interface. Imports: torch."""

@@ -1,4 +1,4 @@
-"""Calls into the compiled kernels: finds their libraries and hands them `Rows` as codistillation.h lays them out."""
+"""Interface to the compiled kernels: loads their libraries, and converts `Rows` to the struct of codistillation.h."""
 
 import ctypes
 from ctypes import POINTER, c_double, c_int32, c_int64, c_void_p
@@ -13,7 +13,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 
 
 
 class CRows(ctypes.Structure):
-    """HpcdistillRows of codistillation.h. Keep the tensors it was made from alive while it is in use."""
+    """HpcdistillRows of codistillation.h. It does not keep alive the tensors whose addresses it holds."""
 
     _fields_ = (
         ("rows", c_int64),
@@ -43,8 +43,8 @@ class CRows(ctypes.Structure):
     )
 
     @classmethod
-    def of(cls, rows: Rows) -> "CRows":
-        """The same call, by addresses."""
+    def from_rows(cls, rows: Rows) -> "CRows":
+        """Return the struct of `rows`, with addresses in place of tensors."""
         teachers, shard = len(rows.teachers), rows.shard
         return cls(
             rows=rows.logits.shape[0],
@@ -67,7 +67,7 @@ class CRows(ctypes.Structure):
             parts=rows.parts.data_ptr(),
             gradient=_address(rows.gradient),
             gradient_stride=0 if rows.gradient is None else rows.gradient.stride(0),
-            first_class=shard.first if shard else 0,
+            first_class=shard.first_class if shard else 0,
             all_classes=rows.classes,
             shard_lse=_address(shard.lse if shard else None),
             is_merged=bool(shard and shard.is_merged),
@@ -75,10 +75,10 @@ class CRows(ctypes.Structure):
 
 
 def load(name: str) -> ctypes.CDLL:
-    """The compiled library `name`, which the package's build puts beside this file.
+    """Load the compiled library `name`, which the build of the package puts beside this file.
 
     Raises:
-        ImportError: it was not built, or does not load.
+        ImportError: The library was not built, or does not load.
     """
     path = Path(__file__).parent / f"lib{name}.so"
     try:

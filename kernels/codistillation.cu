@@ -1,6 +1,6 @@
-// The fused loss on GPUs with thread-block clusters (sm_90 and later), for rows too long for one block: a cluster keeps
-// a row of the student and of its teachers in its blocks' shared memory, so that every byte of the inputs is read from
-// global memory once, and the gradient is written once.
+// The fused loss on GPUs with thread-block clusters (sm_90 and later), for rows too long for one block. A cluster keeps
+// a row of the student and of its teachers in the shared memory of its blocks, so that each byte of the inputs is read
+// from global memory once, and the gradient is written once.
 #include <algorithm>
 #include <climits>
 
@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kEnough = 3;  // blocks per multiprocessor: one computes, one loads, one starts or ends
 
-// The bound of 1 block keeps the compiler from spilling to save registers for a second one.
+// With a bound of 1 block the compiler does not spill registers to make room for a second block.
 template <class Format, int TEACHERS, bool TEMPERED>
 __global__ void __launch_bounds__(kMostThreads<RealOf<Format>>, 1)
     codistillation(const __grid_constant__ Call<Format> call) {
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kMostThreads<RealOf<Format>>, 1)
 }
 
 struct Device {
-  int capability, block_bytes, bytes, reserved_bytes;  // of shared memory: per block, in all, kept back per block
+  int capability, block_bytes, bytes, reserved_bytes;  // shared memory: per block, in total, reserved per block
 };
 
 cudaError_t query(Device* device) {
@@ -46,12 +46,12 @@ Kernel<Format> kernel_for(int teachers, bool tempered) {
   return tempered ? codistillation<Format, kMostTeachers, true> : codistillation<Format, kMostTeachers, false>;
 }
 
-// A launch of one cluster per row: its shape, and how many blocks of that shape share a multiprocessor.
+// Launch of one cluster per row: its shape, and the number of blocks of that shape that share a multiprocessor.
 struct Launch {
   int blocks = 0, threads = 0, vectors = 0, resident = 0;
   int64_t bytes = 0;  // of shared memory per block
 
-  // Passes a configuration for `rows` rows to `use`.
+  // Calls `use` with the configuration for `rows` rows.
   template <class Use>
   cudaError_t configured(int64_t rows, cudaStream_t stream, Use use) const {
     cudaLaunchAttribute cluster{};
@@ -68,7 +68,7 @@ struct Launch {
   }
 };
 
-// The fewest blocks of which `kEnough` share a multiprocessor; or else the largest cluster that runs; or else 0 blocks.
+// Returns the smallest cluster of which `kEnough` blocks share a multiprocessor, or the largest that runs, or 0 blocks.
 template <class Format>
 Launch launch_for(const Call<Format>& call, int64_t classes, Kernel<Format> kernel, const Device& device) {
   constexpr int W = kWidth<Format>, most_threads = kMostThreads<RealOf<Format>>;
@@ -83,7 +83,7 @@ Launch launch_for(const Call<Format>& call, int64_t classes, Kernel<Format> kern
     launch.resident = device.bytes / static_cast<int>(launch.bytes + device.reserved_bytes);
     launch.threads = std::max(most_threads / launch.resident / kWarp, 1) * kWarp;
     launch.threads = std::min(launch.threads, (launch.vectors + kWarp - 1) / kWarp * kWarp);
-    int clusters = 0;  // that the device has room for: if they have more blocks than are portable, perhaps none
+    int clusters = 0;  // that fit on the device; perhaps none if they have more blocks than is portable
     const cudaError_t error = launch.configured(1, nullptr, [&](const cudaLaunchConfig_t& config) {
       return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
     });
@@ -165,7 +165,7 @@ cudaError_t enqueue(const HpcdistillRows& rows, cudaStream_t stream) {
 
 int hpcdistill_codistillation_cuda(const HpcdistillRows* rows, void* stream) {
   const cudaError_t error = enqueue(*rows, static_cast<cudaStream_t>(stream));
-  if (error != cudaSuccess) cudaGetLastError();  // reported here: nobody else is to find it
+  if (error != cudaSuccess) cudaGetLastError();  // clears the error, which is returned here
   return error;
 }
 

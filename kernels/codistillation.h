@@ -1,5 +1,5 @@
-// The C interface of the native kernels: one call of the fused loss. Mirrors `Rows` in rows.py, which says what each
-// field means; c_interface.py fills it.
+// C interface of the compiled kernels: one call of the fused loss. Mirrors `Rows` in rows.py, which explains each
+// field; c_interface.py fills it.
 #pragma once
 
 #include <stdint.h>
@@ -27,22 +27,22 @@ typedef struct {
   int64_t ignore_index;
   void* losses;    // Real [rows]
   void* parts;     // Real [3, rows]
-  void* gradient;  // null where it is not wanted
+  void* gradient;  // null if not wanted
   int64_t gradient_stride;
-  int64_t first_class, all_classes;  // 0 and `classes`, unless the columns are a shard
-  double* shard_lse;                 // [2 + teachers, rows], or null where they are none
+  int64_t first_class, all_classes;  // 0 and `classes`, except in a shard
+  double* shard_lse;                 // [2 + teachers, rows]; null if the columns are no shard
   int32_t is_merged;                 // whether shard_lse is over all classes
 } HpcdistillRows;
 
 enum HpcdistillCpuStatus { HPCDISTILL_OUT_OF_MEMORY = 1, HPCDISTILL_NO_SUCH_INSTRUCTIONS = 2 };
 
-// On `threads` threads of this process, with the named instruction set, or the machine's best for null. Labels are in
-// range. 0, or an HpcdistillCpuStatus.
+// Runs on `threads` threads of this process, with the named instruction set, or the machine's best for null. Labels
+// must be in range. Returns 0 or an HpcdistillCpuStatus.
 int hpcdistill_codistillation_cpu(const HpcdistillRows* rows, int threads, const char* instructions);
-// The machine's best: "avx512_bf16", "avx512", "avx2" or "baseline".
+// Returns the machine's best: "avx512_bf16", "avx512", "avx2" or "baseline".
 const char* hpcdistill_cpu_instructions(void);
 
-// Enqueued on a CUDA stream of the current device, without waiting; 0, or the cudaError_t of the launch.
+// Enqueues the kernel on a CUDA stream of the current device, without waiting. Returns 0 or the launch's cudaError_t.
 int hpcdistill_codistillation_cuda(const HpcdistillRows* rows, void* stream);
 const char* hpcdistill_cuda_error_string(int error);
 

@@ -1,4 +1,4 @@
-// The loss on a CPU: rows are dealt to threads, each computed with the widest instructions that the machine has.
+// The loss on a CPU: threads share the rows, and each row is computed with the widest instructions of the machine.
 #include <stdlib.h>
 #include <string.h>
 #if defined(__x86_64__)
@@ -10,9 +10,9 @@
 
 namespace {
 
-// A larger gradient is out of the caches before anyone reads it.
+// A larger gradient has left the caches before it is read.
 constexpr int64_t kStreamingBytes = 16 << 20;
-// Fewer columns are not worth being handed to another thread.
+// Least number of columns that a thread takes at a time: scheduling fewer costs more than it gains.
 constexpr int64_t kColumnsPerTurn = 16384;
 
 struct InstructionSet {
@@ -21,7 +21,7 @@ struct InstructionSet {
   RowFunction row_function;
 };
 
-// The first supported one, or the supported one of that name, or null.
+// Returns the first supported set if `name` is null, else the supported set of this name, or null.
 const InstructionSet* find(const char* name) {
 #if defined(__x86_64__)
   static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -68,7 +68,7 @@ extern "C" int hpcdistill_codistillation_cpu(const HpcdistillRows* call, int thr
       if (scratch) set->row_function(*call, row, scratch, streaming);
     free(scratch);
 #if defined(__x86_64__)
-    _mm_sfence();  // makes what was streamed visible to other threads
+    _mm_sfence();  // makes streaming stores visible to other threads
 #endif
   }
   return status;

@@ -1,11 +1,11 @@
 // One row of the loss on a CPU. Compiled once for each instruction set, with HPCDISTILL_ROW as the function's name.
 //
-// Each tensor's row is read from memory once: its exponentials e = 2^y, y = c * x + offset, go to scratch memory that
-// stays in the cache, and probabilities, which are e over the sum of e, are taken from there. The offset is guessed
-// from the row's first columns, so that no pass is spent on the maximum; a sum that is too large or not a number
-// proves the guess wrong, and the pass is done again with the maximum. What happens once per row is done in double.
+// Each tensor's row is read from memory once. Its exponentials e = 2^y with y = c * x + offset are stored in scratch
+// memory, which stays in the cache; probabilities, e / sum of e, are computed from there. The offset is estimated from
+// the first columns of the row, so that no pass is needed for the maximum. If the sum is too large or NaN, the estimate
+// was wrong, and the pass is repeated with the maximum. Computations that occur once per row are in double.
 //
-// With c = log2(e) / T, log2(probability) = y - log2(sum). Logits / T beyond 3e8 lose their meaning in y's rounding.
+// With c = log2(e) / T, log2(probability) = y - log2(sum). Above 3e8, logits / T are lost in the rounding of y.
 #include "cpu_row.h"
 
 #include "formats.h"
@@ -13,7 +13,7 @@
 namespace {
 
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417;
-constexpr int64_t kGuessColumns = 64;
+constexpr int64_t kEstimateColumns = 64;
 constexpr double kLargestSum = 0x1p30;  // exponents above 30 would be rounded too coarsely
 constexpr int64_t kFlushColumns = 8192;
 constexpr int64_t kPrefetchBytes = 4096;
@@ -41,7 +41,7 @@ class Row {
     Real* e;  // in scratch memory, group by group
     Real c, offset;
     double sum, log2_sum;
-    double gap;  // of an only teacher: the sum of e * (y - the student's y)
+    double gap;  // for a single teacher: the sum of e * (y - the student's y)
 
     INLINE Pair<Real> exponents(Pair<Real> pair) const {
       return {fused(fill(c), pair.a, fill(offset)), fused(fill(c), pair.b, fill(offset))};
@@ -50,21 +50,21 @@ class Row {
       return double(c) * load_group(x + column, 1).a[0] + offset;
     }
     double at(int64_t column) const { return __builtin_exp2(exponent_at(column)); }
-    // The x whose exponential is 1. What leaves the kernel or comes from outside is related to it, for c is rounded.
+    // The x whose exponential is 1. Because c is rounded, inputs and outputs of the kernel are relative to it.
     double reference() const { return -double(offset) / c; }
-    // The logsumexp of x / T, for c = log2(e) / T.
+    // Logsumexp of x / T, for c = log2(e) / T.
     double lse(double T) const { return reference() / T + kLn2 * log2_sum; }
-    // Of what the sum would be over all classes, if their logsumexp of x / T is this.
+    // log2 of the sum over all classes, given their logsumexp of x / T.
     double log2_norm(double lse, double T) const { return kLog2E * (lse - reference() / T); }
   };
 
   struct CrossEntropy {
-    double value, target;  // target: the sum of the label-smoothed target over all classes
+    double value, target;  // `target` is the sum of the label-smoothed target over all classes
   };
 
-  // What a gradient is made of: each term's factor.
+  // Factors of the terms of the gradient.
   struct Factors {
-    double student, softened, mixture, smoothing;
+    double student, tempered, mixture, smoothing;
   };
 
  public:
@@ -102,16 +102,16 @@ class Row {
     double label_gradient =
         has_label() ? factors.student * student.at(label) - cross_entropy_scale * target_of_label() : 0;
 
-    Exponentials softened = student;
+    Exponentials tempered = student;
     double divergence = 0;
     if (teachers) {
-      if (T != 1) softened = over_all_classes(exponentials(z, kLog2E / T, teachers + 1), T, 1);
+      if (T != 1) tempered = over_all_classes(exponentials(z, kLog2E / T, teachers + 1), T, 1);
       factors.mixture = divergence_scale * T;
-      (T != 1 ? factors.softened : factors.student) += factors.mixture / softened.sum;
-      double mass = 0, at_label = 0;  // the mixture's sum, which is 1 but in a shard, and its probability of the label
+      (T != 1 ? factors.tempered : factors.student) += factors.mixture / tempered.sum;
+      double mass = 0, at_label = 0;  // sum of the mixture (1 except in a shard), and its probability of the label
       for (int j = 0; j < teachers; ++j) {
         const Exponentials teacher =
-            exponentials(teacher_row(j), kLog2E / T, j + 1, teachers == 1 ? &softened : nullptr);
+            exponentials(teacher_row(j), kLog2E / T, j + 1, teachers == 1 ? &tempered : nullptr);
         const double log2_norm = log2_norm_of(teacher, j);
         const double norm = log2_norm == teacher.log2_sum ? teacher.sum : __builtin_exp2(log2_norm);
         shares[j] = call.mixture[j] / norm;
@@ -119,11 +119,11 @@ class Row {
         if (has_label()) at_label += call.mixture[j] / norm * teacher.at(label);
         if (teachers == 1) divergence = teacher.gap / norm - mass * log2_norm;
       }
-      if (has_label()) label_gradient += factors.mixture * (softened.at(label) / softened.sum - at_label);
-      divergence += mass * softened.log2_sum;
+      if (has_label()) label_gradient += factors.mixture * (tempered.at(label) / tempered.sum - at_label);
+      divergence += mass * tempered.log2_sum;
     }
-    if (gradient || teachers > 1) divergence += mix(softened, factors, label_gradient);
-    // Over all classes, rounding alone makes it negative; NaN stays.
+    if (gradient || teachers > 1) divergence += mix(tempered, factors, label_gradient);
+    // Over all classes only rounding makes it negative; NaN stays NaN.
     divergence = divergence < 0 && !shard_lse ? 0 : kLn2 * divergence;
 
     const double distillation = divergence_scale * T * T * divergence;
@@ -136,13 +136,13 @@ class Row {
   const int64_t row, classes, label;  // the label's column, which may be in another shard
   const int teachers;
   Element* const gradient;
-  const bool streaming;  // whole vectors, to aligned addresses
+  const bool streaming;  // for whole vectors at aligned addresses
   const Real* const class_weight;
   double* const shard_lse;
   Real* const scratch;
-  Real* const shares;  // of the teachers, over their sums
+  Real* const shares;  // shares of the teachers / their sums
 
-  // The first turn of a shard.
+  // First call of a shard.
   void find_lse(bool ignored) const {
     const double T = call.temperature;
     const auto lse_of = [&](const Element* x, double T) {
@@ -154,7 +154,7 @@ class Row {
     for (int j = 0; j < teachers; ++j) lse[(2 + j) * call.rows] = lse_of(teacher_row(j), T);
   }
 
-  // In the second turn of a shard: `result`, of x / T, summed over those of the others too.
+  // In the second call of a shard: returns `result`, of x / T, with the sum over all classes.
   Exponentials over_all_classes(Exponentials result, double T, int lse_row) const {
     if (!shard_lse) return result;
     result.log2_sum = result.log2_norm(shard_lse[lse_row * call.rows + row], T);
@@ -164,7 +164,7 @@ class Row {
 
   bool has_label() const { return label >= 0 && label < classes; }
 
-  // Calls body(column, count) for groups of columns: F::columns each, but for the last.
+  // Calls body(column, count) for groups of F::columns columns; the last may have fewer.
   template <class Body>
   INLINE void over_groups(Body body) const {
     int64_t column = 0;
@@ -194,22 +194,22 @@ class Row {
 
   Exponentials exponentials(const Element* x, double c, int slot, const Exponentials* student = nullptr) const {
     Exponentials result{x, scratch + slot * scratch_stride(classes), Real(c), 0, 0, 0, 0};
-    fill_in(result, kGuessColumns < classes ? kGuessColumns : classes, student);
+    fill_in(result, kEstimateColumns < classes ? kEstimateColumns : classes, student);
     if (!(result.sum < kLargestSum)) fill_in(result, classes, student);
     result.log2_sum = __builtin_log2(result.sum);
     return result;
   }
 
-  void fill_in(Exponentials& result, int64_t guess_columns, const Exponentials* student) const {
-    const Real most = largest(result.x, guess_columns);
-    // A shard may have no class that is not ruled out.
-    result.offset = guess_columns == classes && most == -Real(__builtin_inff()) ? 0 : -result.c * most;
+  void fill_in(Exponentials& result, int64_t estimate_columns, const Exponentials* student) const {
+    const Real most = largest(result.x, estimate_columns);
+    // In a shard the logits of all classes may be -inf.
+    result.offset = estimate_columns == classes && most == -Real(__builtin_inff()) ? 0 : -result.c * most;
     student ? pass<true>(result, student) : pass<false>(result, nullptr);
   }
 
   template <bool has_gap>
   void pass(Exponentials& result, const Exponentials* student) const {
-    const Exponentials local = result;  // which no store can change
+    const Exponentials local = result;  // a copy, so that the compiler knows that no store changes it
     const Exponentials beside = has_gap ? *student : result;
     Sum<Real> sum, gap;
     over_groups([&](int64_t column, int64_t count) __attribute__((always_inline)) {
@@ -264,8 +264,8 @@ class Row {
     return kept * weight_of(call.target[row]);
   }
 
-  // The sum of their weights.
-  double classes_of_other_shards() const {
+  // Sum of the class weights of the other shards.
+  double weights_of_other_shards() const {
     const int64_t after = call.first_class + classes;
     if (!class_weight) return call.all_classes - classes;
     double total = 0;
@@ -276,7 +276,7 @@ class Row {
 
   CrossEntropy cross_entropy_of(const Exponentials& student) const {
     const double target = (1 - call.label_smoothing) * weight_of(call.target[row]);
-    // A class that the target does not ask for adds nothing, though its logit be -inf.
+    // A class whose target is 0 adds 0, even if its logit is -inf.
     double value = target && has_label() ? target * (student.log2_sum - student.exponent_at(label)) : 0, smooth = 0;
     if (call.label_smoothing) {
       Sum<Real> distance, weights;
@@ -292,29 +292,29 @@ class Row {
         weights.flush();
       });
       value += call.label_smoothing / call.all_classes * distance.total;
-      smooth = call.label_smoothing / call.all_classes * (weights.total + classes_of_other_shards());
+      smooth = call.label_smoothing / call.all_classes * (weights.total + weights_of_other_shards());
     }
-    return {value < 0 ? 0 : kLn2 * value, target + smooth};  // as below
+    return {value < 0 ? 0 : kLn2 * value, target + smooth};  // only rounding makes it negative
   }
 
-  // Zeros beyond `count`.
+  // Loads class weights, with zeros beyond `count`.
   INLINE Pair<Real> class_weights(int64_t column, int64_t count) const {
     Real padded[F::columns] = {};
     for (int64_t i = 0; i < count; ++i) padded[i] = weight_of(call.first_class + column + i);
     return F::in_order(padded);
   }
 
-  // Writes the gradient, if it is wanted, and with several teachers returns the sum of m * (log2(m) - y) over their
-  // mixture m and the softened student's y.
-  double mix(const Exponentials& softened, const Factors& factors, double label_gradient) const {
-    const bool plain = factors.softened == 0 && factors.smoothing == 0;
-    return plain ? mix<true>(softened, factors, label_gradient) : mix<false>(softened, factors, label_gradient);
+  // Writes the gradient, if it is wanted. With several teachers, returns the sum of m * (log2(m) - y) for their mixture
+  // m and the tempered student's y.
+  double mix(const Exponentials& tempered, const Factors& factors, double label_gradient) const {
+    const bool plain = factors.tempered == 0 && factors.smoothing == 0;
+    return plain ? mix<true>(tempered, factors, label_gradient) : mix<false>(tempered, factors, label_gradient);
   }
 
   template <bool plain>
-  double mix(const Exponentials& softened, const Factors& factors, double label_gradient) const {
-    const Exponentials local = softened;
-    const V student = fill(Real(factors.student)), tempered = fill(Real(factors.softened));
+  double mix(const Exponentials& tempered, const Factors& factors, double label_gradient) const {
+    const Exponentials local = tempered;
+    const V student = fill(Real(factors.student)), tempered_factor = fill(Real(factors.tempered));
     const V mixture = fill(Real(factors.mixture)), smoothing = fill(Real(factors.smoothing));
     const int64_t stride = scratch_stride(classes);
     const int teachers = this->teachers;
@@ -344,10 +344,10 @@ class Row {
         g.a -= mixture * m.a;
         g.b -= mixture * m.b;
       }
-      if (!plain && factors.softened != 0) {
+      if (!plain && factors.tempered != 0) {
         e += stride;
-        g.a += tempered * load<V>(e);
-        g.b += tempered * load<V>(e + kLanes<Real>);
+        g.a += tempered_factor * load<V>(e);
+        g.b += tempered_factor * load<V>(e + kLanes<Real>);
       }
       if (!plain && factors.smoothing != 0) {
         const Pair<Real> w = class_weights(column, count);

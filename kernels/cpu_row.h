@@ -5,8 +5,8 @@
 
 #include "codistillation.h"
 
-// Computes row `row` of `call`. `scratch` is aligned to a cache line and holds `scratch_bytes(call)`. With `streaming`
-// the gradient goes past the caches.
+// Computes row `row` of `call`. `scratch` is aligned to a cache line and has `scratch_bytes(call)` bytes. `streaming`
+// stores the gradient past the caches.
 using RowFunction = void (*)(const HpcdistillRows& call, int64_t row, void* scratch, bool streaming);
 
 void codistillation_row_avx512_bf16(const HpcdistillRows& call, int64_t row, void* scratch, bool streaming);
@@ -14,11 +14,11 @@ void codistillation_row_avx512(const HpcdistillRows& call, int64_t row, void* sc
 void codistillation_row_avx2(const HpcdistillRows& call, int64_t row, void* scratch, bool streaming);
 void codistillation_row_baseline(const HpcdistillRows& call, int64_t row, void* scratch, bool streaming);
 
-// In Reals, from the exponentials of one tensor's row to those of the next: with room for an incomplete group of
-// columns, and never a multiple of 4096 bytes, at which stores and loads would collide.
+// Distance in Reals from the exponentials of one tensor's row to those of the next. It has room for an incomplete group
+// of columns, and is never a multiple of 4096 bytes, at which stores and loads would conflict.
 inline int64_t scratch_stride(int64_t classes) { return (classes + 127) / 64 * 64 + 48; }
 
-// The student, the teachers, the softened student, and a number for each teacher.
+// Exponentials of the student, the teachers and the tempered student, and one number for each teacher.
 inline int64_t scratch_bytes(const HpcdistillRows& call) {
   const int64_t real_bytes = call.dtype == HPCDISTILL_F64 ? 8 : 4;
   const int64_t reals = (call.teachers + 2) * scratch_stride(call.classes) + call.teachers;

@@ -1,7 +1,7 @@
-"""The fused loss on GPUs with thread-block clusters (Hopper and later): the compiled kernel of codistillation.cu.
+"""The fused loss on GPUs with thread-block clusters (Hopper and later): calls of the compiled kernel codistillation.cu.
 
-For large vocabularies: a row and its teachers stay in shared memory, so that all of it is read once. Where they do
-not fit, or on older GPUs, the Triton kernel is the one to use.
+It is made for large vocabularies: a row and its teachers stay in shared memory, so that each logit is read once. If
+they do not fit, and on older GPUs, use the Triton kernel.
 """
 
 import ctypes
@@ -14,19 +14,19 @@ from hpcdistill.kernels.rows import Rows
 
 
 def run(rows: Rows) -> None:
-    """Fill the outputs of `rows` on the current stream, without waiting; works in a CUDA graph too.
+    """Fill the outputs of `rows` on the current stream, without synchronization; CUDA graphs can capture it.
 
     Raises:
-        ImportError: the kernel was not built.
-        ValueError: the columns are a shard.
-        RuntimeError: the GPU is too old, or a row with its teachers does not fit into a cluster's shared memory.
+        ImportError: The kernel was not built.
+        ValueError: The columns are a shard.
+        RuntimeError: The GPU is too old, or a row with its teachers does not fit into a cluster's shared memory.
     """
     if rows.shard:
-        raise ValueError("implementation 'cuda' knows no shards of a vocabulary; use 'triton'")
+        raise ValueError("implementation 'cuda' does not support vocab_parallel; use 'triton'")
     device = rows.logits.device
     with torch.cuda.device(device):
         stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
-        error = library().hpcdistill_codistillation_cuda(ctypes.byref(CRows.of(rows)), stream)
+        error = library().hpcdistill_codistillation_cuda(ctypes.byref(CRows.from_rows(rows)), stream)
     if error:
         streams = 1 + len(rows.teachers)
         size = streams * rows.logits.shape[1] * rows.logits.element_size()
@@ -38,10 +38,10 @@ def run(rows: Rows) -> None:
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled kernel.
+    """Return the compiled kernel.
 
     Raises:
-        ImportError: it was not built.
+        ImportError: The kernel was not built.
     """
     compiled = load("hpcdistill_cuda")
     compiled.hpcdistill_cuda_error_string.restype = ctypes.c_char_p

@@ -1,12 +1,12 @@
 // One row of the loss on a cluster of thread blocks; codistillation.cu launches it.
 //
-// Each block holds the same columns of the student and of every teacher. Two things travel between the blocks, through
+// Each block holds the same columns of the student and of every teacher. The blocks exchange two things through
 // distributed shared memory: the softmax statistics of their columns, and at the end their sums of the losses. Several
-// blocks share a multiprocessor: one computes while the others load. Sums run in a fixed order: a call repeated gives
-// the same bits.
+// blocks share a multiprocessor: one computes while the others load. Sums have a fixed order, so that repeated calls
+// give the same bits.
 //
-// Exponentials and logarithms are base 2, which is what the hardware has: "log" below means log2. A logsumexp is kept
-// as `shift` + `log_sum`, never added up: at logits of 1e4, rounding would take the log of the sum.
+// Exponentials and logarithms are in base 2, like the instructions: "log" below means log2. A logsumexp is stored as
+// `shift` and `log_sum`, never as their sum: at logits of 1e4, rounding would lose the log of the sum.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -25,23 +25,23 @@ namespace {
 namespace cg = cooperative_groups;
 
 constexpr int kMostTeachers = 8, kMostBlocks = 16, kWarp = 32;
-// Sums over a row, by number: the student's, those of teachers 1 to 8, and these.
+// Sums over a row have numbers: 0 for the student, 1 to 8 for the teachers, and these.
 constexpr int kTempered = kMostTeachers + 1, kClassWeights = kMostTeachers + 2, kStatistics = kMostTeachers + 3;
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
-// `Format` is how a logit is stored, `Real` what is computed with.
+// `Format` is the storage type of a logit, `Real` the type of arithmetic.
 template <class Format>
 using RealOf = std::conditional_t<std::is_same_v<Format, double>, double, float>;
-// Of 64 registers each; double needs more.
+// Threads of 64 registers each; double needs more.
 template <class Real>
 constexpr int kMostThreads = std::is_same_v<Real, double> ? 512 : 1024;
 template <class Format>
-constexpr int kWidth = sizeof(uint4) / sizeof(Format);  // columns per vector: what a thread loads at once
+constexpr int kWidth = sizeof(uint4) / sizeof(Format);  // columns per vector, which a thread loads at once
 
 template <class Real>
-constexpr Real kSmallest = std::numeric_limits<Real>::min();  // what is smaller has lost bits, and its log is -inf
+constexpr Real kSmallest = std::numeric_limits<Real>::min();  // smaller numbers have lost bits, and their log is -inf
 
-// HpcdistillRows as the kernel takes it.
+// HpcdistillRows in the form of kernel arguments.
 template <class Format>
 struct Call {
   using Real = RealOf<Format>;
@@ -61,13 +61,13 @@ struct Call {
   int64_t gradient_stride;
 };
 
-// sum(2^(x - shift)) over some x, and that shift: their maximum, or anything near it.
+// sum(2^(x - shift)) over some x, and the shift, which is their maximum or a number near it.
 template <class Real>
 struct Statistic {
-  Real shift = std::numeric_limits<Real>::lowest(), sum = 0;  // of no x at all; -inf - -inf would be NaN
+  Real shift = std::numeric_limits<Real>::lowest(), sum = 0;  // for no x; -inf - -inf would be NaN
 };
 
-// A whole row's: 2^(x - shift) * factor is a probability, for a teacher times its share of the mixture.
+// Normalizer of a whole row: 2^(x - shift) * factor is a probability, for a teacher times its share of the mixture.
 template <class Real>
 struct Normalizer {
   Real shift, log_sum, factor, sum;
@@ -79,7 +79,7 @@ struct Losses {
   Real cross_entropy, divergence;
 };
 
-// What a block's threads tell each other; the streams follow it in the block's memory.
+// Data that the threads of a block share; the streams follow it in shared memory.
 template <class Real>
 struct alignas(16) Shared {
   uint64_t arrived[1 + kMostTeachers];  // an mbarrier per stream
@@ -104,7 +104,7 @@ __device__ Statistic<Real> merged(Statistic<Real> a, Statistic<Real> b) {
   return {shift, a.sum * exp2_of(a.shift - shift) + b.sum * exp2_of(b.shift - shift)};
 }
 
-// Over a warp, to every lane the same bits.
+// Merges the statistics of a warp; every lane gets the same bits.
 template <class Real>
 __device__ Statistic<Real> merged(Statistic<Real> a) {
 #pragma unroll
@@ -126,12 +126,12 @@ __device__ Losses<Real> summed(Losses<Real> a) {
 
 __device__ int clamped(int x, int low, int high) { return min(max(x, low), high); }
 
-__device__ bool same_phase(const void* a, const void* b) {
+__device__ bool same_alignment(const void* a, const void* b) {
   return (reinterpret_cast<uintptr_t>(a) - reinterpret_cast<uintptr_t>(b)) % sizeof(uint4) == 0;
 }
 
-// The row is cut into vectors at the 16-byte boundaries of the student's addresses. Vectors [body_, body_end_) of the
-// block are whole; those before and after stick out of the row, and what sticks out is -inf, which adds to no sum.
+// The row is divided into vectors at the 16-byte boundaries of the student's addresses. Vectors [body_, body_end_) of
+// the block are complete. Those before and after extend beyond the row; there they hold -inf, which adds 0 to all sums.
 template <class Format>
 class Row {
   using Real = RealOf<Format>;
@@ -151,14 +151,14 @@ class Row {
     body_ = clamped((lead > 0) - first, 0, vectors_);
     body_end_ = clamped(columns / W - first, body_, vectors_);
     if (call.gradient) gradient_ = call.gradient + row_ * call.gradient_stride;
-    aligned_ = same_phase(gradient_, stream(0));
+    aligned_ = same_alignment(gradient_, stream(0));
   }
 
   template <int TEACHERS, bool TEMPERED>
   __device__ void run() {
     const int64_t label = call_.target[row_];
-    if (label == call_.ignore_index) return write_zeros();  // all blocks of the cluster do: none waits for another
-    cluster_.barrier_arrive();                              // waited for in normalize()
+    if (label == call_.ignore_index) return write_zeros();  // in all blocks of the cluster: none waits for another
+    cluster_.barrier_arrive();                              // normalize() waits for it
     load();
     normalize();
     for (int j = 0; j <= call_.teachers; ++j) wait_for_copy(shared_.arrived + j);
@@ -171,24 +171,24 @@ class Row {
   __device__ bool inside(int column) const { return 0 <= column && column < call_.classes; }
   __device__ bool is_teacher(int number) const { return 1 <= number && number <= call_.teachers; }
 
-  // Loads the block's columns of every stream; what wait_for_copy has yet to wait for is on its way. A stream in
-  // another phase than the student's goes by columns.
+  // Loads the block's columns of every stream. Copies are still running at the end: wait_for_copy waits for them. A
+  // stream whose alignment differs from the student's is loaded by columns.
   __device__ void load() {
     if (threadIdx.x == 0) {
       for (int j = 0; j <= call_.teachers; ++j) init_barrier(shared_.arrived + j);
       publish_barriers();
       for (int j = 0; j <= call_.teachers; ++j) {
-        const uint32_t vectors = same_phase(stream(j), stream(0)) ? body_end_ - body_ : 0;
+        const uint32_t vectors = same_alignment(stream(j), stream(0)) ? body_end_ - body_ : 0;
         start_copy(streams_ + j * call_.vectors + body_, stream(j) + column(body_), vectors * sizeof(uint4),
                    shared_.arrived + j);
       }
     }
     for (int j = 0; j <= call_.teachers; ++j) {
-      const bool copied = same_phase(stream(j), stream(0));
+      const bool copied = same_alignment(stream(j), stream(0));
       load_by_column(j, 0, copied ? body_ : vectors_);
       if (copied) load_by_column(j, body_end_, vectors_);
     }
-    __syncthreads();  // the barriers and the columns are there for all threads
+    __syncthreads();  // all threads see the barriers and the columns
   }
 
   __device__ void load_by_column(int j, int begin, int end) {
@@ -200,7 +200,7 @@ class Row {
     }
   }
 
-  // First pass. Fills shared_.row, after two exchanges: between the warps of the block, and between the blocks.
+  // First pass. Fills shared_.row after two exchanges: between the warps of the block, then between the blocks.
   __device__ void normalize() {
     for (int number = 0; number < kStatistics; ++number) {
       if (!is_measured(number)) continue;
@@ -208,7 +208,7 @@ class Row {
       if (lane_ == 0) shared_.warps[number][warp_] = mine;
     }
     __syncthreads();
-    cluster_.barrier_wait();  // every block has started: its memory may be written to
+    cluster_.barrier_wait();  // every block has started: its shared memory may be written
     for (int number = warp_; number < kStatistics; number += warps_) {
       if (!is_measured(number)) continue;
       const Statistic<Real> mine = merged(lane_ < warps_ ? shared_.warps[number][lane_] : Statistic<Real>{});
@@ -222,7 +222,7 @@ class Row {
         const Statistic<Real> sum = merged(lane_ < blocks_ ? shared_.blocks[number][lane_] : Statistic<Real>{});
         whole = {sum.shift, log2(sum.sum), 1 / sum.sum, sum.sum};
       } else {
-        // As a logit, since the logits are multiplied by a rounded sharpness. What rounding takes goes to log_sum.
+        // Treated as a logit, because logits are multiplied by a rounded sharpness. Rounding errors go to log_sum.
         const Real lse = call_.teacher_lse[(number - 1) * call_.rows + row_], logit = lse * call_.temperature;
         const Real shift = logit * call_.sharpness, lost = fma(lse, call_.temperature, -logit);
         const Real log_sum = fma(lost, call_.sharpness, fma(logit, call_.sharpness, -shift));
@@ -234,14 +234,14 @@ class Row {
     __syncthreads();
   }
 
-  // Which sums the call takes from the data.
+  // Returns whether the call computes this sum from the data.
   __device__ bool is_measured(int number) const {
     if (number == kTempered) return call_.temperature != 1;
     if (number == kClassWeights) return call_.class_weight && call_.label_smoothing > 0;
     return number == 0 || (is_teacher(number) && !call_.teacher_lse);
   }
 
-  // This thread's share of a softmax's sum.
+  // Returns this thread's part of the sum of a softmax.
   __device__ Statistic<Real> stream_sum(int number) {
     const int j = is_teacher(number) ? number : 0;
     const Real factor = number == 0 ? static_cast<Real>(kLog2E) : call_.sharpness;
@@ -263,7 +263,7 @@ class Row {
     return statistic;
   }
 
-  // This thread's share of the sum of the class weights, as a statistic of shift 0.
+  // Returns this thread's part of the sum of the class weights, as a statistic of shift 0.
   __device__ Statistic<Real> class_weight_sum() const {
     Statistic<Real> statistic{0, 0};
     const int begin = max(origin_, 0), end = min(column(vectors_), call_.classes);
@@ -271,14 +271,14 @@ class Row {
     return statistic;
   }
 
-  // Second pass. Writes the gradient of the block's columns; returns this thread's share of the losses, in units of
-  // ln 2. TEACHERS: 0, 1, or kMostTeachers for any number.
+  // Second pass. Writes the gradient of the block's columns; returns this thread's part of the losses, in units of
+  // ln 2. TEACHERS is 0, 1, or kMostTeachers for any number.
   template <int TEACHERS, bool TEMPERED>
   __device__ Losses<Real> finish(int64_t label) {
     const bool labelled = 0 <= label && label < call_.classes;
     const int label_at = labelled && label >= origin_ ? static_cast<int>(label) - origin_ : -W;
     const Real smooth = call_.label_smoothing / call_.classes;
-    // Of the target's two parts, the label's own. A label out of range makes it NaN, and by way of it the gradient.
+    // The label's part of the target. A label out of range makes it NaN, and through it the gradient.
     const Real label_weight = labelled ? (1 - call_.label_smoothing) * class_weight(label) : Real(NAN);
     Real target_sum = label_weight;
     if (smooth > 0) target_sum += call_.class_weight ? smooth * shared_.row[kClassWeights].sum : call_.label_smoothing;
@@ -297,7 +297,7 @@ class Row {
     Losses<Real> losses{labelled ? Real(0) : Real(NAN), 0};
 #pragma unroll 1
     for (int vector = threadIdx.x; vector < vectors_; vector += blockDim.x) {
-      Real z[W], below[W], slope[W];  // the student's logits, their log-probabilities less log_sum, the gradient
+      Real z[W], below[W], slope[W];  // logits, log-probabilities before subtracting log_sum, gradient
       unpack<Format>(streams_[vector], z);
 #pragma unroll
       for (int i = 0; i < W; ++i) {
@@ -312,7 +312,7 @@ class Row {
           const Real log_q = TEMPERED ? fma(z[i], call_.sharpness, -tempered.shift) : below[i];
           if (TEMPERED) slope[i] += of_tempered * exp2_of(log_q);
           slope[i] -= of_mean * mean[i];
-          // What no teacher believes in adds nothing, though log_q be -inf; a NaN does.
+          // A probability of 0 adds 0, even if log_q is -inf; a NaN adds NaN.
           if (!(mean[i] < kSmallest<Real>)) losses.divergence += mean[i] * (log_mean[i] - log_q + log_sums);
         }
       }
@@ -328,7 +328,7 @@ class Row {
       if (vector == label_at / W) {
 #pragma unroll
         for (int i = 0; i < W; ++i) slope[i] -= i == label_at % W ? scale * label_weight : Real(0);
-        // Not below[label_at % W], which would put `below` into local memory.
+        // below[label_at % W] would move `below` into local memory.
         const Real z_label = static_cast<Real>(reinterpret_cast<const Format*>(streams_)[label_at]);
         const Real below_label = fma(z_label, static_cast<Real>(kLog2E), -student.shift);
         if (label_weight != 0) losses.cross_entropy += label_weight * (student.log_sum - below_label);
@@ -343,8 +343,8 @@ class Row {
     return call_.class_weight ? call_.class_weight[column] : Real(1);
   }
 
-  // The teachers' mean probability in a vector of columns, and its log. With one teacher, both lack its factor and
-  // log_sum: no logarithm is needed.
+  // Computes the teachers' mean probability in a vector of columns, and its log. With one teacher, both lack its factor
+  // and log_sum, so that no logarithm is needed.
   template <int TEACHERS>
   __device__ void mix(const uint4* vector, Real* mean, Real* log_mean) const {
     Real x[W];
@@ -393,7 +393,7 @@ class Row {
     if (cluster_.block_rank() == 0 && threadIdx.x == 0) write_losses(0, {0, 0}, 0);
   }
 
-  // Sums the losses over the cluster. Blocks send theirs to block 0, which does not end before it has them all.
+  // Sums the losses over the cluster. Blocks send theirs to block 0, which ends after it has received them all.
   __device__ void reduce(Losses<Real> losses) {
     losses = summed(losses);
     if (lane_ == 0) shared_.warp_losses[warp_] = losses;
@@ -429,7 +429,7 @@ class Row {
   const int64_t row_;
   int origin_, vectors_, body_, body_end_;  // the column of vector 0; vectors are numbered within the block
   Format* gradient_ = nullptr;
-  bool aligned_;  // the gradient like the student: it can be stored by vectors
+  bool aligned_;  // alignment of the gradient equals the student's: it can be stored by vectors
 };
 
 }  // namespace

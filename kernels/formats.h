@@ -1,4 +1,4 @@
-// How logits lie in memory. Two registers' worth of columns are loaded or stored at a time.
+// Formats of logits in memory. Two registers of columns are loaded or stored at a time.
 #pragma once
 
 #include "simd.h"
@@ -10,7 +10,7 @@ struct Pair {
   Vector<RealType> a, b;
 };
 
-// float and double, as they are: a holds the first columns, b the next.
+// float and double: a holds the first columns, b the next.
 template <class RealType>
 struct Full {
   using Real = RealType;
@@ -34,8 +34,8 @@ struct Full {
   static INLINE Pair<Real> in_order(const Real* from) { return load_pair(from); }
 };
 
-// 16-bit floats: a register of words holds the even columns in its low halves, which become a, and the odd ones in
-// its high halves, which become b. So nothing has to cross lanes.
+// 16-bit floats: a register of words holds the even columns in its low halves, which become a, and the odd columns in
+// its high halves, which become b. No data moves between lanes.
 template <class Code>
 struct Half {
   using Real = float;
@@ -66,7 +66,7 @@ struct Half {
   }
 };
 
-// The codes widen 16 bits in the high half of a word, and round to nearest, ties to even.
+// The codes widen the 16 bits in the high half of a word, and round to nearest, ties to even.
 struct Bfloat16Code {
   static constexpr uint16_t minus_infinity = 0xff80;
 
@@ -83,7 +83,7 @@ struct Bfloat16Code {
 #endif
   }
 
-  static INLINE Words rounded(Floats reals) {  // the low half is to be ignored
+  static INLINE Words rounded(Floats reals) {  // the low half of the result is not used
     const Words word = bits<Words>(reals);
     return word + 0x7fffu + ((word >> 16) & 1u);
   }
@@ -93,7 +93,7 @@ struct Float16Code {
   static constexpr uint16_t minus_infinity = 0xfc00;
 
   static INLINE Floats widen(Words high) {
-    // The exponent of float16 is biased by 15, that of float32 by 127: taken for a float32, it is 2^112 too small.
+    // The exponent bias is 15 in float16 and 127 in float32: read as a float32, the number is 2^112 too small.
     const Floats magnitude = bits<Floats>((high & 0x7fff0000u) >> 3) * 0x1p112f;
     const Words word = bits<Words>(magnitude) | (high & 0x80000000u);
     return bits<Floats>(magnitude < 0x1p16f ? word : word | 0x7f800000u);  // an exponent of 31: infinity or NaN
@@ -105,7 +105,7 @@ struct Float16Code {
     const Words word = bits<Words>(reals);
     const Floats magnitude = bits<Floats>(word & 0x7fffffffu);
     const Words normal = (bits<Words>(magnitude) + 0xfffu + ((word >> 13) & 1u) - (112u << 23)) >> 13;
-    const Words subnormal = bits<Words>(magnitude + 0.5f) - 0x3f000000u;  // in units of 2^-24, as 0.5 has them
+    const Words subnormal = bits<Words>(magnitude + 0.5f) - 0x3f000000u;  // in units of 2^-24
     Words half = magnitude < 0x1p-14f ? subnormal : normal;
     half = magnitude < 65520.0f ? half : fill<uint32_t>(0x7c00u);
     half = magnitude == magnitude ? half : fill<uint32_t>(0x7e00u);

@@ -1,4 +1,4 @@
-// What CUDA C++ has no word for: the hardware's exponential and logarithm, and bulk copies into shared memory.
+// PTX instructions that CUDA C++ does not offer: hardware exponential and logarithm, bulk copies into shared memory.
 #pragma once
 
 #include <cstdint>
@@ -24,10 +24,10 @@ __device__ void init_barrier(uint64_t* barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// Between init_barrier and the first copy that arrives at it: copies see memory through a proxy of their own.
+// Called between init_barrier and the first copy that arrives at the barrier: copies use another memory proxy.
 __device__ void publish_barriers() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Called by one thread; `bytes` is a multiple of 16, perhaps 0, and the addresses are too.
+// Called by one thread. `bytes` (which may be 0) and the addresses are multiples of 16.
 __device__ void start_copy(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
   const uint32_t arrived = shared_address(barrier);
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(bytes) : "memory");

@@ -1,4 +1,4 @@
-"""What every implementation of the fused loss is given: one call, checked and flattened to rows."""
+"""Arguments of an implementation of the fused loss: one call, checked and flattened to rows."""
 
 from dataclasses import dataclass
 
@@ -7,33 +7,36 @@ from torch import Tensor
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of arithmetic and losses for logits of `dtype`: float64 for float64, else float32."""
+    """Return the dtype of arithmetic and losses for logits of `dtype`: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of the classes the columns are, where several calls have some of them each.
+    """Range of the classes that the columns of a call hold, if the vocabulary is split into several shards.
 
-    Each makes two turns: the first fills `lse` and nothing else. Then the caller merges what the shards have found,
-    and the second goes on with that. In it cross_entropy and divergence are sums over these columns, the latter not
-    clamped, and `losses` holds nothing of use: the caller puts the shards' sums together.
+    An implementation is called twice for each shard. The first call fills `lse` only. The caller then merges the `lse`
+    of all shards, and the second call uses the result. Its cross_entropy and divergence are sums over the columns of
+    the shard, and the divergence is not clamped. The caller adds the sums of the shards and computes the losses; the
+    contents of `losses` are undefined.
     """
 
-    first: int
-    """The class of the first column."""
+    first_class: int
+    """Class of the first column."""
     classes: int
-    """V, of all shards together."""
+    """Number of classes V of all shards together."""
     lse: Tensor
-    """``[2 + N, rows]``, contiguous: logsumexp of z, of z / T and of every t_j / T. In float64, for at logits of 1e4
-    the rounding to float32 would be an error of 5e-4 in each probability."""
+    """``[2 + N, rows]``, float64, contiguous: logsumexp of z, of z / T and of every t_j / T. At logits of 1e4, rounding
+    to float32 would cause an error of 5e-4 in each probability."""
     is_merged: bool
-    """Whether `lse` is over all classes, and this the second turn."""
+    """True in the second call, where `lse` is over all classes."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One call of the loss. An implementation is a function ``run(rows: Rows) -> None`` that fills the outputs.
+    """Inputs and outputs of one call of the loss.
+
+    An implementation is a function ``run(rows: Rows) -> None`` that fills the outputs.
 
     With z a row of `logits`, y its label, V the classes, lse = logsumexp(z), T the `temperature`, and u the
     label-smoothed target ``u_k = class_weight_k * (label_smoothing / V + (1 - label_smoothing) * [k = y])``::
@@ -43,41 +46,41 @@ class Rows:
                         m = sum_j mixture_j * exp(t_j / T - teacher_lse_j)
         loss          = scales[0] * cross_entropy + scales[1] * T**2 * max(divergence, 0) + scales[2] * lse**2
 
-    and the gradient is the derivative of `loss` by z. Rows whose label is `ignore_index` get zeros everywhere; their
-    logits are not read. On a GPU, where nobody has checked the labels, a label out of range makes the row's loss and
-    gradient NaN. A class with m_k = 0 adds nothing to the divergence, though its q_k be 0 too. "Real" below is
+    and the gradient is the derivative of `loss` by z. All outputs of rows whose label is `ignore_index` are 0, and
+    their logits are not read. On a GPU, where labels are not checked before, a label out of range makes the loss and
+    the gradient of its row NaN. A class with m_k = 0 adds 0 to the divergence, even if q_k = 0. "Real" below is
     `compute_dtype` of the logits' dtype.
     """
 
     logits: Tensor
-    """``[rows, V]``; adjacent columns, any distance between rows."""
+    """``[rows, V]``; adjacent columns, any stride between rows."""
     target: Tensor
     """``[rows]``, int64, contiguous."""
     teachers: list[Tensor]
-    """N tensors like `logits`, of the same dtype, each with its own distance between rows; N may be 0."""
+    """N tensors of the shape and dtype of `logits`, each with its own stride between rows; N may be 0."""
     mixture: list[float]
-    """N shares of the teachers, which sum to 1."""
+    """Shares of the N teachers in the mean; they sum to 1."""
     teacher_lse: Tensor | None
-    """``[N, rows]`` of Real, contiguous: logsumexp(t_j / T), where the caller knows it."""
+    """``[N, rows]`` of Real, contiguous: logsumexp(t_j / T), or None if the implementation is to compute it."""
     class_weight: Tensor | None
-    """``[V]`` of Real, contiguous, of all classes; None for ones."""
+    """``[V]`` of Real, contiguous, for all classes (in a shard too); None for ones."""
     scales: Tensor
-    """``[3]`` of Real, what the three terms are multiplied by: on the device, so that a weight that changes with the
-    step, or a count of labels, need not be known to the host or to a compiler."""
+    """``[3]`` of Real: factors of the three terms. They are on the device: neither the host nor a compiler needs the
+    value of a weight that changes with the step, or of a number of labels."""
     temperature: float
     label_smoothing: float
     ignore_index: int
     losses: Tensor
     """Output ``[rows]`` of Real."""
     parts: Tensor
-    """Output ``[3, rows]`` of Real, contiguous: cross_entropy, divergence (clamped at 0), lse; without their scales."""
+    """Output ``[3, rows]`` of Real, contiguous: cross_entropy, divergence (clamped at 0) and lse, without `scales`."""
     gradient: Tensor | None
-    """Output ``[rows, V]`` in the logits' dtype; adjacent columns. May be `logits` itself. None: not wanted."""
+    """Output ``[rows, V]`` in the logits' dtype; adjacent columns. It may be `logits` itself; None if not wanted."""
     shard: Shard | None = None
-    """None: the columns are all classes. Else those of `logits`, `teachers` and `gradient` are a part, and
-    `teacher_lse` is None."""
+    """Classes that the columns of `logits`, `teachers` and `gradient` hold; None for all. In a shard `teacher_lse` is
+    None."""
 
     @property
     def classes(self) -> int:
-        """V."""
+        """Number of classes V of the whole vocabulary."""
         return self.logits.shape[1] if self.shard is None else self.shard.classes

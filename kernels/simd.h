@@ -1,8 +1,8 @@
 // Vectors of one SIMD register, and 2^x and log2(x) on them.
 //
-// Written with the vector extension of GCC and Clang, so that one source serves AVX-512, AVX2, NEON and plain C++; only
-// what AVX-512 does in a single instruction is said in its intrinsics. Compiled once for each instruction set, so
-// everything has internal linkage: the linker must not share code between them.
+// Written with the vector extension of GCC and Clang, so that one source serves AVX-512, AVX2, NEON and plain C++.
+// Intrinsics are used only where AVX-512 has a single instruction. Everything has internal linkage, because this file
+// is compiled once for each instruction set and the linker must not share code between them.
 #pragma once
 
 #include <stdint.h>
@@ -56,7 +56,7 @@ INLINE void store(Element* to, V vector) {
   memcpy(to, &vector, sizeof vector);
 }
 
-// Past the caches, for what is not read again soon; `to` is aligned to a vector.
+// Stores past the caches, for data that is not read again soon; `to` is aligned to a vector.
 template <class V, class Element>
 INLINE void stream(Element* to, V vector) {
 #if defined(__AVX512F__)
@@ -82,10 +82,10 @@ INLINE double sum(Vector<Real> vector) {
   return total;
 }
 
-// a * b + c, rounded once: also where it can only be had by way of doubles.
+// a * b + c, rounded once; computed in double on machines without a fused instruction.
 INLINE Floats fused(Floats a, Floats b, Floats c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  return a * b + c;  // contracted, as both compilers do unless told otherwise
+  return a * b + c;  // both compilers contract this by default
 #else
   using Wide = VectorOf<double, kLanes<float>>::type;
   return __builtin_convertvector(__builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide) +
@@ -104,8 +104,8 @@ INLINE V polynomial(V x, const Real (&coefficients)[terms]) {
   return y;
 }
 
-// 2^y; 0 where that is below the smallest normal number (with AVX-512: the smallest at all), at least 2^127 where it
-// is more, NaN for NaN. Relative error: for `fast` 3e-6, far below the rounding of 16-bit results, else 2e-7. The
+// 2^y: 0 if the result is below the smallest normal number (with AVX-512: the smallest number), at least 2^127 if it is
+// larger, NaN for NaN. Relative error: 3e-6 for `fast`, far below the rounding of 16-bit results, else 2e-7. The
 // coefficients are minimax.
 template <bool fast>
 INLINE Floats exp2(Floats y) {
@@ -119,7 +119,7 @@ INLINE Floats exp2(Floats y) {
 #else
   static constexpr float degree5[] = {1.00000007165f,   0.693146967065f,   0.240221197237f,
                                       0.0555071327186f, 0.00967554134312f, 0.00132764726320f};  // on [-1/2, 1/2]
-  const Floats magic = fill(0x1.8p23f);  // so large that adding it rounds to an integer, left in the lowest bits
+  const Floats magic = fill(0x1.8p23f);  // so large that adding it rounds to an integer in the lowest bits
   const Floats bounded = y > 127.0f ? fill(127.0f) : y;
   const Floats shifted = bounded + magic;
   const Floats fraction = bounded - (shifted - magic);
@@ -128,7 +128,7 @@ INLINE Floats exp2(Floats y) {
 #endif
 }
 
-// As for floats, with a relative error of 4e-16.
+// The same for doubles, with a relative error of 4e-16.
 template <bool>
 INLINE Doubles exp2(Doubles y) {
   static constexpr double degree11[] = {
@@ -144,10 +144,10 @@ INLINE Doubles exp2(Doubles y) {
   return y < -1022.0 ? Doubles{} : (y == y ? power : y);
 }
 
-// log2(x) for normal x > 0, where x <= 1 within 4e-7 (absolute; `fast`: 2e-6); for other x any number but NaN.
+// log2(x) for normal x > 0, with an absolute error of 4e-7 (`fast`: 2e-6) if x <= 1. Other x give any number but NaN.
 template <bool fast>
 INLINE Floats log2(Floats x) {
-  // Of log2(1 + s) / s on [0, 1).
+  // Coefficients of log2(1 + s) / s on [0, 1).
   static constexpr float degree5[] = {1.44255314684f,  -0.718281940252f, 0.458270893102f,
                                       -0.27953829934f, 0.123451624825f,  -0.0264574939256f};
   static constexpr float degree6[] = {1.442667829569f, -0.720585474727f,  0.473553444402f, -0.325902062929f,

@@ -1,4 +1,4 @@
-"""The loss in plain torch, on any device: the reference, and what runs where no kernel does."""
+"""The loss in plain torch, on any device: the reference, and the fallback if no kernel is installed."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from hpcdistill.kernels.rows import Rows
 
 
 def run(rows: Rows) -> None:
-    """Fill the outputs of `rows`, by way of several tensors of the logits' size."""
+    """Fill the outputs of `rows`; this needs several temporary tensors of the size of the logits."""
     student = rows.logits.to(rows.losses.dtype)
     ignored = rows.target == rows.ignore_index
     if rows.shard and not rows.shard.is_merged:
@@ -33,7 +33,7 @@ def run(rows: Rows) -> None:
         log_mean = _log_mean_probability(rows, teacher_lse)
         mean = log_mean.exp()
         divergence = _sum_where(mean != 0, mean * (log_mean - log_q))
-        if not rows.shard:  # a divergence is never negative; its rounding may be, and that of some classes
+        if not rows.shard:  # rounding alone makes it negative; the sum over a shard may be negative
             divergence = divergence.clamp(min=0)
         gradient += divergence_scale * rows.temperature * (log_q.exp() - mean)
 
@@ -49,28 +49,28 @@ def run(rows: Rows) -> None:
 
 
 def _logsumexps(rows: Rows, student: Tensor) -> Tensor:
-    """What `Shard` calls lse, of these columns."""
+    """Return `lse` of `Shard`, ``[2 + N, rows]``, for the columns of this call."""
     teachers = (teacher.to(student.dtype) for teacher in rows.teachers)
     tempered = (x / rows.temperature for x in (student, *teachers))
     return torch.stack([x.double().logsumexp(-1) for x in (student, *tempered)])
 
 
 def _known_lse(rows: Rows) -> Sequence[Tensor | None]:
-    """Of all classes, in the order of what `Shard` calls lse; None for what is to be found out."""
+    """Return the known logsumexps over all classes in the order of `Shard.lse`; None for each one to be computed."""
     if rows.shard:
         return list(rows.shard.lse)
     return [None, None, *([None] * len(rows.teachers) if rows.teacher_lse is None else rows.teacher_lse)]
 
 
 def _log_softmax(x: Tensor, lse: Tensor | None) -> Tensor:
-    """Of the columns of x, whose logsumexp may be known."""
+    """Return the log-softmax of the columns of x, given its logsumexp over all classes if that is known."""
     return x.log_softmax(-1) if lse is None else (x - lse.unsqueeze(-1)).to(x.dtype)
 
 
 def _smooth_target(rows: Rows, label: Tensor) -> tuple[Tensor, Tensor]:
-    """What `Rows` calls u, for the columns at hand, and its sum over all classes, ``[rows]``."""
+    """Return u of `Rows` for the columns of the call, ``[rows, columns]``, and its sum over all classes, ``[rows]``."""
     weight = rows.losses.new_ones(rows.classes) if rows.class_weight is None else rows.class_weight
-    first, columns = rows.shard.first if rows.shard else 0, rows.logits.shape[1]
+    first, columns = rows.shard.first_class if rows.shard else 0, rows.logits.shape[1]
     column = (label - first).unsqueeze(-1)
     smoothing, kept = rows.label_smoothing / rows.classes, 1 - rows.label_smoothing
     is_label = (column == torch.arange(columns, device=label.device)).to(weight.dtype)
@@ -79,7 +79,7 @@ def _smooth_target(rows: Rows, label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_mean_probability(rows: Rows, lse: Sequence[Tensor | None]) -> Tensor:
-    """Of the teachers' mixture, ``[rows, V]``; -inf for a class that none of them believes in."""
+    """Return the log of the teachers' mean probability, ``[rows, V]``; -inf if it is 0."""
     terms = []
     for share, teacher, known_lse in zip(rows.mixture, rows.teachers, lse, strict=True):
         tempered = teacher.to(rows.losses.dtype) / rows.temperature
@@ -89,5 +89,5 @@ def _log_mean_probability(rows: Rows, lse: Sequence[Tensor | None]) -> Tensor:
 
 
 def _sum_where(counted: Tensor, terms: Tensor) -> Tensor:
-    """Row sums of the counted terms: the others may be 0 * (-inf), which is NaN."""
+    """Return the row sums of the counted terms; the others may be NaN, from 0 * (-inf)."""
     return terms.where(counted, 0).sum(-1)

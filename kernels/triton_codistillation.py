@@ -1,14 +1,13 @@
-"""The fused codistillation loss as a Triton kernel: losses, their parts and the gradient of a row in one launch.
+"""The fused codistillation loss as a Triton kernel: one launch for losses, their parts and gradients.
 
-One program per row. A row that fits into registers, with its teachers' rows, is read once. A longer one is read
-twice in tiles: for the softmax sums, then backwards, while its end is still in the cache, for the divergence and the
-gradient. Between the tiles of the first pass there is no barrier: every lane keeps sums of its own columns.
+There is one program per row. A row that fits into registers, with its teachers' rows, is read once. A longer row is
+read twice, in tiles: first for the softmax sums, then from its end, which is still in the cache, for the divergence and
+the gradient. The tiles of the first pass need no barrier: every lane keeps sums of its own columns.
 
-`tools/triton_registers.py` compiles what is launched here, without a GPU, and counts its registers: none may be
-spilled.
+`tools/triton_registers.py` compiles these launches without a GPU and counts their registers: none may be spilled.
 """
 
-# Triton types its kernels' arguments itself.
+# Triton itself determines the types of a kernel's arguments.
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
 import ctypes
@@ -24,14 +23,14 @@ from hpcdistill.kernels.triton_row import kernel
 
 
 def run(rows: Rows) -> None:
-    """Fill the outputs of `rows`, which lie on an NVIDIA GPU (or on the CPU, in Triton's interpreter)."""
+    """Fill the outputs of `rows`, on an NVIDIA GPU (or on the CPU, in Triton's interpreter)."""
     count, V = rows.logits.shape
     if not count:
         return
     N = len(rows.teachers)
-    temperature = rows.temperature if N else 1.0  # without teachers nothing is tempered
+    temperature = rows.temperature if N else 1.0  # it has no effect without teachers
     smoothed = rows.label_smoothing > 0
-    smooth_weight = rows.class_weight if smoothed else None  # loaded for all classes, not for the label alone
+    smooth_weight = rows.class_weight if smoothed else None  # otherwise only the label's weight is loaded
     shard = rows.shard
     matrices = [x for x in (rows.logits, *rows.teachers, rows.gradient) if x is not None]
     aligned = V % 16 == 0 and all(x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0 for x in matrices)
@@ -53,7 +52,7 @@ def run(rows: Rows) -> None:
         rows.gradient,
         0 if rows.gradient is None else rows.gradient.stride(0),
         V,
-        shard.first if shard else 0,
+        shard.first_class if shard else 0,
         rows.classes,
         shard.lse if shard else None,
         IS_MERGED=shard is not None and shard.is_merged,
@@ -67,7 +66,7 @@ def run(rows: Rows) -> None:
 def scale_rows_(gradient: Tensor, factors: Tensor) -> None:
     """Multiply row r of `gradient` ``[rows, V]`` (adjacent columns) by `factors` ``[rows]``, in place.
 
-    `factors` may have any stride, 0 too. A row whose factor is 1, as in the usual backward of a mean, is not touched.
+    `factors` may have any stride, also 0. A row whose factor is 1, as in the usual backward of a mean, is not accessed.
     """
     rows, V = gradient.shape
     if rows:
@@ -76,30 +75,32 @@ def scale_rows_(gradient: Tensor, factors: Tensor) -> None:
 
 
 def launch_options(V: int, tensors: int, itemsize: int, aligned: bool) -> dict[str, Any]:
-    """How `kernel` is launched so that no register spills.
+    """Return the launch options of `kernel` with which no register spills.
 
-    An aligned row is read once up to 16384 columns without teachers, 8192 with one and 4096 with three. At twice that
-    the registers do not suffice, but a multiprocessor's L1 cache still has most of the row for the second pass.
+    An aligned row is read once up to 16384 columns without teachers, 8192 with one and 4096 with three. For twice as
+    many columns there are not enough registers, but the L1 cache of a multiprocessor still holds most of the row for
+    the second pass.
 
     Args:
-        V: the classes.
-        tensors: how many are read along a row: the student's, the teachers', and class weights for smoothed labels.
-        itemsize: bytes of a logit.
-        aligned: V, and every row's address in bytes, are multiples of 16: threads load 16 bytes at once.
+        V: Number of columns.
+        tensors: Number of tensors that are read along a row: student, teachers, and class weights for smoothed labels.
+        itemsize: Bytes of a logit.
+        aligned: True if V and every row's address in bytes are multiples of 16, so that a thread loads 16 bytes at
+            once.
     """
     vector = 16 // itemsize
-    roomy = not aligned or itemsize == 8  # what takes more registers: single columns, float64
-    # Read once: with no more than so many numbers of the tensors, and 16 columns, for each thread.
+    roomy = not aligned or itemsize == 8  # single columns and float64 take more registers
+    # A row is read once if each thread holds at most `held` numbers of all tensors, and 16 columns.
     held, most_warps = (64 // itemsize, 16) if roomy else (16, 32)
     block = max(triton.next_power_of_2(V), vector)
     warps = triton.next_power_of_2(triton.cdiv(max(block // 16, block * tensors // held), 32))
     whole = warps <= most_warps
     if not whole:
         most_warps = 8 if tensors > 4 else 16 if tensors > 2 or roomy else 32
-        # Of long rows few are under way at once, so that the L2 cache still has much of them for the second pass.
+        # With more warps fewer long rows run at the same time, and the L2 cache holds more of each for the second pass.
         warps = most_warps if V * tensors * itemsize > 128 << 10 else min(most_warps, 16)
         block = warps * 32 * vector * (2 if tensors == 1 else 1)
-    # The axis of a tile along which one thread has several columns: adjacent ones if it loads them at once.
+    # `fold` is the axis of a tile along which one thread has several columns: adjacent ones if it loads them at once.
     height, width, fold = (block // vector, vector, 1) if aligned else (vector, block // vector, 0)
     return {
         "ALIGNED": aligned,
@@ -108,13 +109,13 @@ def launch_options(V: int, tensors: int, itemsize: int, aligned: bool) -> dict[s
         "WIDTH": width,
         "FOLD": fold,
         "num_warps": warps,
-        "maxnreg": min(65536 // (32 * most_warps), 255),  # a multiprocessor's registers for so many warps
+        "maxnreg": min(65536 // (32 * most_warps), 255),  # registers of a multiprocessor / threads
         "enable_fp_fusion": True,
     }
 
 
 def _halves(number: float) -> tuple[float, float]:
-    """Two numbers whose sum is `number` in double precision: Triton hands over floats in single."""
+    """Return two float32 numbers whose sum is `number` in double precision; Triton passes floats as float32."""
     high = ctypes.c_float(number).value
     return high, number - high
 

@@ -1,13 +1,13 @@
 """One row of the loss in Triton; triton_codistillation.py launches it.
 
-A softmax is ``exp2(x * sharpness - shift) / total``: base 2 is what a GPU computes. The shift, which is the row's
-scaled maximum, and the total are never folded into one number, a logsumexp: at logits of 1e4 its rounding would hide
-the total. The tempered student shares the shift of the plain one.
+A softmax is ``exp2(x * sharpness - shift) / total``, in base 2, which GPU instructions compute. The shift, which is
+the row's scaled maximum, and the total are never combined into one logsumexp: at logits of 1e4 its rounding would lose
+the total. The tempered student and the plain one have the same shift.
 
-Offsets are 64-bit; a row that is ignored is neither read nor computed.
+Offsets are 64-bit. An ignored row is neither read nor computed.
 """
 
-# Triton types its kernels' arguments, and tuples that grow, itself.
+# Triton itself determines the types of a kernel's arguments, and of tuples that grow.
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,assignment,misc"
 
 import math
@@ -15,23 +15,23 @@ import math
 import triton
 import triton.language as tl
 
-if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):  # with which the kernel has not been compiled
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):  # the kernel has not been tested with older versions
     raise ImportError(f"Triton {triton.__version__} is too old for the fused loss, which needs 3.6 or newer")
 
 _LOG2E = tl.constexpr(math.log2(math.e))
 _LN2 = tl.constexpr(math.log(2))
-_NO_SHIFT = tl.constexpr(-3e38)  # below every logit, yet finite, for -inf - (-inf) would be NaN
+_NO_SHIFT = tl.constexpr(-3e38)  # below every logit, but finite: -inf - (-inf) would be NaN
 
 
 @triton.jit
 def _number(halves, real: tl.constexpr):
-    """What `_halves` took apart."""
+    """Return the number that `_halves` has split."""
     return tl.full((), halves[0], real) + tl.full((), halves[1], real)
 
 
 @triton.jit
 def _log2(x, APPROXIMATE: tl.constexpr):
-    if APPROXIMATE:  # within 2**-22; tl.log2 is a polynomial of some 20 instructions
+    if APPROXIMATE:  # error <= 2**-22; tl.log2 is a polynomial of about 20 instructions
         return tl.inline_asm_elementwise("lg2.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
         return tl.log2(x)
@@ -39,22 +39,22 @@ def _log2(x, APPROXIMATE: tl.constexpr):
 
 @triton.jit
 def _below(x, sharpness, shift):
-    """``x * sharpness - shift``, rounded once: exact near the maximum, however large the logits."""
+    """Return ``x * sharpness - shift``, rounded once: near the maximum it is exact, even for large logits."""
     return tl.fma(x, tl.full((), sharpness, x.dtype), -shift)
 
 
 @triton.jit
 def _columns(HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """The columns of a tile, ``[HEIGHT, WIDTH]``, adjacent along the last axis.
+    """Return the columns of a tile, ``[HEIGHT, WIDTH]``, adjacent along the last axis.
 
-    They count from the tile's start, so that a thread has one address for all its columns, with constant offsets.
+    They count from the start of the tile, so that a thread has one address for all its columns, with constant offsets.
     """
     return tl.arange(0, HEIGHT)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
 
 
 @triton.jit
 def _load(pointers, start, columns, V, real: tl.constexpr, EVICTION: tl.constexpr):
-    """The tile at `start` of every row, -inf beyond its end. The loads come first: their latencies overlap."""
+    """Load the tile at `start` of every row, -inf beyond its end. All loads come first: their latencies overlap."""
     tiles = ()
     for j in tl.static_range(len(pointers)):
         inside = columns < V - start
@@ -65,7 +65,7 @@ def _load(pointers, start, columns, V, real: tl.constexpr, EVICTION: tl.constexp
 
 @triton.jit
 def _sums_of_row(tiles, sharpness, temperature, TEMPERED: tl.constexpr):
-    """The shift and the total of every row, each in one tile; and the first one's total without a temperature."""
+    """Return shift and total of every row, each in one tile, and the total of the first row without a temperature."""
     shifts, totals = (), ()
     for j in tl.static_range(len(tiles)):
         shift = tl.maximum(tl.max(tiles[j]) * sharpness, _NO_SHIFT)
@@ -79,7 +79,7 @@ def _sums_of_row(tiles, sharpness, temperature, TEMPERED: tl.constexpr):
 
 @triton.jit
 def _add(total, fall, below, FOLD: tl.constexpr):
-    """The total of each lane after its shift rose, by -`fall`, and columns that are `below` it came in."""
+    """Return the total of each lane after its shift has increased by -`fall` and the columns of `below` are added."""
     return total * tl.exp2(fall) + tl.sum(tl.exp2(below), FOLD)
 
 
@@ -95,7 +95,7 @@ def _sums_of_tiles(
     WIDTH: tl.constexpr,
     FOLD: tl.constexpr,
 ):
-    """As `_sums_of_row`, in a pass over the rows' tiles."""
+    """Return the results of `_sums_of_row` from a pass over the tiles of the rows."""
     LANES: tl.constexpr = HEIGHT if FOLD == 1 else WIDTH
     shifts, totals = (), ()
     for _ in tl.static_range(len(pointers)):
@@ -130,7 +130,7 @@ def _sums_of_tiles(
 
 @triton.jit
 def _shift_and_log(lse, real: tl.constexpr):
-    """The logsumexp at `lse`, in float64, as a shift and the logarithm of a total, both to base 2."""
+    """Load the float64 logsumexp at `lse` as a shift and the logarithm of a total, both in base 2."""
     log = tl.load(lse) * _LOG2E
     shift = log.to(real)
     return shift, (log - shift).to(real)
@@ -145,7 +145,7 @@ def _fill(row, value, V, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _row(matrix, row, stride, ALIGNED: tl.constexpr):
-    """A row's address. With the same alignment for every row, in the compiler's eyes, all tiles get the same layout."""
+    """Return the address of a row. If the compiler sees one alignment for all rows, all tiles get the same layout."""
     return tl.multiple_of(matrix + row * stride, 16 if ALIGNED else 1)
 
 
@@ -154,21 +154,21 @@ def kernel(
     student_and_teachers,  # a tuple of 1 + N, each [rows, V]
     strides,  # a tuple of 1 + N
     target,  # [rows]
-    mixture,  # a tuple of N halves
+    mixture,  # a tuple of N pairs of `_halves`
     teacher_lse,  # [N, rows] or None
     class_weight,  # [all_classes] or None
-    class_weight_sum,  # [], or None where it is not needed
+    class_weight_sum,  # [], or None if it is not needed
     scales,  # [3]
-    numbers,  # halves of temperature, 1 / temperature, label_smoothing
+    numbers,  # `_halves` of temperature, 1 / temperature, label_smoothing
     ignore_index,
     losses,  # [rows]
     parts,  # [3, rows]
     gradient,  # [rows, V] or None
     gradient_stride,
     V,  # columns
-    first_class,  # 0, unless they are a shard
-    all_classes,  # V, unless they are a shard
-    shard_lse,  # [2 + N, rows], or None where they are none
+    first_class,  # 0, except in a shard
+    all_classes,  # V, except in a shard
+    shard_lse,  # [2 + N, rows], or None
     IS_MERGED: tl.constexpr,  # shard_lse is over all classes
     TEMPERED: tl.constexpr,  # temperature != 1
     SMOOTHED: tl.constexpr,  # label_smoothing > 0
@@ -179,7 +179,7 @@ def kernel(
     WIDTH: tl.constexpr,
     FOLD: tl.constexpr,
 ):
-    """Of the row that is this program's: what `Rows` says, given as `triton_codistillation.run` gives it."""
+    """Compute the outputs of one row as `Rows` defines them; `triton_codistillation.run` passes the arguments."""
     real: tl.constexpr = losses.dtype.element_ty
     N: tl.constexpr = len(mixture)
     LANES: tl.constexpr = HEIGHT if FOLD == 1 else WIDTH
@@ -206,14 +206,14 @@ def kernel(
     has_label = (column_of_label >= 0) & (column_of_label < V)
 
     temperature = _number(numbers[0], real)
-    coolness = _number(numbers[1], real)
-    sharpness = coolness * _LOG2E
+    inverse_temperature = _number(numbers[1], real)
+    sharpness = inverse_temperature * _LOG2E
     label_smoothing = _number(numbers[2], real)
 
     pointers = ()
     for j in tl.static_range(N + 1):
         pointers += (_row(student_and_teachers[j], row, strides[j], ALIGNED),)
-    # Before a gradient in its place is written.
+    # Loaded here because the gradient may overwrite it.
     z_label = tl.load(pointers[0] + column_of_label, mask=has_label, other=0).to(real)
     columns = _columns(HEIGHT, WIDTH)
     if WHOLE:
@@ -255,7 +255,7 @@ def kernel(
             t_factors += (share,)
 
     tl.store(parts + 2 * rows + row, lse)
-    on_label = 1 - label_smoothing  # of the target; `even` on every class
+    on_label = 1 - label_smoothing  # target of the label; all classes have `even` in addition
     if class_weight is not None:
         on_label *= tl.load(class_weight + label)
     distance = p_log - _below(z_label, sharpness, z_shift) * temperature
@@ -297,8 +297,8 @@ def kernel(
                 for j in tl.static_range(N):
                     if teacher_lse is None:
                         exponent = _below(tiles[j + 1], sharpness, t_shifts[j])
-                    else:  # to base e, for another rounding of a large logsumexp would be one too many
-                        exponent = _below(tiles[j + 1], coolness, t_shifts[j]) * _LOG2E
+                    else:  # in base e: converting a large logsumexp would round it once more
+                        exponent = _below(tiles[j + 1], inverse_temperature, t_shifts[j]) * _LOG2E
                     m += t_factors[j] * tl.exp2(exponent)
                 divergence = m * (_log2(m, APPROXIMATE) - log_q)
                 divergence_lanes += tl.sum(tl.where(m > 0, divergence, 0.0), FOLD)
@@ -309,7 +309,7 @@ def kernel(
     cross_entropy = (label_entropy + tl.sum(smooth_lanes, 0)) * _LN2
     divergence = tl.sum(divergence_lanes, 0) * _LN2
     if not IS_MERGED:
-        divergence = tl.where(divergence < 0, 0.0, divergence)  # rounding alone makes it negative; NaN stays NaN
+        divergence = tl.where(divergence < 0, 0.0, divergence)  # only rounding makes it negative; NaN stays NaN
     distillation = divergence_scale * temperature * temperature * divergence
     tl.store(losses + row, ce_scale * cross_entropy + distillation + lse_scale * lse * lse)
     tl.store(parts + row, cross_entropy)

@@ -1,6 +1,6 @@
-"""Registers of the Triton kernel, for GPUs that need not be there: compiles what `run` would launch, and counts.
+"""Registers of the Triton kernel on GPUs that need not be present: compiles the launches of `run` and counts.
 
-``python tools/triton_registers.py`` prints the table and writes it to docs/registers.md.
+``python tools/triton_registers.py`` prints a table and writes it to docs/registers.md.
 """
 
 # ruff: noqa: N803, N806 - V and N are the field's names
@@ -28,18 +28,19 @@ CAPABILITIES = (80, 90, 100)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 INTRODUCTION = """# Registers of the Triton kernel
 
-What the compiler makes of `kernels/triton_row.py`: the registers of a thread, which limit how many rows a
-GPU works on at once, and the bytes that did not fit and were spilled to memory, of which there must be none. Written by
-`python tools/triton_registers.py`, which needs no GPU; {versions}.
+Registers per thread of the kernel in `kernels/triton_row.py`, which limit the number of rows that a GPU processes at
+the same time, and the bytes that are spilled to memory because registers are missing; there must be none.
+`python tools/triton_registers.py` writes this page and needs no GPU; {versions}.
 
-"Read once" is the longest row that is kept in registers; longer rows are read twice, in tiles. "Options" are a
-temperature and label smoothing, to which the others come; "unaligned" rows are loaded column by column.
+"Read once" gives the longest row that is kept in registers; longer rows are read twice, in tiles. "Options" are a
+temperature and label smoothing, and other options come in addition to them. "Unaligned" rows are loaded column by
+column.
 """
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A kind of call."""
+    """Kind of call: dtype, number of teachers N, row length and options."""
 
     dtype: torch.dtype
     N: int
@@ -47,7 +48,7 @@ class Configuration:
     options: str
 
     def rows(self) -> Rows:
-        """One row of that kind; its contents do not matter."""
+        """Return a call of this kind with one row; its contents do not matter."""
         aligned = "unaligned" not in self.options
         options = self.options != "plain"
         V = 131072
@@ -88,12 +89,12 @@ class Configuration:
 
 
 def configurations() -> Iterator[Configuration]:
-    """What is launched, as far as it differs.
+    """Yield the kinds of calls whose launches differ.
 
-    Shorter rows than the longest ones that are read once take as many registers a thread, in fewer threads; float16
-    differs from bfloat16 in its conversions alone, and float64 is heaviest with the most teachers.
+    Rows shorter than the longest one that is read once need the same registers per thread, in fewer threads. float16
+    differs from bfloat16 only in its conversions, and float64 needs most registers with most teachers.
     """
-    shards = ("options, a shard's first turn", "options, a shard's second turn")
+    shards = ("options, a shard's first call", "options, a shard's second call")
     every = ("plain", "options", "options, unaligned", "options, class weights", *shards, "options, teacher_lse given")
     kinds = [(dtype, N) for dtype in (torch.bfloat16, torch.float32) for N in (0, 1, 3)]
     for dtype, N in [*kinds, (torch.float16, 1), (torch.float64, 3)]:
@@ -102,7 +103,7 @@ def configurations() -> Iterator[Configuration]:
 
 
 def usage(configuration: Configuration, capability: int) -> tuple[int, int]:
-    """Registers of a thread, and bytes that it spills, on GPUs of `capability` (90 for sm_90)."""
+    """Return the registers of a thread and the bytes that it spills, on GPUs of `capability` (90 for sm_90)."""
     kernel = triton_row.kernel
     target = GPUTarget("cuda", capability, 32)
     compiled = []
@@ -124,11 +125,11 @@ def usage(configuration: Configuration, capability: int) -> tuple[int, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", output)
     assert found, output
     registers, stack, local = map(int, found.groups())
-    return registers, stack + local  # what is spilled lies on the stack, or in local memory
+    return registers, stack + local  # spilled bytes are on the stack or in local memory
 
 
 def main() -> None:
-    """Print and write the table."""
+    """Print the table and write the page."""
     head = ["dtype", "N", "form", "warps", "options", *(f"sm_{capability}" for capability in CAPABILITIES), "spilled"]
     lines = [head, ["---"] * len(head)]
     for configuration in configurations():
