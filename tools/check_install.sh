@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the wheel: its tag and files, the loss beside torch alone, and whether other versions of Python accept it.
+# Check the wheel: its tag and its files, the loss in an environment with torch alone, and other versions of Python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tools/torch_index.sh
@@ -13,7 +13,7 @@ FOLDER=$(mktemp -d)
 trap 'rm -rf "$FOLDER"' EXIT
 
 echo "== the wheel that 'pip install .' builds, and one without kernels from a source distribution"
-rm -rf build/lib* # setuptools would add what has been deleted since the last build
+rm -rf build/lib* # from which setuptools adds files that have been deleted since
 HPCDISTILL_KERNELS=1 "$VENV" "${PIP[@]}" wheel --no-deps --wheel-dir "$FOLDER" .
 "$VENV" -c 'import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])' "$FOLDER" >"$FOLDER/log" 2>&1
 HPCDISTILL_KERNELS=0 "$VENV" "${PIP[@]}" wheel --no-deps --wheel-dir "$FOLDER" "$FOLDER"/hpcdistill-*.tar.gz

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job end to end: two codistilling groups, plain synchronous SGD beside them, one report.
-# Interrupt it when you like; the next call goes on from the last checkpoints. Remove runs/demo to start afresh.
+# Train two groups that codistil, then one model by plain synchronous SGD for comparison, and write a report on both.
+# After an interruption the next call resumes from the last checkpoints. Remove runs/demo to start over.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/env.sh
@@ -13,7 +13,7 @@ if [ ! -f $RUN/stdlib.h5 ]; then
 fi
 echo "== codistillation: 2 groups of 2 ranks"
 mpirun -np 4 python -m hpcdistill train configs/demo.toml --resume
-echo "== plain synchronous SGD: the same batch as one group, on 4 ranks, twice the steps"
+echo "== plain synchronous SGD: 4 ranks, the batch of one group, twice the steps"
 mpirun -np 4 python -m hpcdistill train configs/demo.toml --resume \
   --run_dir=$RUN/plain --groups=1 --codistill.weight=0 --train.steps=5600
 python -m hpcdistill report $RUN/codistilled $RUN/plain --output $RUN/report.html

@@ -1,4 +1,4 @@
-# Source me: activates .venv and sets what the MPIs need.
+# Source this file: it activates .venv and sets the variables that MPI needs.
 # shellcheck shell=bash
 
 # shellcheck source=/dev/null

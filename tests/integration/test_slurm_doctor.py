@@ -1,4 +1,4 @@
-"""doctor --slurm inside jobs of a real Slurm."""
+"""The check of a Slurm job, doctor --slurm, in jobs of a real Slurm."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The root of the repository, for tests of what lies beside the package."""
+"""Root of the repository, for tests of files beside the package."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A real Slurm with virtual nodes, booted for the tests that want one on this machine."""
+"""Real Slurm with virtual nodes, booted on this machine for the tests that need it."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ on_slurm = [
 
 @dataclass(frozen=True)
 class Job:
-    """How a job ended."""
+    """End of a job: its state, exit code and output."""
 
     state: str
     exit_code: int
@@ -47,7 +47,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Slurm that takes jobs."""
+    """Slurm that accepts jobs."""
 
     folder: Path
     environment: dict[str, str]
@@ -62,18 +62,18 @@ class Cluster:
             self.slurm("scancel", number)
 
     def submit(self, *sbatch_args: str | Path, submit_dir: Path = ROOT) -> str:
-        """Submit a job, for two nodes unless told otherwise; its number."""
+        """Submit a job, for two nodes unless the arguments say otherwise; return its number."""
         output = f"--output={self.folder / 'job-%j.out'}"
         return self.slurm("sbatch", "--parsable", output, "--nodes=2", *sbatch_args, cwd=submit_dir).strip()
 
     def wait(self, number: str) -> Job:
-        """How the job ended."""
+        """Wait for the end of a job."""
         self.wait_for(number, lambda: self.state(number) in ENDED)
         record = self._record(number)
         return Job(record["JobState"], int(record["ExitCode"].split(":")[0]), self.output(number))
 
     def wait_for(self, number: str, condition: Callable[[], T]) -> T:
-        """The condition's value once it is true; gives up when the job has ended, or nothing comes of it for long."""
+        """Return the condition's value once it is true; fail after `PATIENCE` seconds, or if the job ends before."""
         end = time.monotonic() + PATIENCE
         while not (value := condition()):
             if time.monotonic() > end or (self.state(number) in ENDED and not condition()):
@@ -85,40 +85,40 @@ class Cluster:
         return value
 
     def output(self, number: str) -> str:
-        """What the job has printed so far."""
+        """Return the output of the job so far."""
         path = self.folder / f"job-{number}.out"
         return path.read_text() if path.exists() else ""
 
     def slurm(self, *command: str | Path, cwd: Path = ROOT) -> str:
-        """What the Slurm command prints."""
+        """Run a Slurm command and return its output."""
         result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=self.environment, timeout=30)
         assert result.returncode == 0, f"{command}: {result.stderr}"
         return result.stdout
 
     def kill_node(self, node: str) -> None:
-        """As a power cut would."""
-        self._tell("kill", node)
+        """Cut the power of a node."""
+        self._command("kill", node)
 
     def boot_node(self, node: str) -> None:
-        """After it was killed; ready for jobs."""
-        self._tell("boot", node)
+        """Start a killed node again; it then accepts jobs."""
+        self._command("boot", node)
 
     def logs(self) -> str:
-        """The last that the daemons have said, and what Slurm runs on this machine."""
+        """Return the ends of the daemons' logs, and the processes of Slurm on this machine."""
         tails = [f"{path.name}: {path.read_text()[-2000:]}" for path in (self.folder / "log").iterdir()]
         command = ["ps", "axfwwo", "pid,stat,wchan:20,etime,args"]
         processes = subprocess.run(command, capture_output=True, text=True).stdout
         return "\n".join([*tails, *re.findall(".*(?:slurm|hpcdistill train).*", processes)])
 
     def state(self, number: str) -> str:
-        """Such as RUNNING."""
+        """Return the state of a job, such as RUNNING."""
         return self._record(number)["JobState"]
 
     def node_of(self, number: str) -> str:
-        """Where a job of one node runs."""
+        """Return the node on which a job of one node runs."""
         return self._record(number)["NodeList"]
 
-    def _tell(self, command: str, node: str) -> None:
+    def _command(self, command: str, node: str) -> None:
         assert self.daemons.stdin is not None
         assert self.daemons.stdout is not None
         self.daemons.stdin.write(f"{command} {node}\n")
@@ -131,8 +131,8 @@ class Cluster:
 
 @contextlib.contextmanager
 def booted() -> Iterator[Cluster]:
-    """A cluster for the time of the block."""
-    # Not under pytest's own folder, which only its owner may enter: munge refuses that.
+    """Boot a cluster, which lives as long as the block."""
+    # Not under pytest's folder, which only its owner may enter: munge refuses that.
     with tempfile.TemporaryDirectory(prefix="hpcdistill-slurm-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -150,14 +150,14 @@ def _require_pmi(cluster: Cluster) -> None:
         pytest.skip("srun finds no PMIx: Slurm is NOT TESTED with Open MPI; Debian, Ubuntu: apt install libpmix-dev")
 
 
-# Open MPI leaves the loopback out between nodes unless told otherwise; all virtual nodes share it.
+# By default Open MPI does not use the loopback between nodes, which is all that the virtual nodes have.
 LOOPBACK = {"OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_mpi_yield_when_idle": "1"}
 
 
 @contextlib.contextmanager
 def _daemons(folder: Path) -> Iterator[subprocess.Popen[str]]:
     command = [str(DAEMONS), str(folder), *map(str, _free_ports(1 + NODES))]
-    # A session of its own keeps Ctrl-C from it; it ends when the pipe to it is closed, even by our sudden death.
+    # In a new session, out of reach of Ctrl-C; it ends when its pipe is closed, also by the death of this process.
     with (folder / "daemons.err").open("w") as errors:
         process = subprocess.Popen(
             command,

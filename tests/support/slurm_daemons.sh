@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
-# Runs a real Slurm, private to DIR and to loopback, with one virtual node for each NODE_PORT; needs no root.
+# Run a real Slurm, private to DIR and to loopback, with one virtual node for each NODE_PORT; needs no root.
 #
 #   tests/support/slurm_daemons.sh DIR CONTROLLER_PORT NODE_PORT...
 #
-# Prints "ready" when SLURM_CONF=DIR/slurm.conf takes jobs. Then "kill nodeK" on its standard input is a power cut of
-# that node and "boot nodeK" brings it back; each is answered by "ready". It lives until its standard input ends. So the
-# daemons go when the process that holds the other end goes, in whatever way it does. DIR must be enterable for all
-# (munge).
-# Exits with 3 where the kernel does not let us make virtual nodes.
+# Prints "ready" when SLURM_CONF=DIR/slurm.conf accepts jobs. Then "kill nodeK" on standard input cuts the power of a
+# node, and "boot nodeK" starts it again; the answer to each is "ready". Ends with its standard input, and therefore
+# with the process at the other end, however that ends. All users must be allowed to enter DIR (munge).
+# The exit status is 3 where the kernel does not allow virtual nodes.
 set -euo pipefail
 
 DIR=$1
 CONTROLLER_PORT=$2
 NODE_PORTS=("${@:3}")
-CPUS=4 # that each node pretends to have
+CPUS=4 # of each node, by its own account
 export SLURM_CONF=$DIR/slurm.conf PATH=$PATH:/usr/sbin:/sbin
 PIDS=()
 declare -A NODE_PIDS
@@ -21,7 +20,7 @@ NAMESPACES=(unshare --uts --mount --pid --ipc --fork --mount-proc --kill-child=K
 if [ "$(id -u)" != 0 ]; then NAMESPACES+=(--user --map-current-user --keep-caps); fi
 
 main() {
-  exec 3<&0 </dev/null # the daemons must not eat the input that keeps us alive
+  exec 3<&0 </dev/null # the daemons must not read the input that keeps this script alive
   "${NAMESPACES[@]}" mount -t tmpfs tmpfs /dev/shm || exit 3 # as in many containers; unshare has said why
   trap stop EXIT
   write_configuration
@@ -42,8 +41,8 @@ start() {
   PIDS+=($!)
 }
 
-# A node has its own host name, processes and shared memory, as on a cluster. Its bash is process 1 there and reaps
-# what jobs leave behind; it dies with unshare, and everything on the node with it.
+# A node has its own host name, processes and shared memory, as on a cluster. Its bash is process 1, which reaps the
+# orphaned processes of jobs; it dies with unshare, and all processes of the node with it.
 start_node() {
   mkdir -p "$DIR/tmp/$1"
   # shellcheck disable=SC2016 # expanded inside
@@ -60,8 +59,8 @@ kill_node() {
   kill -KILL "${NODE_PIDS[$1]}"
 }
 
-# First it gets the kills of its former jobs that slurmctld still owes it; a job that was requeued, and has the same
-# number, must not be there yet.
+# Drained at first: slurmctld still has to kill the former jobs of the node, and a requeued job, which has the same
+# number, must not start there before.
 boot_node() {
   rm -rf "$DIR/tmp/$1" "$DIR/spool/$1"
   scontrol update nodename="$1" state=drain reason=boot
@@ -84,13 +83,13 @@ wait_until_idle() {
 stop() {
   kill -KILL "${PIDS[@]}" || true
   wait
-} 2>/dev/null # bash announces the death of each
+} 2>/dev/null # bash reports each killed process
 
 write_configuration() {
   mkdir "$DIR"/{log,state,spool,tmp}
   mkdir -m 711 "$DIR/munge"
   (umask 077 && head -c 1024 /dev/urandom >"$DIR/munge/key")
-  # shellcheck disable=SC2016 # Slurm expands it for each task
+  # shellcheck disable=SC2016 # expanded by Slurm for each task
   printf '#!/bin/sh\necho "export TMPDIR=%s/tmp/$SLURMD_NODENAME"\n' "$DIR" >"$DIR/taskprolog"
   chmod +x "$DIR/taskprolog"
   echo "127.0.0.1 localhost $(hostname) $(seq -s ' ' -f 'node%g' ${#NODE_PORTS[@]})" >"$DIR/hosts"
@@ -112,12 +111,12 @@ SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge
 CredType=cred/munge
-# Credentials that live shortly let a requeued job start after 6 s instead of 2 minutes.
+# With credentials that expire soon, a requeued job starts after 6 s instead of 2 minutes.
 AuthInfo=socket=$DIR/munge/socket,cred_expire=5
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/spool/%n
-# PMIx and Open MPI name files there by process numbers, which virtual nodes share.
+# PMIx and Open MPI name files by process numbers, which are the same on all virtual nodes.
 TmpFS=$DIR/tmp/%n
 TaskProlog=$DIR/taskprolog
 SlurmctldPidFile=$DIR/state/slurmctld.pid
@@ -130,7 +129,7 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 MailProg=/bin/true
 KillWait=5
-# A node that is lost is given up after some 20 s, and used again as soon as it is back.
+# A lost node is marked down after some 20 s, and used again as soon as it is back.
 SlurmctldTimeout=10
 SlurmdTimeout=10
 ReturnToService=2

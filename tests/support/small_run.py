@@ -1,4 +1,4 @@
-"""A run that is over in seconds, as a configuration."""
+"""Configuration of a run that takes seconds."""
 
 import time
 from collections.abc import Callable

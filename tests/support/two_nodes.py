@@ -1,4 +1,4 @@
-"""Python on two virtual nodes of this machine, which speak over TCP."""
+"""Python on two virtual nodes of this machine, which communicate over TCP."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ CANNOT = 77
 
 
 def on_two_nodes(*python_args: str) -> subprocess.CompletedProcess[str]:
-    """Python on four ranks; with the script, which a timeout kills, goes all that it has started."""
+    """Run Python on four ranks; a timeout kills the script, and with it the nodes and all their processes."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # mpirun's
     command = ["tools/two_nodes.sh", "-n", "4", sys.executable, *python_args]
