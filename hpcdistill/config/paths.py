@@ -1,4 +1,4 @@
-"""Paths as users write them: `~`, `~user`, `$NAME` and `${NAME}` mean what they mean to a shell."""
+"""Paths as users write them: `~`, `~user`, `$NAME` and `${NAME}` are expanded as by a shell."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<name>[A-Za-z_]\w*)|\{(?P<braced>
 def expanded(text: str) -> Path:
     """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path; `$$` stands for a dollar sign.
 
-    A `$NAME` that is no variable is taken as it is where a file or folder has that name.
+    A `$NAME` that is not a variable is left unchanged if there is a file or folder with that name.
 
     Raises:
         ValueError: the path is empty, or names a user or a variable that does not exist.
     """
     if not text.strip():
-        raise ValueError("the path is empty, as a shell makes it of a variable that is not set; name a file or folder")
+        raise ValueError("the path is empty, perhaps from a shell variable that is not set; name a file or folder")
     if "\0" in text:
-        raise ValueError("a path holds no null characters; name a file or folder")
+        raise ValueError("the path contains a null character; name a file or folder")
     names = [match["name"] or match["braced"] or "" for match in VARIABLE.finditer(text) if not match["dollar"]]
     unknown = [name for name in names if not os.environ.get(name)]
-    # Not Path.expanduser: Path("./~x") forgets that no home folder is meant.
+    # Not Path.expanduser: Path("./~x") loses the ./ that marks it as a plain name.
     if unknown and os.path.lexists(written := os.path.expanduser(text)):  # noqa: PTH111
         return Path(written)
     if unknown:
@@ -46,7 +46,7 @@ def _value(match: re.Match[str]) -> str:
 
 
 def _written(path: Path) -> str:
-    """Write a path so that `expanded` gives it back."""
+    """Return the text that `expanded` turns into `path`."""
     text = str(path).replace("$", "$$")
     return f"./{text}" if text.startswith("~") else text
 
@@ -56,7 +56,7 @@ UserPath = Annotated[
     BeforeValidator(lambda value: expanded(value) if isinstance(value, str) else value),
     PlainSerializer(_written, return_type=str, when_used="json"),
 ]
-"""A path in a configuration: a string is expanded, and dumped as JSON so that it can be read again."""
+"""Path in a configuration: strings are expanded; JSON dumps are escaped, so that they can be read again."""
 
 
 def input_path(text: str) -> Path:
@@ -68,9 +68,9 @@ def input_path(text: str) -> Path:
 
 
 def output_path(text: str) -> Path:
-    """Expand the path of a file that is to be made, and see that it can be, before the work; an argparse type.
+    """Expand the path of an output file, and check that it can be written before the work begins; an argparse type.
 
-    An output is refused if it exists and is no regular file, or if its folder takes no files.
+    The path is refused if it exists and is not a regular file, or if its folder is not writable.
     """
     path = input_path(text)
     if text.endswith("/"):
@@ -85,25 +85,25 @@ def output_path(text: str) -> Path:
 
 def _require_regular(path: Path) -> None:
     if os.path.lexists(path):
-        mode = path.stat().st_mode  # of what a link leads to
+        mode = path.stat().st_mode  # links are followed
         if not stat.S_ISREG(mode):
-            what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise ArgumentTypeError(f"{str(path)!r} exists and is {what}; choose another file")
 
 
 def _require_writable(folder: Path) -> None:
-    """Write to the folder, or to the one in which it is to be made, and leave nothing there."""
+    """Try to write to the folder, or to the nearest one above it that exists; leave nothing there."""
     there = next(parent for parent in [folder, *folder.parents] if os.path.lexists(parent))
     tempfile.TemporaryFile(dir=there).close()
 
 
 def model_name(text: str) -> str:
-    """Expand the path in the name of a model, as `runs/mine` or `runs/mine:0`; an argparse type."""
+    """Expand the path in the name of a model, such as `runs/mine` or `runs/mine:0`; an argparse type."""
     match = re.fullmatch(r"(.*?)(:\d+)?", text, re.DOTALL)
     assert match, "every text matches"
     return f"{input_path(match[1])}{match[2] or ''}"
 
 
 def model_names(text: str) -> str:
-    """Expand each of several such names, joined by commas; an argparse type."""
+    """Expand the path in each of several names of models, joined by commas; an argparse type."""
     return ",".join(map(model_name, text.split(",")))

@@ -1,6 +1,7 @@
-"""What a run is made of: TOML file < command line (`--section.key=value`); unknown keys fail.
+"""Keys of a run's configuration, but those of the model families.
 
-Every key has one place, one type and one line of help here; `hpcdistill train --help` prints them all.
+The command line (`--section.key=value`) overrides the TOML file, which overrides the defaults; unknown keys are errors.
+Each key's docstring is its help in `hpcdistill train --help`.
 """
 
 from __future__ import annotations
@@ -25,66 +26,68 @@ from hpcdistill.config.section import DEFAULT_MODEL, ModelConfig, Section
 
 
 class DataConfig(Section):
-    """What a model learns from."""
+    """Training and validation data."""
 
     path: UserPath
-    """The store made by `hpcdistill prepare`; its kind decides what is learned."""
+    """Store made by `hpcdistill prepare`; its kind determines the task."""
     batch_size: PositiveInt = 16
-    """Sequences, rows or images a group takes per step, shared out among its ranks."""
+    """Sequences, rows or images per group and step; each rank of the group takes an equal share."""
     sequence_length: PositiveInt = 64
-    """Tokens per sequence, of text."""
+    """Tokens per sequence; for text."""
     image_size: PositiveInt | None = None
-    """Pixels a side that a model is shown of an image; without it those stored, or 224 of pictures stored encoded."""
+    """Width and height of the model's input in pixels; for images. Without it, the stored size, or 224 where images are
+    stored encoded."""
     partition: Literal["disjoint", "same"] = "disjoint"
-    """'disjoint': each group has a part of the data to itself; 'same': all groups have all of it, each in its order."""
+    """'disjoint': each group trains on its own part of the data; 'same': every group trains on all of it, in its own
+    order."""
 
 
 class OptimizerConfig(Section):
-    """How weights move."""
+    """Optimizer and learning rate."""
 
     name: Literal["adam", "sgd"] = "adam"
     """Update rule."""
     lr: PositiveFloat = 1e-2
-    """Learning rate, at its highest."""
+    """Learning rate after the warm-up."""
     warmup: NonNegativeInt = 0
-    """Steps in which the learning rate rises linearly to `lr`."""
+    """Steps of the warm-up, in which the learning rate rises linearly to `lr`."""
     decay: Literal["none", "linear", "cosine"] = "none"
-    """How the learning rate falls, from the end of the warm-up to zero after the last step."""
+    """Decay of the learning rate from the end of the warm-up to zero after the last step."""
     momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Of 'sgd'."""
+    """Momentum of 'sgd'."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decoupled from the gradient with 'adam' (AdamW), part of it with 'sgd'."""
+    """Weight decay: decoupled from the gradient with 'adam' (AdamW), part of the gradient with 'sgd'."""
 
 
 class CodistillConfig(Section):
-    """How groups teach each other (Anil et al. 2018, Algorithm 1)."""
+    """Distillation between groups (Anil et al. 2018, Algorithm 1)."""
 
     weight: NonNegativeFloat = 1.0
     """Weight of the distillation term; 0 turns codistillation off."""
     ramp: NonNegativeInt = 0
-    """Steps after the burn-in in which the weight rises linearly to its full value."""
+    """Steps after the burn-in in which the weight of the distillation term rises linearly to its full value."""
     teachers: Literal["peers", "checkpoints", "uniform", "unigram"] = "peers"
-    """Towards whom: the other groups ('peers'); trained models ('checkpoints', two-phase distillation); or, which is
-    label smoothing, equal chances for all answers ('uniform') or their frequency in the training data ('unigram')."""
+    """Teachers: the other groups ('peers'); trained models ('checkpoints', two-phase distillation); or, as label
+    smoothing, the same probability for every class ('uniform') or its frequency in the training data ('unigram')."""
     checkpoints: tuple[UserPath, ...] = ()
-    """Of the trained models, one or more, as runs/a/checkpoints/g0-best.h5."""
+    """Trained models to learn from, such as runs/a/checkpoints/g0-best.h5; with teachers 'checkpoints'."""
     temperature: PositiveFloat = 1.0
-    """Softens both distributions in the distillation term."""
+    """Temperature of both distributions in the distillation term."""
     burn_in: NonNegativeInt = 400
     """Steps before distillation begins."""
     exchange_interval: PositiveInt = 50
-    """Steps between two publishes of a group's weights."""
+    """Steps between two publications of a group's weights."""
     max_staleness: PositiveInt | None = None
-    """Steps for which a teacher may teach without being heard of anew; without it, 20 exchange intervals."""
+    """Steps after which a teacher is excluded if no new snapshot of it has arrived. Without it, 20 exchange
+    intervals."""
     fused_linear: bool = False
-    """Let the loss multiply hidden states by the model's head, so that the logits of a large vocabulary never exist
-    together."""
+    """Fuse the loss with the model's head, so that the logits of a large vocabulary are never all in memory."""
     teacher_precision: Literal["full", "bf16"] = "full"
-    """In which precision teachers predict: 'full' as the student does, or 'bf16' where that is faster."""
+    """Precision of the teachers' forward pass: 'full' is that of the student, 'bf16' may be faster."""
 
     @property
     def with_peers(self) -> bool:
-        """Whether groups learn from each other."""
+        """True if groups learn from each other."""
         return self.weight > 0 and self.teachers == "peers"
 
     def weight_at(self, step: int) -> float:
@@ -95,64 +98,65 @@ class CodistillConfig(Section):
 
 
 class ExchangeConfig(Section):
-    """How snapshots travel."""
+    """Exchange of snapshots between groups."""
 
     transport: Literal["window", "files"] = "window"
-    """'window': MPI one-sided windows between the groups of one job; 'files': a folder under run_dir, between groups
-    that may be jobs of their own."""
+    """'window': MPI one-sided windows, between groups of one job; 'files': a folder in run_dir, between groups that may
+    be separate jobs."""
     topology: Literal["all", "ring", "pairs", "k-random"] = "all"
-    """Whom a group learns from: 'all' others, the next one in a 'ring', its partner in 'pairs' (0, 1; 2, 3; ...), or a
-    few others drawn at random for each exchange interval ('k-random')."""
+    """Peers of a group: 'all' other groups, the next one in a 'ring', its partner in 'pairs' (0, 1; 2, 3; ...), or
+    `degree` others drawn at random for each exchange interval ('k-random')."""
     degree: PositiveInt = 1
-    """How many others 'k-random' draws."""
+    """Number of peers that 'k-random' draws."""
     codec: Literal["fp32", "bf16", "int8"] = "fp32"
-    """How published weights travel: 'fp32' as they are; 'bf16' in half the bytes, at a relative error of 0.4 %; 'int8'
-    in a quarter, at 0.4 % of the largest of 256 neighbours. Running statistics always travel as they are."""
+    """Encoding of published weights: 'fp32' unchanged; 'bf16' in half the bytes, with a relative error of 0.4 %; 'int8'
+    in a quarter of the bytes, with an error of 0.4 % of the largest of 256 neighbours. Running statistics are always
+    sent unchanged."""
 
 
 class TrainConfig(Section):
-    """How long, and how often to look."""
+    """Length of the training, and its validation."""
 
     steps: PositiveInt = 1000
     """Optimizer steps."""
     validate_every: PositiveInt = 200
     """Steps between two validations."""
     validation_items: PositiveInt | None = None
-    """Validate on at most so many sequences, rows or images, evenly spread over the validation part; without it, 1024
-    sequences, 65,536 rows or 10,000 images."""
+    """Maximum number of sequences, rows or images of a validation, evenly spread over the validation part. Without it,
+    1024 sequences, 65,536 rows or 10,000 images."""
     average: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Decay of an exponential moving average of the weights, such as 0.99, which is then what is validated and what
-    peers are taught by; 0 for none."""
+    """Decay of an exponential moving average of the weights, such as 0.99. The average is validated and published
+    in place of the weights. 0 for no average."""
     tensorboard: bool = False
-    """Also write TensorBoard event files, in run_dir/tensorboard (needs the package tensorboard)."""
+    """Write TensorBoard event files into run_dir/tensorboard, too (needs the package tensorboard)."""
 
 
 class CheckpointConfig(Section):
-    """Restart files."""
+    """Checkpoints to restart from."""
 
     interval: PositiveInt = 500
-    """Steps between two checkpoints; the last step always makes one."""
+    """Steps between two checkpoints; the last step always writes one."""
     keep: int = Field(default=2, ge=2)
-    """How many checkpoints stay beside the best; at least 2, so that a damaged one has a predecessor."""
+    """Number of checkpoints kept beside the best one; at least 2, so that a damaged one has a predecessor."""
 
 
 class Config(BaseSettings):
-    """One run."""
+    """Configuration of a run; `with_models` completes its section `model`."""
 
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, nested_model_default_partial_update=True
     )
 
     run_dir: UserPath
-    """Folder for metrics, checkpoints and the report; must be the same on every rank."""
+    """Folder for metrics, checkpoints and the report; the same on every rank."""
     groups: PositiveInt = 2
-    """Groups that codistil."""
+    """Number of groups."""
     group: NonNegativeInt | None = None
-    """Which of the groups this job is, counted from 0, where each is a job of its own (needs transport 'files')."""
+    """Number of the group that this job is, from 0, where each group is a separate job (needs transport 'files')."""
     group_sizes: tuple[PositiveInt, ...] | None = None
-    """Ranks of each group, such as 4,2; without it the ranks are split evenly."""
+    """Number of ranks of each group, such as 4,2. Without it, the ranks are split evenly."""
     seed: int = Field(default=0, ge=0, lt=1 << 32)
-    """Of initial weights, shuffling and dropout; groups and ranks derive their own from it."""
+    """Seed of initial weights, shuffling and dropout; groups and ranks derive their own seeds from it."""
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -177,7 +181,7 @@ class Config(BaseSettings):
     def _check_single_group(self) -> Config:
         if self.groups == 1 and self.codistill.with_peers:
             raise ValueError(
-                f"groups = 1 has nobody to learn from, but codistill.weight = {self.codistill.weight:g}; "
+                f"groups = 1 has no peers to learn from, but codistill.weight = {self.codistill.weight:g}; "
                 "use --groups=2 or more, or --codistill.weight=0 for plain synchronous SGD"
             )
         return self
@@ -196,7 +200,7 @@ class Config(BaseSettings):
         patience, interval = self.codistill.max_staleness, self.codistill.exchange_interval
         if patience is not None and patience <= interval:
             raise ValueError(
-                f"codistill.max_staleness = {patience} is over before a teacher is heard of again, after "
+                f"codistill.max_staleness = {patience} ends before a teacher publishes again, after "
                 f"codistill.exchange_interval = {interval}; use a few intervals, or omit it"
             )
         return self
@@ -214,8 +218,8 @@ class Config(BaseSettings):
     def _check_degree(self) -> Config:
         if self.exchange.topology == "k-random" and self.codistill.with_peers and self.exchange.degree >= self.groups:
             raise ValueError(
-                f"exchange.degree = {self.exchange.degree} is more than the others of groups = {self.groups}; "
-                f"use at most {self.groups - 1}"
+                f"exchange.degree = {self.exchange.degree}, but each of groups = {self.groups} has "
+                f"{self.groups - 1} peers; use at most {self.groups - 1}"
             )
         return self
 
@@ -248,7 +252,7 @@ class Config(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The file and the command line only: no environment variables."""
+        """Read the file and the command line only: no environment variables."""
         return (init_settings,)
 
 

@@ -142,7 +142,7 @@ def _opened(path: Path, remedy: str) -> h5py.File:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if path.is_dir() else "no regular file"
+            kind = "a folder" if path.is_dir() else "not a regular file"
             raise UserError(f"data.path = {path} is {kind}; name a store, which is a file; {remedy}")
         with path.open("rb") as raw:
             begin = raw.read(len(SIGNATURE) + 1)

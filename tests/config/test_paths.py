@@ -31,20 +31,20 @@ OUTPUTS = [
 ]
 UNFIT = {
     "folder": "exists and is a folder",
-    "pipe": "exists and is no regular file",
-    "socket": "exists and is no regular file",
+    "pipe": "exists and is not a regular file",
+    "socket": "exists and is not a regular file",
     "dangling": "cannot be written: No such file",
     "file/x.h5": "cannot be written: Not a directory",
     "new/": "names a folder",
     "": "the path is empty",
-    "/dev/null": "exists and is no regular file",
+    "/dev/null": "exists and is not a regular file",
     "/proc/new/x.h5": "cannot be written",
 }
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the test runs: a home folder, with one of each kind of thing."""
+    """Make a home folder, with one file of each kind, and run the test there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PLACE", "/scratch/me")

@@ -1,4 +1,4 @@
-"""A run's configuration: the file, then the command line; mistakes are named and mended."""
+"""Configuration of a run, from a file and the command line; mistakes are named with a remedy."""
 
 import json
 from collections.abc import Iterator
@@ -70,10 +70,10 @@ def test_the_demo_configuration_is_valid() -> None:
         ("_env_file = 'x'\n" + MINIMAL, [], r"unknown key '_env_file'"),
         (MINIMAL, ["--model.name=resnet", "--model.layers=34"], r"model.layers = '34': .* 18 or 50"),
         (MINIMAL, ["--codistill.temperature=inf"], r"codistill.temperature = .*inf.*finite number"),
-        ("groups = 1\n" + MINIMAL, [], r"groups = 1 has nobody to learn from.*--codistill.weight=0"),
+        ("groups = 1\n" + MINIMAL, [], r"groups = 1 has no peers to learn from.*--codistill.weight=0"),
         (MINIMAL, ["--codistill.exchange_interval=0"], r"codistill.exchange_interval = '0': .*greater than 0"),
         (MINIMAL, ["--exchange.codec=int4"], r"exchange.codec = 'int4': .*'fp32', 'bf16' or 'int8'"),
-        (MINIMAL, ["--codistill.max_staleness=50"], r"max_staleness = 50 is over before a teacher is heard of again"),
+        (MINIMAL, ["--codistill.max_staleness=50"], r"max_staleness = 50 ends before a teacher publishes again"),
         (MINIMAL, ["--groups=3", "--exchange.topology=pairs"], r"leaves one of groups = 3 without a partner"),
         (MINIMAL, ["--groups=3", "--exchange.topology=k-random", "--exchange.degree=3"], r"degree = 3 .* at most 2"),
         (MINIMAL, ["--group_sizes=3,1,2"], r"group_sizes = 3,1,2 has 3 numbers for groups = 2"),
@@ -99,7 +99,7 @@ def test_every_key_has_help() -> None:
         assert len((action.help or "").split(" (")[0]) > 5, action.option_strings
 
 
-# What must be set with a key, lest its value be refused for the sake of another key.
+# Other keys that must be set with a key, or its sample values would be refused.
 COMPANIONS: dict[str, dict[str, Any]] = {
     "groups": {"codistill.weight": 0},
     "group": {"groups": 8, "exchange.transport": "files"},
@@ -110,7 +110,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
 
 
 def keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Each key with its type, and what else must be set."""
+    """Yield each key with its type, and other keys that must be set with it."""
     for name, field in section.model_fields.items():
         key, type_ = prefix + name, field.annotation
         if name == "model":
@@ -126,7 +126,7 @@ def keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any,
 
 
 def samples(type_: Any) -> dict[str, Any]:
-    """Values of a type, as the command line and as JSON (and TOML) have them."""
+    """Return sample values of a type: as text on the command line, and as JSON or TOML values."""
     origin, arguments = get_origin(type_), get_args(type_)
     if origin is Annotated:
         return samples(arguments[0])
@@ -157,7 +157,7 @@ EVERY_KEY = [
     ("key", "text", "value", "more"), EVERY_KEY, ids=[f"{key}={text}" for key, text, *_ in EVERY_KEY]
 )
 def test_every_key_is_an_option(tmp_path: Path, key: str, text: str, value: Any, more: dict[str, Any]) -> None:
-    """The command line means the same as the file, for each type of value."""
+    """Values on the command line and in the file give the same configuration."""
     if (key, value) == ("codistill.teachers", "checkpoints"):
         more = {"codistill.checkpoints": ["a.h5"]}
     if key == "group_sizes":
@@ -168,6 +168,6 @@ def test_every_key_is_an_option(tmp_path: Path, key: str, text: str, value: Any,
     config = load(tmp_path, "".join(lines), f"--{key}={text}")
     got = reduce(getattr, key.split("."), config)
     assert json.loads(json.dumps(got, default=str)) == value
-    if value is not None:  # TOML has no word for it
+    if value is not None:  # TOML has no null
         (tmp_path / "run.toml").write_text("".join([*lines, f"{key} = {json.dumps(value)}\n"]))
         assert load_config(tmp_path / "run.toml", config_class()) == config

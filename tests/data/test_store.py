@@ -222,7 +222,7 @@ def test_a_folder_is_called_one(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "data.h5")
-    with pytest.raises(UserError, match="is no regular file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         open_task(tmp_path / "data.h5")
 
 

@@ -411,7 +411,7 @@ def test_a_start_that_fails_leaves_no_folder(train: Run, tmp_path: Path) -> None
     [
         (3, [], "3 ranks cannot be split evenly into groups = 2"),
         (3, ["--group_sizes=2,2"], "group_sizes = 2,2 takes 4 ranks, but 3 were started"),
-        (2, ["--groups=1"], "groups = 1 has nobody to learn from"),
+        (2, ["--groups=1"], "groups = 1 has no peers to learn from"),
         (2, ["--optimizer.rate=1"], "unknown argument '--optimizer.rate=1'"),
         (2, ["--train.steps=few"], "train.steps = 'few'"),
         (2, ["--data.path=/nowhere/data.h5"], "data.path = /nowhere/data.h5: no such file"),

@@ -1,4 +1,4 @@
-"""Models fit their data, and what does not fit is refused."""
+"""Registered model families: they fit their data, and other data is refused."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_the_paper_s_click_model(rows: RowStore) -> None:
 
 
 def test_a_projection_narrows_embedding_outputs_and_head(tokens: TokenStore) -> None:
-    """As many weights as Sak et al. 2014, equation (11), with torch's second bias: 4H(P + P) + 8H + HP a layer."""
+    """Weights of a layer: 4H(P + P) + 8H + HP, as in Sak et al. 2014, equation (11), with torch's second bias."""
     model = build_model(LSTMConfig(hidden=32, layers=2, projection=8), tokens)
     lstm = 4 * 32 * (8 + 8) + 8 * 32 + 32 * 8
     assert sum(p.numel() for p in model.parameters()) == 256 * 8 + 2 * (lstm + 2 * 8) + 256 * 8 + 256

@@ -1,4 +1,4 @@
-"""ResNet: the well-known sizes and shapes, and it learns."""
+"""ResNet: published numbers of parameters, shapes, and that it learns."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The model in a checkpoint, which need not be what it says, nor from whom one trusts."""
+"""Models in checkpoints, which may hold anything, and may belong to a user who is not trusted."""
 
 import os
 import sys
@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def changed(path: Path, **state: Any) -> Path:
-    """The checkpoint with other values in its state."""
+    """Replace values in the state of a checkpoint; return its path."""
     content = load_state(path, "checkpoint")
     content["state"] |= state
     save_state(path, "checkpoint", content)
@@ -50,7 +50,7 @@ def changed(path: Path, **state: Any) -> Path:
 
 @pytest.fixture
 def by_factory(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint of a model that code of the user's makes."""
+    """Save a checkpoint of a model that is built by a factory."""
     (tmp_path / "their_model.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "their_model", raising=False)

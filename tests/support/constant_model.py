@@ -1,11 +1,11 @@
-"""A model that shows at a glance whether all of it is of one moment."""
+"""Model of one constant, which shows mixed snapshots at a glance."""
 
 import torch
 from torch import nn
 
 
 class Constant(nn.Module):
-    """Every element, buffers included, is the same number."""
+    """Model in which every element, buffers included, is the same number."""
 
     def __init__(self, elements: int = 1000) -> None:
         super().__init__()

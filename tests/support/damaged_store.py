@@ -1,4 +1,4 @@
-"""Files that are no stores, or no longer."""
+"""Damaged stores, and files that are not stores."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ DAMAGES = ["missing", "text", "truncated", "foreign", "newer"]
 
 
 def make_damaged_store(path: Path, damage: str, write: Callable[[Path], object]) -> None:
-    """What `write` makes at `path`, of more than 50,000 bytes, with one of `DAMAGES`."""
+    """Write a store of more than 50,000 bytes to `path` by `write`, then damage it by one of `DAMAGES`."""
     if damage == "text":
         path.write_text("no HDF5")
     elif damage == "foreign":

@@ -1,4 +1,4 @@
-"""How much memory something needs."""
+"""Peak memory of a function."""
 
 import os
 import resource
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def peak_of(work: Callable[[], None]) -> int:
-    """The largest resident memory, in bytes, of a process that does the work, or of one that it starts for it."""
+    """Return the largest resident memory, in bytes, of a process that calls `work`, and of those that it starts."""
     reader, writer = os.pipe()
     worker = os.fork()  # whose peak begins anew, at what this process holds now
     if worker == 0:

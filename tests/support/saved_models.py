@@ -1,4 +1,4 @@
-"""Checkpoints of tiny models, and stores for them, without a training."""
+"""Checkpoints of tiny untrained models, and stores for them."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ MODELS = {"row": {"name": "dnn", "widths": (4,), "embedding": 2}, "token": {"nam
 
 
 def clicks(path: Path, labels: tuple[int, ...] = (0, 1) * 50, bayes_log_loss: float | None = None) -> Path:
-    """A store whose validation part has these labels."""
+    """Write a store whose validation part has these labels; return its path."""
     chance, count = np.random.default_rng(0), len(labels)
     dense, ids = chance.random((count, 2), np.float32), chance.integers(3, size=(count, 1), dtype=np.int32)
     some = Rows(dense, ids, np.array(labels, np.uint8))
@@ -25,13 +25,13 @@ def clicks(path: Path, labels: tuple[int, ...] = (0, 1) * 50, bayes_log_loss: fl
 
 
 def text(path: Path, train: bytes = b"abcd") -> Path:
-    """A store whose validation part is 12 sequences of 8 tokens."""
+    """Write a store whose validation part is 12 sequences of 8 tokens; return its path."""
     write_store(path, [("train", train * 50), ("validation", b"abc" * 33)], "text")
     return path
 
 
 def save(run: Path, data: Path, group: int = 0, seed: int = 0, length: int = 8) -> Path:
-    """An untrained model as that group's best checkpoint, and the newest, in a run on `data`."""
+    """Save an untrained model as the best and newest checkpoint of a group; return the path of the best."""
     task = open_task(data)
     settings = {"path": data, "sequence_length": length, "batch_size": 5}
     config = config_class()(run_dir=run, data=settings, model=MODELS[task.unit])

@@ -1,4 +1,4 @@
-"""Texts in files of every kind, and what is prepared from them."""
+"""Texts in files of every format, and the stores prepared from them."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ TEXTS = [f"text {number}, naïve and\nin two lines" for number in range(400)]
 
 
 def prepared(inputs: list[Path], **options: Any) -> list[bytes]:
-    """The text of both parts, with the zero bytes that end documents."""
+    """Prepare a store; return the text of both parts, with the zero bytes that end documents."""
     output = inputs[0].parent / "prepared.h5"
     prepare_text(inputs, output, **options)
     return stored(output)
@@ -53,7 +53,7 @@ def parquet(texts: list[Any], kind: pa.DataType | None = None) -> bytes:
 
 
 def zstd(content: bytes) -> bytes:
-    """In two frames, as programs that work in parallel write them."""
+    """Compress in two frames, as parallel compressors do."""
     return b"".join(pa.compress(part, "zstd", asbytes=True) for part in (content[:99], content[99:]))
 
 

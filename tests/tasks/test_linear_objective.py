@@ -1,4 +1,4 @@
-"""A softmax fused with the model's head learns as the plain one does."""
+"""Softmax fused with the model's head: its losses and gradients are those of the plain softmax."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def model_of(seed: int, width: int = 8) -> nn.Module:
 def learned(
     objective: TrainingObjective[Any], teachers: list[nn.Module]
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """Loss and gradients of one batch, with a prior as one more teacher."""
+    """Return loss and gradients of one batch, with a constant prediction as one more teacher."""
     model = model_of(0)
     with torch.no_grad():
         advice = [objective.outputs(teacher, TOKENS) for teacher in teachers]

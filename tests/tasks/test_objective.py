@@ -1,4 +1,4 @@
-"""What objectives say of predictions, beside the losses: ensembles, distances, answers."""
+"""Comparisons of predictions: ensembles, distances, predicted classes."""
 
 import math
 
@@ -41,5 +41,5 @@ def test_yes_or_no_is_like_two_classes(one: torch.Tensor, other: torch.Tensor) -
 
 
 def test_an_ensemble_is_never_certain() -> None:
-    """In float32 the probabilities themselves are 1."""
+    """Rounded to float32, both probabilities are 1."""
     assert Binary().ensemble([torch.tensor(100.0), torch.tensor(80.0)]).item() == pytest.approx(80 + math.log(2))

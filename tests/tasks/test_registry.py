@@ -1,4 +1,4 @@
-"""What is learned from each kind of data, and how it is judged."""
+"""Tasks: the batches, objective and scores of each kind of data."""
 
 import math
 from pathlib import Path
@@ -38,7 +38,7 @@ def click_task(tmp_path: Path, labels: tuple[int, ...] = (0, 1, 1, 1)) -> Task:
 
 
 def image_task(tmp_path: Path) -> Task:
-    """Ten grey images of 6 × 6, all alike, the last one of class 1 and the others of class 0; there are three."""
+    """Return the task of ten equal grey images of 6 × 6; the last one is of class 1, the others of class 0 of three."""
     images, labels = np.full((10, 1, 6, 6), 7, np.uint8), np.array([0] * 9 + [1])
     histogram = np.bincount([7], minlength=256)[None]
     pieces = [(part, images, labels) for part in ("train", "validation")]

@@ -1,4 +1,4 @@
-"""Scores against their definitions."""
+"""Scores, compared with their definitions."""
 
 import math
 from itertools import product
@@ -27,7 +27,7 @@ def test_auc_is_the_share_of_pairs_in_the_right_order(rows: list[tuple[int, bool
 
 
 def test_calibration_error_of_a_constructed_example() -> None:
-    """Ten predictions, each for ten rows, of which just so many are yes; but the last two differ by 0.3 and 0.1."""
+    """Ten predictions for ten rows each are all exact, but the last two, which are wrong by 0.3 and 0.1."""
     promised = np.arange(10) / 10
     kept = promised + np.array([0] * 8 + [-0.3, 0.1])
     labels = np.array([row < round(10 * share) for share in kept for row in range(10)])
@@ -41,7 +41,7 @@ def test_whoever_always_predicts_the_mean_is_calibrated() -> None:
 
 
 def test_bins_hold_equally_many_rows() -> None:
-    """So a bin of distinct predictions errs as a whole: by one half here, of which its rows would err by 1 or 0."""
+    """The errors of different predictions in a bin cancel: here 1 and 0 for its rows, one half for the bin."""
     chances = np.linspace(0.0, 1.0, 40)
     labels = np.tile([True, False, False, True], 10)
     by_bin = np.abs(chances - labels).sum()
