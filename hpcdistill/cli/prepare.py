@@ -10,7 +10,7 @@ from hpcdistill.cli.parser import Parser, Subparsers
 from hpcdistill.config.paths import input_path, output_path
 from hpcdistill.errors import UserError
 
-RESUMES = "If it is interrupted, the same command continues from what is done, in FILE.h5.pieces-*."
+RESUMES = "If interrupted, run the same command again: it continues from what is done, in FILE.h5.pieces-*."
 VALIDATION_SHARE = "About 5 % of the rows, evenly spread, become the validation part. "
 
 
@@ -128,7 +128,7 @@ def _add_table(kinds: Subparsers) -> None:
     )
     for option, meaning in (
         ("--categorical", "categories even if they are numbers, such as codes"),
-        ("--dense", "numbers; values that are not count as missing"),
+        ("--dense", "numbers; other values count as missing"),
         ("--drop", "left out, such as ids"),
     ):
         parser.add_argument(

@@ -33,11 +33,18 @@ def add_parser(commands: Subparsers) -> None:
         description="Submit a Slurm job array with one element for each group. Jobs run in the current folder. Options "
         "other than those below are passed on to train. The batch script is groups.sbatch in $HPCDISTILL_SLURM, else "
         "in ./slurm, else in this package.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         example="submit run.toml --groups=4 --nodes-per-group=2 --sbatch='--time=2:00:00 --partition=gpu'",
     )
-    parser.add_argument("--nodes-per-group", type=positive_int, default=1, metavar="N", help="nodes of each job")
-    parser.add_argument("--ranks-per-node", type=positive_int, default=1, metavar="N", help="ranks on each node")
+    parser.add_argument(
+        "--nodes-per-group", type=positive_int, default=1, metavar="N", help="nodes of each job (default: 1)"
+    )
+    parser.add_argument(
+        "--ranks-per-node",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="ranks on each node, usually one for each GPU (default: 1)",
+    )
     parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="more options of sbatch, in one argument")
     parser.set_defaults(command=run)
 

@@ -22,7 +22,8 @@ def add_parser(commands: Subparsers) -> None:
         usage="%(prog)s [-h] [--resume [{no,yes,strict}]] [--trust] CONFIG.toml [--section.key VALUE ...]",
         description="Train the configured model in groups that teach each other. Start one process per rank: "
         "mpirun -np 4 hpcdistill train …, or srun. The options below are the keys of the configuration; each "
-        "overrides the value in the file.",
+        "overrides the value in the file. SIGTERM, SIGINT and SIGUSR2 stop the run with a checkpoint and exit status "
+        "75; --resume continues it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         example="train configs/demo.toml --data.path=data.h5 --run_dir=runs/mine --optimizer.lr=0.005",
         add_arguments=add_arguments,

@@ -65,7 +65,7 @@ def test_the_help_of_each_command_has_an_example() -> None:
         assert example, parser.prog
         program, *words = shlex.split(example[1])
         assert parser.prog.split() == [program, *words][: len(parser.prog.split())]
-        if words[0] != "submit":  # which leaves most to train
+        if words[0] != "submit":  # whose options are mostly those of train
             assert PARSER.parse_args(words).parser.prog == parser.prog
 
 
@@ -95,7 +95,7 @@ def test_a_misspelt_option_is_refused_with_the_nearest(tmp_path: Path, command: 
 
 
 def test_a_factory_is_found_in_the_start_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also by the command `hpcdistill`, for which Python looks in the folder of that and not in the start folder."""
+    """The command `hpcdistill` finds it too, though Python searches the folder of it, not the start folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
     Path("a_factory_of_mine.py").write_text("")

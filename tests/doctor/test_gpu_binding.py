@@ -1,4 +1,4 @@
-"""Which rank trains on which GPU, and what is wrong with that."""
+"""GPU of each rank, and ranks that share one."""
 
 from types import SimpleNamespace
 

@@ -11,16 +11,10 @@ import pytest
 
 from doctor_results import row_of
 from hpcdistill.doctor import machine, mpi
+from without_modules import run_without
 
 pytestmark = pytest.mark.launch
 
-
-WITHOUT_H5PY = """
-import sys
-sys.modules["h5py"] = None  # `import h5py` raises ImportError
-from hpcdistill.doctor.main import check_all
-sys.exit(check_all())
-"""
 
 HOROVOD_ON_RANK_0_ALONE = """
 import sys
@@ -50,7 +44,7 @@ def test_one_table_for_all_ranks(mpirun: Callable[..., CompletedProcess[str]]) -
 
 
 def test_a_missing_package_fails_with_its_remedy() -> None:
-    result = subprocess.run([sys.executable, "-c", WITHOUT_H5PY], capture_output=True, text=True)
+    result = run_without("h5py", "doctor")
     assert result.returncode == 1
     lines = result.stdout.splitlines()
     row = next(index for index, line in enumerate(lines) if line.startswith("HDF5"))
@@ -101,10 +95,7 @@ def test_slurm_outside_an_allocation(mpirun: Callable[..., CompletedProcess[str]
 
 
 def test_slurm_without_mpi_is_told_of_mpi() -> None:
-    script = (
-        "import sys; sys.modules['mpi4py'] = None; from hpcdistill.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    result = subprocess.run([sys.executable, "-c", script, "doctor", "--slurm"], capture_output=True, text=True)
+    result = run_without("mpi4py", "doctor", "--slurm")
     assert result.returncode == 1, result.stderr
     assert "remedy: run `make setup`" in row_of(result.stdout, "MPI")
 

@@ -1,4 +1,4 @@
-"""Churn: how far two models' predictions lie apart, and how sure that is."""
+"""Churn of two models' predictions, and its interval."""
 
 import json
 import math

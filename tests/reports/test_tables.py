@@ -1,4 +1,4 @@
-"""What was found, in print and in a file."""
+"""Results as text and as JSON."""
 
 import json
 import math
@@ -16,7 +16,7 @@ class Finding:
     scores: dict[str, list[float]]
 
 
-def test_what_is_not_finite_is_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = tmp_path / "new" / "found.json"
     print_result("a table", Finding({"a": [math.nan, 0.5, math.inf]}), found)
     assert capsys.readouterr().out == "a table\n"
