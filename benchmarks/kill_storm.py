@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from hpcdistill.data.tokens.prepare_text import prepare_text
-from hpcdistill.storage.metrics import metrics_path, read_metrics
+from hpcdistill.storage.metrics import read_metrics
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, load_state
 from measure import make_parser
 
@@ -184,7 +185,7 @@ def _faults(run_dir: Path, groups: int) -> list[str]:
     """Return the faults in the records of a finished run."""
     faults = []
     for group in range(groups):
-        _, records = read_metrics(metrics_path(run_dir, group))
+        _, records = read_metrics(RunDir(run_dir).metrics(group))
         losses = [record for record in records if "loss" in record]
         made = [step for record in losses for step in range(record["step"] - record["steps"], record["step"])]
         seconds = [record["seconds"] for record in records]
@@ -196,7 +197,7 @@ def _faults(run_dir: Path, groups: int) -> list[str]:
 
 
 def _last_state(run_dir: Path, group: int) -> State:
-    path = run_dir / "checkpoints" / f"g{group}-step{STEPS:010d}.h5"
+    path = RunDir(run_dir).checkpoint(group, STEPS)
     return {key: value for key, value in load_state(path, "checkpoint")["state"].items() if key != "config"}
 
 

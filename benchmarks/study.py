@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from hpcdistill.storage.metrics import GroupMetrics, read_run
+from hpcdistill.storage.run_dir import RunDir
 from measure import machine, make_parser
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +108,7 @@ class Study:
 
     def _train(self, run: Run) -> None:
         folder = self.folder(run.name)
-        if (folder / "report.html").exists():  # the last file that training writes
+        if RunDir(folder).report.exists():  # the last file that training writes
             return
         command = [
             *("mpirun", "-np", str(run.ranks), sys.executable, "-m", "hpcdistill", "train"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from hpcdistill.evaluation.evaluate import evaluate
+from hpcdistill.storage.run_dir import RunDir
 from study import ALONE, TEXT, Run, Study, markdown, need_text, spread
 
 SEEDS = range(3)
@@ -59,8 +60,8 @@ def smoothed(prior: str, seed: int) -> Run:
 
 def distilled(study: Study, seed: int) -> Run:
     """Return the run that distils from the mean of two models trained before."""
-    folder = study.folder(training("apart", seed).name) / "checkpoints"
-    checkpoints = ",".join(str(folder / f"g{group}-best.h5") for group in (0, 1))
+    run = RunDir(study.folder(training("apart", seed).name))
+    checkpoints = ",".join(str(run.best_checkpoint(group)) for group in (0, 1))
     return training(
         "distilled", seed, *FIXED, "--codistill.teachers=checkpoints", f"--codistill.checkpoints={checkpoints}"
     )

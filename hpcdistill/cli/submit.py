@@ -52,12 +52,12 @@ def add_parser(commands: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Submit the jobs, after checking what each of them would check only once it has waited in the queue."""
     from hpcdistill.models.registry import config_class
-    from hpcdistill.storage.run_dir import require_no_checkpoints
+    from hpcdistill.storage.run_dir import RunDir
 
     training = _parse_training(args)
     config = load_config(training.config, config_class(), training)
     if training.resume == "no":
-        require_no_checkpoints(config.run_dir, sorted((config.run_dir / "checkpoints").glob("*.h5")))
+        RunDir(config.run_dir).require_no_checkpoints()
     number = submit(config, args.training, args.nodes_per_group, args.ranks_per_node, args.sbatch)
     print(f"submitted {config.groups} groups as job array {number}; hpcdistill status {config.run_dir} shows progress")
     return 0

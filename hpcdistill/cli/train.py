@@ -83,8 +83,9 @@ def write_run_report(run_dir: Path) -> None:
     """Write the report of a run into its folder; warn where that fails."""
     try:
         from hpcdistill.reports.report import write_report
+        from hpcdistill.storage.run_dir import RunDir
 
-        write_report([run_dir], run_dir / "report.html")
+        write_report([run_dir], RunDir(run_dir).report)
     except Exception as error:  # whatever it is, what was trained is safe
         kind = "" if isinstance(error, OSError | UserError) else f"{type(error).__name__}: "
         warn(f"no report: {kind}{error}; hpcdistill report {run_dir} --output FILE.html makes it elsewhere")

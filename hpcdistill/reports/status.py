@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpcdistill.reports.tables import aligned, printable
 from hpcdistill.storage.metrics import GroupMetrics, Record, read_run
-from hpcdistill.storage.run_dir import checkpoint_paths
+from hpcdistill.storage.run_dir import RunDir
 
 TITLES = (
     *("group", "state", "step", "steps/s", "loss", "validation", "best"),
@@ -106,8 +106,9 @@ def _restarts(metrics: GroupMetrics) -> str:
 
 
 def _checkpoint(run_dir: Path, group: int) -> str:
-    paths = checkpoint_paths(run_dir / "checkpoints", group)
-    return f"step {int(paths[0].stem[-10:])}, {_age(paths[0])}" if paths else "-"
+    for step, path in RunDir(run_dir).find_checkpoints(group).items():
+        return f"step {step}, {_age(path)}"  # the newest
+    return "-"
 
 
 def _age(path: Path) -> str:

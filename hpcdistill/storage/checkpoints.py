@@ -1,55 +1,55 @@
-"""Restart files: one for each group and step, of which the newest and the best stay."""
+"""Checkpoints of a group: one file for each step, of which the newest and the best are kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from hpcdistill.errors import UserError, warn
-from hpcdistill.storage.run_dir import checkpoint_paths
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, difference, load_state, save_state
 
 KIND = "checkpoint"
 
 
 class Checkpoints:
-    """The checkpoints of one group in `folder`, of which the newest `keep` usable ones and the best one stay.
+    """Checkpoints of one group, of which the newest `keep` usable ones and the best one are kept.
 
     Args:
-        folder: made when needed.
-        group: whose.
-        keep: how many, at least 2, so that one that becomes damaged has a predecessor.
-        owner: what the run must have in common with a checkpoint to go on from it; JSON values by name.
+        run: folder of the run.
+        group: group whose checkpoints these are.
+        keep: number to keep, at least 2, so that one that becomes damaged has a predecessor.
+        owner: facts that a run must share with a checkpoint to resume from it; JSON values by name.
     """
 
-    def __init__(self, folder: Path, group: int, keep: int, owner: State) -> None:
-        self._folder = folder
+    def __init__(self, run: RunDir, group: int, keep: int, owner: State) -> None:
+        self._run = run
         self._group = group
         self._keep = keep
         self._owner = owner
-        self._best = folder / f"g{group}-best.h5"
-        self._usable: dict[Path, bool] = {}  # what this process has written or looked at
+        self._best = run.best_checkpoint(group)
+        self._usable: dict[Path, bool] = {}  # those that this process has written or read
 
     def save(self, step: int, state: State, is_best: bool) -> None:
         """Write `state` as the checkpoint of `step`, then remove those older than the newest `keep` usable ones.
 
-        One of a later step, left behind by a start that this run has not gone on from, is set aside.
+        A checkpoint of a later step is renamed: a former start left it, from which this run has not resumed.
 
         Args:
-            step: of the run.
-            state: to be written.
-            is_best: let it be known as g*-best.h5 too, whose name outlives that of its step.
+            step: steps made.
+            state: state to write.
+            is_best: also link it as g*-best.h5, a name that is kept when that of its step is removed.
 
         Raises:
-            OSError: nothing was lost; the previous checkpoints are still there.
+            OSError: the file cannot be written; the previous checkpoints are still there.
         """
-        path = self._folder / f"g{self._group}-step{step:010d}.h5"
+        path = self._run.checkpoint(self._group, step)
         save_state(path, KIND, {"owner": self._owner, "state": state})
         self._usable[path] = True
         if is_best:
             self._link_best(path, state)
         usable = 0
-        for old in self.paths():
-            if old.name > path.name:
+        for old_step, old in self._run.find_checkpoints(self._group).items():
+            if old_step > step:
                 _set_aside(old)
             elif usable == self._keep:
                 old.unlink(missing_ok=True)
@@ -57,38 +57,34 @@ class Checkpoints:
                 usable += self._is_usable(old)
 
     def save_best(self, state: State) -> None:
-        """Write `state` as g*-best.h5 alone.
+        """Write `state` as g*-best.h5 only.
 
         Raises:
-            OSError: nothing was lost; the previous best one is still there.
+            OSError: the file cannot be written; the previous best one is still there.
         """
         save_state(self._best, KIND, {"owner": self._owner, "state": state})
 
     @property
     def has_best(self) -> bool:
-        """Existence of a best checkpoint."""
+        """True if there is a best checkpoint."""
         return self._best.exists()
 
-    def paths(self) -> list[Path]:
-        """This group's checkpoints, newest first."""
-        return checkpoint_paths(self._folder, self._group)
-
-    def remove_litter(self) -> None:
-        """Remove what was being written when a former start of this run was killed."""
-        for path in self._folder.glob(f".g{self._group}-*"):
+    def remove_temporary_files(self) -> None:
+        """Remove the files that a former start of this run was writing when it was killed."""
+        for path in self._run.find_temporary_checkpoints(self._group):
             path.unlink(missing_ok=True)
 
     def newest(self, strict: bool) -> State | None:
-        """The newest usable state, or None where there is no checkpoint at all.
+        """Read the newest usable checkpoint; return None if there is no checkpoint at all.
 
         Args:
-            strict: accept only the newest checkpoint, rather than fall back to its predecessors.
+            strict: accept the newest checkpoint only, instead of falling back to its predecessors.
 
         Raises:
-            UserError: there are checkpoints and none is usable; with `strict`, the newest is not; or it is of another
+            UserError: there are checkpoints but none is usable, or with `strict` the newest is not; or it is of another
                 run.
         """
-        paths = self.paths()
+        paths = list(self._run.find_checkpoints(self._group).values())
         for path in paths:
             try:
                 content = _load(path)
@@ -104,7 +100,7 @@ class Checkpoints:
             return state
         if paths:
             raise UserError(
-                f"none of the {len(paths)} checkpoints of group {self._group} in {self._folder} is usable (see "
+                f"none of the {len(paths)} checkpoints of group {self._group} in {self._best.parent} is usable (see "
                 "above); restore one, or choose another --run_dir to start afresh"
             )
         return None

@@ -17,20 +17,10 @@ from typing import Any
 
 from hpcdistill.errors import UserError, warn
 from hpcdistill.storage.json_text import to_json
-from hpcdistill.storage.whole_file import open_to_append, remove_litter, write_whole
+from hpcdistill.storage.run_dir import RunDir
+from hpcdistill.storage.whole_file import open_to_append, remove_temporary_files, write_whole
 
 Record = dict[str, Any]
-
-
-def metrics_path(run_dir: Path, group: int) -> Path:
-    """Where a group writes its metrics."""
-    return run_dir / f"metrics-g{group}.jsonl"
-
-
-def metrics_paths(run_dir: Path) -> dict[int, Path]:
-    """The metrics there are by group, which may be jobs of their own and not all have begun."""
-    found = ((re.fullmatch(r"metrics-g(\d+)\.jsonl", path.name), path) for path in run_dir.glob("metrics-g*.jsonl"))
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 class Metrics:
@@ -55,7 +45,7 @@ class Metrics:
         self._started = time.perf_counter()
         header = header | {"starts": [*before.get("starts", []), _start(step)]}
         try:
-            remove_litter(path)
+            remove_temporary_files(path)
             write_whole(path, b"".join(map(_line, [header, *kept])))
             self._file = open_to_append(path)
         except OSError as error:
@@ -225,7 +215,7 @@ def read_run(run_dir: Path) -> list[GroupMetrics]:
     Raises:
         UserError: there is none.
     """
-    files = [(path, group, *read_metrics(path)) for group, path in metrics_paths(run_dir).items()]
+    files = [(path, group, *read_metrics(path)) for group, path in RunDir(run_dir).find_metrics().items()]
     told = [GroupMetrics(path, group, header, records) for path, group, header, records in files if header or records]
     if not told:
         raise UserError(f"{run_dir} holds no metrics of a run; name the run_dir of a training")

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it takes files, and which checkpoints it holds."""
+"""Folder of a run: the names of all its files, and the checkpoints that a user's words mean."""
 
 from __future__ import annotations
 
@@ -7,33 +7,111 @@ import re
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from hpcdistill.errors import UserError
 
 
-def make_run_dir(path: Path) -> list[Path]:
-    """Make the folder, and see that it takes files, before hours of training find out that it does not.
+@dataclass(frozen=True)
+class RunDir:
+    """Folder of a run, which knows the name of every file in it."""
 
-    Returns:
-        The folders that were not there before, the innermost first.
+    path: Path
 
-    Raises:
-        UserError: it does not: read-only, full, over quota, or there is something else of that name.
-    """
-    made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as file:
-            file.write(bytes(4096))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        remove_empty(made)
-        raise UserError(
-            f"run_dir = {path} cannot be written to: {error.strerror}; make room there, or choose another --run_dir"
-        ) from None
-    return made
+    @property
+    def report(self) -> Path:
+        """Page with the curves of the run."""
+        return self.path / "report.html"
+
+    @property
+    def exchange(self) -> Path:
+        """Folder of the snapshots that groups exchange through files."""
+        return self.path / "exchange"
+
+    def metrics(self, group: int) -> Path:
+        """Return the metrics file of a group."""
+        return self.path / f"metrics-g{group}.jsonl"
+
+    def tensorboard(self, group: int) -> Path:
+        """Return the folder of a group's TensorBoard events."""
+        return self.path / "tensorboard" / f"g{group}"
+
+    def owner(self, group: int) -> Path:
+        """Return the file that says which process may write a group's files."""
+        return self.path / f"owner-g{group}.json"
+
+    def checkpoint(self, group: int, step: int) -> Path:
+        """Return the checkpoint of a group after `step` steps."""
+        return self._checkpoints / f"g{group}-step{step:010d}.h5"
+
+    def best_checkpoint(self, group: int) -> Path:
+        """Return the checkpoint of a group with the lowest validation loss."""
+        return self._checkpoints / f"g{group}-best.h5"
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def find_metrics(self) -> dict[int, Path]:
+        """Find the metrics files that exist, by group; groups may be separate jobs that have not all begun."""
+        found = ((re.fullmatch(r"metrics-g(\d+)\.jsonl", path.name), path) for path in self.path.glob("metrics-g*"))
+        return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+    def find_checkpoints(self, group: int) -> dict[int, Path]:
+        """Find the checkpoints of a group that exist, by step, newest first; without the best one's second name."""
+        pattern = re.compile(rf"g{group}-step(\d{{10}})\.h5")
+        found = ((pattern.fullmatch(path.name), path) for path in self._checkpoints.glob(f"g{group}-*.h5"))
+        return dict(sorted(((int(match[1]), path) for match, path in found if match), reverse=True))
+
+    def find_groups(self) -> list[int]:
+        """Find the groups that have checkpoints."""
+        found = (re.fullmatch(r"g(\d+)-(?:best|step\d{10})\.h5", path.name) for path in self._checkpoints.glob("g*.h5"))
+        return sorted({int(match[1]) for match in found if match})
+
+    def find_temporary_checkpoints(self, group: int) -> list[Path]:
+        """Find the checkpoints of a group that are being written, or were when their writer was killed."""
+        return list(self._checkpoints.glob(f".g{group}-*"))
+
+    def make(self) -> list[Path]:
+        """Make the folder, and check that files can be written there.
+
+        Returns:
+            The folders that did not exist before, the innermost first.
+
+        Raises:
+            UserError: files cannot be written there: it is read-only, full, over quota, or not a folder.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path) as file:
+                file.write(bytes(4096))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            remove_empty(made)
+            raise UserError(
+                f"run_dir = {self.path} cannot be written to: {error.strerror}; make room there, or choose another "
+                "--run_dir"
+            ) from None
+        return made
+
+    def require_no_checkpoints(self, group: int | None = None) -> None:
+        """Check that a new run can begin here.
+
+        Args:
+            group: group whose checkpoints count; None for any file that looks like a checkpoint.
+
+        Raises:
+            UserError: there are checkpoints.
+        """
+        found = sorted(self._checkpoints.glob("*.h5")) if group is None else list(self.find_checkpoints(group).values())
+        if found:
+            raise UserError(
+                f"run_dir = {self.path} holds a run already ({found[0].name}); "
+                "add --resume to go on with it, or choose another --run_dir"
+            )
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
@@ -43,18 +121,12 @@ def remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def checkpoint_paths(folder: Path, group: int) -> list[Path]:
-    """A group's checkpoints in `folder`, newest first."""
-    pattern = re.compile(rf"g{group}-step\d{{10}}\.h5")
-    return sorted((path for path in folder.glob("*.h5") if pattern.fullmatch(path.name)), reverse=True)
-
-
 def named_checkpoints(name: str, which: str) -> dict[str, Path]:
-    """The checkpoints that a user means by `name`, each by a name of its own.
+    """Find the checkpoints that a user means by `name`, each under a name that tells it from the others.
 
     Args:
         name: a checkpoint file; a run folder, for one checkpoint of each of its groups; or RUN:GROUP, for that group's.
-        which: of a group's checkpoints, the "best" or the "last" one.
+        which: "best" or "last" of a group's checkpoints.
 
     Raises:
         UserError: there is none.
@@ -64,7 +136,7 @@ def named_checkpoints(name: str, which: str) -> dict[str, Path]:
         return {name: path}
     if not path.exists() and (match := re.fullmatch(r"(.+):(\d+)", name)):
         path, wanted = Path(match[1]), int(match[2])
-    found = _of_each_group(path / "checkpoints", which)
+    found = _find_each(RunDir(path), which)
     if not found:
         raise UserError(
             f"{path} is no checkpoint file, and no run folder with a {which} checkpoint; name one of them, such as "
@@ -80,24 +152,11 @@ def named_checkpoints(name: str, which: str) -> dict[str, Path]:
     return {name: found[wanted]}
 
 
-def _of_each_group(folder: Path, which: str) -> dict[int, Path]:
-    found = ((re.fullmatch(r"g(\d+)-(?:best|step\d{10})\.h5", path.name)) for path in folder.glob("g*.h5"))
-    groups = sorted({int(match[1]) for match in found if match})
-    if which == "best":
-        of_group = {group: [folder / f"g{group}-best.h5"] for group in groups}
-    else:
-        of_group = {group: checkpoint_paths(folder, group) for group in groups}
-    return {group: paths[0] for group, paths in of_group.items() if paths and paths[0].exists()}
-
-
-def require_no_checkpoints(run_dir: Path, checkpoints: Sequence[Path]) -> None:
-    """See that a new run does not begin where there is one.
-
-    Raises:
-        UserError: there are checkpoints.
-    """
-    if checkpoints:
-        raise UserError(
-            f"run_dir = {run_dir} holds a run already ({checkpoints[0].name}); "
-            "add --resume to go on with it, or choose another --run_dir"
-        )
+def _find_each(run: RunDir, which: str) -> dict[int, Path]:
+    """Find the best or the last checkpoint of each group that has one."""
+    found = {}
+    for group in run.find_groups():
+        paths = [run.best_checkpoint(group)] if which == "best" else list(run.find_checkpoints(group).values())
+        if paths and paths[0].exists():
+            found[group] = paths[0]
+    return found

@@ -62,10 +62,10 @@ def open_to_append(path: Path) -> FileIO:
     return FileIO(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
-def remove_litter(path: Path) -> None:
-    """Remove what killed writers of `path` have left. Only for a caller who knows that there is no other writer."""
-    for litter in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}"):
-        litter.unlink(missing_ok=True)
+def remove_temporary_files(path: Path) -> None:
+    """Remove the temporary files that killed writers of `path` have left. Call only where there is no other writer."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}"):
+        temporary.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

@@ -24,6 +24,7 @@ from hpcdistill.exchange.registry import open_exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.models.registry import build_model
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.tasks.task import Task
 from hpcdistill.training.optimizer import build_optimizer, set_learning_rate
@@ -63,7 +64,7 @@ def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -
     """
     require_same_settings({"--resume": resume, **_settings(config.model_dump(mode="json", exclude=MAY_DIFFER))})
     groups = Groups.from_world(config.groups, config.group_sizes, config.group)
-    with owned(config.run_dir, groups):
+    with owned(RunDir(config.run_dir), groups):
         return _train(config, groups, resume, stop, trust)
 
 
@@ -143,7 +144,7 @@ def _train(config: Config, groups: Groups, resume: str, stop: StopRequest, trust
 def _exchange(config: Config, groups: Groups, payload: WeightPayload, degree: int) -> Exchange:
     if not config.codistill.with_peers:
         return NoExchange()
-    return open_exchange(config.exchange.transport, groups, payload, degree, config.run_dir / "exchange")
+    return open_exchange(config.exchange.transport, groups, payload, degree, RunDir(config.run_dir).exchange)
 
 
 def _settings(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError, warn
-from hpcdistill.storage.run_dir import make_run_dir, remove_empty
+from hpcdistill.storage.run_dir import RunDir, remove_empty
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
@@ -35,8 +35,8 @@ MAX_NBYTES = 1 << 16  # of an owner's file, which another may have put there
 
 
 @contextmanager
-def owned(run_dir: Path, groups: Groups) -> Iterator[None]:
-    """Make `run_dir`, and own the files of this world's groups there for the time of the block.
+def owned(run: RunDir, groups: Groups) -> Iterator[None]:
+    """Make the folder of the run, and own the files of this world's groups there for the time of the block.
 
     Collective over the world. Folders that were made for nothing are removed in the end.
 
@@ -44,8 +44,8 @@ def owned(run_dir: Path, groups: Groups) -> Iterator[None]:
         UserError: the folder takes no files, or another process owns those of one of the groups; on every rank, and
             nothing has been touched.
     """
-    claim = Claim(run_dir, groups.group) if groups.is_leader else None
-    taken = groups.world.allgather(_take(run_dir, claim))
+    claim = Claim(run, groups.group) if groups.is_leader else None
+    taken = groups.world.allgather(_take(run, claim))
     try:
         for error, _ in taken:
             if error:
@@ -65,12 +65,12 @@ class Claim:
     `STALE_SECONDS`. All times are the file server's: hosts may disagree.
 
     Args:
-        run_dir: the folder, which exists.
-        group: whose files.
+        run: folder of the run, which exists.
+        group: group whose files are claimed.
     """
 
-    def __init__(self, run_dir: Path, group: int) -> None:
-        self._path = run_dir / f"owner-g{group}.json"
+    def __init__(self, run: RunDir, group: int) -> None:
+        self._path = run.owner(group)
         self._content = json.dumps(_this_process()).encode()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="owner", daemon=True)
@@ -226,12 +226,12 @@ class _Owner:
         return f"pid {pid} on {host} ({f'Slurm job {job}, ' if job else ''}since {since})"
 
 
-def _take(run_dir: Path, claim: Claim | None) -> tuple[UserError | None, list[Path]]:
+def _take(run: RunDir, claim: Claim | None) -> tuple[UserError | None, list[Path]]:
     """Take the claim; return what kept it from being taken, if anything did, and the folders made for it."""
     made: list[Path] = []
     try:
         if claim:
-            made = make_run_dir(run_dir)
+            made = run.make()
             claim.take()
     except UserError as error:
         return error, made

@@ -20,7 +20,8 @@ from hpcdistill.config.schema import Config
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.exchange.traffic import TrafficStats
-from hpcdistill.storage.metrics import Metrics, Record, metrics_path
+from hpcdistill.storage.metrics import Metrics, Record
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.training.tensorboard import Events
 
 RECORD_EVERY = 10
@@ -39,10 +40,11 @@ class Recorder:
 
     def __init__(self, config: Config, groups: Groups, header: Record, step: int) -> None:
         self._groups = groups
-        self._metrics = Metrics(metrics_path(config.run_dir, groups.group), header, step) if groups.is_leader else None
+        run = RunDir(config.run_dir)
+        self._metrics = Metrics(run.metrics(groups.group), header, step) if groups.is_leader else None
         self._events: Events | None = None
         if groups.is_leader and config.train.tensorboard:
-            self._events = Events(config.run_dir / "tensorboard" / f"g{groups.group}", step)
+            self._events = Events(run.tensorboard(groups.group), step)
         self._shows = groups.world.rank == 0
         self._bar = _bar(config.train.steps, "step", self._shows, initial=step, leave=True, delay=0)
         self._losses = torch.zeros((), device=groups.device)

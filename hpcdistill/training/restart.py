@@ -15,7 +15,7 @@ from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError, warn
 from hpcdistill.exchange.layout import Layout
 from hpcdistill.storage.checkpoints import Checkpoints
-from hpcdistill.storage.run_dir import require_no_checkpoints
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, on_host
 from hpcdistill.tasks.task import TrainingBatches
 
@@ -73,7 +73,8 @@ class Restart:
             "data.image_size": config.data.image_size,
             "data.partition": config.data.partition,
         }
-        self._checkpoints = Checkpoints(config.run_dir / "checkpoints", groups.group, config.checkpoint.keep, owner)
+        self._run = RunDir(config.run_dir)
+        self._checkpoints = Checkpoints(self._run, groups.group, config.checkpoint.keep, owner)
         self._writing: threading.Thread | None = None
         self._lowest = math.inf  # validation loss of the best checkpoint; only the leader's counts
         self.owes_validation = False
@@ -193,9 +194,9 @@ class Restart:
 
     def _newest(self, mode: str) -> State | None:
         if mode == "no":
-            require_no_checkpoints(self._config.run_dir, self._checkpoints.paths())
+            self._run.require_no_checkpoints(self._groups.group)
         state = None if mode == "no" else self._checkpoints.newest(strict=mode == "strict")
-        self._checkpoints.remove_litter()  # not of a run that this start has no business with
+        self._checkpoints.remove_temporary_files()  # not of a run that this start has no business with
         return state
 
 

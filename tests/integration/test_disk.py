@@ -32,7 +32,8 @@ from hpcdistill.exchange.files import FilesExchange
 from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.models.registry import build_model, config_class
 from hpcdistill.storage.checkpoints import KIND, Checkpoints
-from hpcdistill.storage.metrics import Metrics, metrics_path, read_metrics
+from hpcdistill.storage.metrics import Metrics, read_metrics
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.training.optimizer import build_optimizer
 from hpcdistill.training.restart import Restart
@@ -129,7 +130,7 @@ def newest_step(checkpoints: Checkpoints, strict: bool = True) -> int:
 def test_a_disk_that_fills_up_costs_checkpoints_and_records_but_not_the_run(train: Run, tmpfs: Disk) -> None:
     options = (*ALONE, f"--run_dir={tmpfs.inside}/run", "--checkpoint.interval=5")
     run = partial(train, 1, *options, within=tmpfs.enter)
-    checkpoints = Checkpoints(tmpfs.path / "run" / "checkpoints", group=0, keep=2, owner={})
+    checkpoints = Checkpoints(RunDir(tmpfs.path / "run"), group=0, keep=2, owner={})
     assert run("--train.steps=10").returncode == 0
     tmpfs.fill(leave=2 * PAGE)  # which a checkpoint outgrows at once, and the metrics in the course of the run
     full = run("--train.steps=200", "--train.validate_every=100", "--resume")
@@ -142,20 +143,20 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_records_but_not_the_run(trai
     assert "Traceback" not in full.stderr
     assert tmpfs.litter() == []
     assert newest_step(checkpoints) == 10
-    *lines, end = metrics_path(tmpfs.path / "run", 0).read_text().split("\n")
+    *lines, end = RunDir(tmpfs.path / "run").metrics(0).read_text().split("\n")
     assert end == ""
     assert all(json.loads(line) for line in lines)
     tmpfs.empty()
     assert run("--train.steps=20", "--resume=strict").returncode == 0
     assert newest_step(checkpoints) == 20
-    header, records = read_metrics(metrics_path(tmpfs.path / "run", 0))
+    header, records = read_metrics(RunDir(tmpfs.path / "run").metrics(0))
     assert [start["step"] for start in header["starts"]] == [0, 10, 10]
     assert [record["step"] for record in records if "loss" in record] == [5, 10, 15, 20]
 
 
 def test_a_checkpoint_fails_cleanly_wherever_the_disk_becomes_full(tmpfs: Disk) -> None:
     """HDF5 would do all but that, so at each page: see `hdf5._Disk`."""
-    checkpoints = Checkpoints(tmpfs.path / "checkpoints", group=0, keep=2, owner={})
+    checkpoints = Checkpoints(RunDir(tmpfs.path), group=0, keep=2, owner={})
     state = {"step": 1} | {str(layer): {"weight": torch.randn(2000), "betas": [0.9, 0.999]} for layer in range(20)}
     checkpoints.save(1, state, is_best=True)
     files_before = list(tmpfs.path.rglob("*"))
@@ -258,7 +259,7 @@ def test_a_disk_that_becomes_read_only_does_not_end_the_run(
     if kind == "ext4" and not IS_ROOT:
         pytest.skip("not root: a disk that breaks is NOT TESTED here")
     disk = request.getfixturevalue(kind)
-    checkpoints = [Checkpoints(disk.path / "run" / "checkpoints", group, keep=2, owner={}) for group in (0, 1)]
+    checkpoints = [Checkpoints(RunDir(disk.path / "run"), group, keep=2, owner={}) for group in (0, 1)]
     with ThreadPoolExecutor() as pool:
         options = (f"--run_dir={disk.inside}/run", "--train.steps=300", "--train.validate_every=300")
         job = pool.submit(train, 2, *options, within=disk.enter)
@@ -292,7 +293,7 @@ def restart_files(data: Path, tmp_path: Path) -> Checkpoints:
             model(*next(batches).inputs).sum().backward()
             optimizer.step()
             restart.save(step, last=True)
-    return Checkpoints(tmp_path / "checkpoints", group=0, keep=2, owner={})
+    return Checkpoints(RunDir(tmp_path), group=0, keep=2, owner={})
 
 
 def places(path: Path) -> dict[str, int]:
@@ -375,16 +376,16 @@ def assert_whole(state: State) -> int:
 
 
 def test_a_checkpoint_writer_killed_at_any_moment_costs_one_checkpoint_at_most(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, group=0, keep=2, owner={})
+    checkpoints, folder = Checkpoints(RunDir(tmp_path), group=0, keep=2, owner={}), tmp_path / "checkpoints"
     complete = np.frombuffer(mmap.mmap(-1, 16), np.int64)  # the newest and the best step; shared with the writer
     random, interrupted = Random(0), 0
     for _ in range(200):
         kill_at_random(partial(save_for_ever, checkpoints, complete), random)
         newest = checkpoints.newest(strict=True)
         assert (assert_whole(newest) if newest else 0) >= complete[0]
-        interrupted += any(tmp_path.glob(".*"))
-        checkpoints.remove_litter()
-        steps = {path.name: assert_whole(load_state(path, KIND)["state"]) for path in tmp_path.iterdir()}
+        interrupted += any(folder.glob(".*"))
+        checkpoints.remove_temporary_files()
+        steps = {path.name: assert_whole(load_state(path, KIND)["state"]) for path in folder.iterdir()}
         best = steps.pop("g0-best.h5", 0)
         assert best >= complete[1]
         assert best % 3 == 0

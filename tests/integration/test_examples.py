@@ -8,7 +8,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from hpcdistill.data.tokens.prepare_text import prepare_text
-from hpcdistill.storage.metrics import metrics_path, read_metrics
+from hpcdistill.storage.metrics import read_metrics
+from hpcdistill.storage.run_dir import RunDir
 
 pytestmark = pytest.mark.launch
 
@@ -34,7 +35,7 @@ def test_a_hugging_face_model(mpirun: Run, tmp_path: Path) -> None:
     result = mpirun(2, "-m", "hpcdistill", "train", "examples/hugging_face.toml", *exchange, *short, *data)
     assert result.returncode == 0, result.stderr
     for group in (0, 1):
-        _, records = read_metrics(metrics_path(tmp_path / "run", group))
+        _, records = read_metrics(RunDir(tmp_path / "run").metrics(group))
         losses = [record["validation_loss"] for record in records if "validation_loss" in record]
         assert losses[-1] < losses[0] < 5.5
         assert any(record.get("staleness") for record in records)

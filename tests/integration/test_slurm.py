@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcdistill.storage.metrics import Record, metrics_path, read_metrics
+from hpcdistill.storage.metrics import Record, read_metrics
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import load_state
 from repository import ROOT
 from slurm_cluster import Cluster, on_slurm
@@ -63,7 +64,7 @@ def short_run(tokens: Path, run_dir: Path, *more: str) -> list[str]:
 
 def history(run_dir: Path, group: int) -> tuple[Record, list[Record]]:
     """Return the header and the records with losses, after checking that each step is in exactly one record."""
-    header, records = read_metrics(metrics_path(run_dir, group))
+    header, records = read_metrics(RunDir(run_dir).metrics(group))
     losses = [record for record in records if "loss" in record]
     assert [record["step"] - record["steps"] for record in losses[1:]] == [record["step"] for record in losses[:-1]]
     assert not losses or losses[0]["step"] == losses[0]["steps"]

@@ -22,7 +22,8 @@ from hpcdistill.data.rows.prepare_synthetic import prepare_clicks
 from hpcdistill.data.rows.store import RowStore
 from hpcdistill.errors import UserError
 from hpcdistill.models.saved import SavedModel
-from hpcdistill.storage.metrics import metrics_path, read_metrics
+from hpcdistill.storage.metrics import read_metrics
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.training.loop import dropout_seed
@@ -50,7 +51,7 @@ def test_groups_train_and_teach_each_other(train: Run, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "120/120" in result.stderr  # the progress bar's last line
     for group in (0, 1):
-        header, records = read_metrics(metrics_path(tmp_path / "run", group))
+        header, records = read_metrics(RunDir(tmp_path / "run").metrics(group))
         assert header["config"]["groups"] == 2
         assert header["ranks_per_group"] == 2
         validation = [record["validation_loss"] for record in records if "validation_loss" in record]
@@ -70,7 +71,7 @@ def test_unequal_groups_learn_from_changing_peers_in_few_bytes(train: Run, tmp_p
     result = train(4, "--groups=3", "--group_sizes=2,1,1", *apart, *fancy)
     assert result.returncode == 0, result.stderr
     for group, size in enumerate((2, 1, 1)):
-        header, records = read_metrics(metrics_path(tmp_path / "run", group))
+        header, records = read_metrics(RunDir(tmp_path / "run").metrics(group))
         assert header["ranks_per_group"] == size
         last = [record for record in records if "bytes" in record][-1]
         assert len(last["staleness"]) == 1  # one teacher at a time
@@ -84,11 +85,11 @@ def test_groups_that_are_jobs_of_their_own_teach_each_other(train: Run, tmp_path
     alone = ("--exchange.transport=files", "--train.steps=400")
     with ThreadPoolExecutor() as pool:
         jobs = [pool.submit(train, 2, "--group=1", *alone)]
-        wait_until(lambda: read_metrics(metrics_path(tmp_path / "run", 1))[1] != [])
+        wait_until(lambda: read_metrics(RunDir(tmp_path / "run").metrics(1))[1] != [])
         jobs.append(pool.submit(train, 1, "--group=0", *alone))
         for job in jobs:
             assert job.result().returncode == 0, job.result().stderr
-    _, records = read_metrics(metrics_path(tmp_path / "run", 0))
+    _, records = read_metrics(RunDir(tmp_path / "run").metrics(0))
     taught = [record for record in records if record.get("staleness")]
     assert taught[-1]["bytes"]["fetched"]["1"] > 0
     assert (tmp_path / "run" / "report.html").exists()
@@ -101,7 +102,7 @@ def test_a_fused_head_learns_the_same(train: Run, tmp_path: Path) -> None:
         options = (f"--codistill.fused_linear={fused}", f"--run_dir={tmp_path / name}")
         result = train(2, *taught, *options, "--model.dropout=0")
         assert result.returncode == 0, result.stderr
-    plain, fused = (read_metrics(metrics_path(tmp_path / name, 0))[1] for name in ("plain", "fused"))
+    plain, fused = (read_metrics(RunDir(tmp_path / name).metrics(0))[1] for name in ("plain", "fused"))
     for key in ("loss", "validation_loss"):
         expected, found = ([record[key] for record in records if key in record] for records in (plain, fused))
         assert found == pytest.approx(expected, rel=1e-3)
@@ -111,7 +112,7 @@ def test_a_fused_head_learns_the_same(train: Run, tmp_path: Path) -> None:
 def test_peers_with_fused_heads_teach_each_other(train: Run, tmp_path: Path) -> None:
     result = train(2, "--codistill.fused_linear=true", "--codistill.teacher_precision=bf16", "--train.steps=100")
     assert result.returncode == 0, result.stderr
-    _, records = read_metrics(metrics_path(tmp_path / "run", 0))
+    _, records = read_metrics(RunDir(tmp_path / "run").metrics(0))
     validation = [record["validation_loss"] for record in records if "validation_loss" in record]
     assert validation[-1] < validation[0] < 5.5
     assert any(record.get("staleness") for record in records)
@@ -133,7 +134,7 @@ def test_image_models_teach_each_other(train: Run, tmp_path: Path) -> None:
     result = train(2, f"--data.path={tmp_path / 'images.h5'}", *sgd, "--codistill.burn_in=40", "--train.steps=100")
     assert result.returncode == 0, result.stderr
     for group in (0, 1):
-        header, records = read_metrics(metrics_path(tmp_path / "run", group))
+        header, records = read_metrics(RunDir(tmp_path / "run").metrics(group))
         assert header["unit"] == "image"
         losses = [record["validation_loss"] for record in records if "validation_loss" in record]
         assert losses[-1] < 0.5  # ln 2 = 0.693 is guessing
@@ -151,7 +152,7 @@ def test_click_models_teach_each_other(train: Run, tmp_path: Path) -> None:
     result = train(2, f"--data.path={clicks}", *model, "--data.batch_size=128", "--train.steps=100")
     assert result.returncode == 0, result.stderr
     for group in (0, 1):
-        header, records = read_metrics(metrics_path(tmp_path / "run", group))
+        header, records = read_metrics(RunDir(tmp_path / "run").metrics(group))
         assert header["unit"] == "row"
         losses = [record["validation_loss"] for record in records if "validation_loss" in record]
         assert best < losses[-1] < losses[0]
@@ -209,7 +210,7 @@ def test_a_group_that_stands_still_is_not_waited_for(train: Run, tmp_path: Path)
 
 def stand_still(train: Run, run: Path, transport: str) -> None:
     """Stop a group; its staleness shows, and it goes on as if nothing had been."""
-    paths = [metrics_path(run, group) for group in (0, 1)]
+    paths = [RunDir(run).metrics(group) for group in (0, 1)]
 
     def last_step(group: int) -> int:
         return max((record["step"] for record in read_metrics(paths[group])[1]), default=0)
@@ -254,7 +255,7 @@ def test_a_restart_is_bit_identical(train: Run, tmp_path: Path) -> None:
     resumed = load(tmp_path / "restarted" / "checkpoints" / "g0-step0000000040.h5")["state"]
     for part in ("model", "average", "optimizer", "rng"):
         assert_equal(straight[part], resumed[part])
-    _, records = read_metrics(metrics_path(tmp_path / "restarted", 0))
+    _, records = read_metrics(RunDir(tmp_path / "restarted").metrics(0))
     assert [record["step"] for record in records if "loss" in record] == [10, 20, 30, 40]
 
 
@@ -262,7 +263,7 @@ def test_a_restart_is_bit_identical(train: Run, tmp_path: Path) -> None:
 def test_a_signal_to_one_rank_ends_its_group_with_a_checkpoint(
     number: signal.Signals, train: Run, tmp_path: Path
 ) -> None:
-    path = metrics_path(tmp_path / "run", 0)
+    path = RunDir(tmp_path / "run").metrics(0)
     with ThreadPoolExecutor() as pool:
         job = pool.submit(train, 2, *ALONE, "--train.steps=1000000", "--checkpoint.interval=1000000")
         wait_until(lambda: len(read_metrics(path)[1]) > 1)
@@ -279,7 +280,7 @@ def test_a_signal_to_one_rank_ends_its_group_with_a_checkpoint(
 
 
 def test_signals_after_the_last_step_change_nothing(train: Run, tmp_path: Path) -> None:
-    path = metrics_path(tmp_path / "run", 0)
+    path = RunDir(tmp_path / "run").metrics(0)
     with ThreadPoolExecutor() as pool:
         job = pool.submit(train, 1, *ALONE)
         wait_until(lambda: job.done() or any("validation_loss" in r for r in read_metrics(path)[1] if r["step"] == 40))
@@ -354,7 +355,7 @@ def test_a_signal_in_a_validation_leaves_a_checkpoint_and_the_validation_to_the_
     mpirun: Run, data: Path, tmp_path: Path
 ) -> None:
     """The validation would take a minute, with each batch a second."""
-    config, path = tmp_path / "small.toml", metrics_path(tmp_path / "run", 0)
+    config, path = tmp_path / "small.toml", RunDir(tmp_path / "run").metrics(0)
     model = '[model]\nname = "factory"\nfactory = "slow_to_judge:Model"\n'
     config.write_text(f'run_dir = "{tmp_path / "run"}"\n{SMALL.replace(LSTM, model)}')
     run = partial(mpirun, 2, "-c", SLOW_TO_JUDGE, "train", config, f"--data.path={data}", *ALONE)
@@ -379,7 +380,7 @@ def test_a_signal_in_a_validation_leaves_a_checkpoint_and_the_validation_to_the_
 
 
 def test_a_second_start_touches_nothing_of_a_run_that_goes_on(train: Run, tmp_path: Path) -> None:
-    run, path = tmp_path / "run", metrics_path(tmp_path / "run", 0)
+    run, path = tmp_path / "run", RunDir(tmp_path / "run").metrics(0)
     for_long = ("--train.steps=1000000", "--train.validate_every=1000000", "--checkpoint.interval=1000000")
     with ThreadPoolExecutor() as pool:
         job = pool.submit(train, 1, *ALONE, *for_long)

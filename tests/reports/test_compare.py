@@ -6,7 +6,7 @@ import pytest
 
 from hpcdistill.errors import UserError
 from hpcdistill.reports.compare import Reached, compare, draw_comparison
-from hpcdistill.storage.metrics import metrics_path
+from hpcdistill.storage.run_dir import RunDir
 from metrics_files import write_losses
 
 
@@ -46,4 +46,4 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"page\.pdf is neither a page nor a figure; let it end in \.html or \.svg"):
         draw_comparison(compare([run]), tmp_path / "page.pdf")
     with pytest.raises(UserError, match=r"--output .* cannot be written: .*; choose another file"):
-        draw_comparison(compare([run]), metrics_path(run, 0) / "page.svg")
+        draw_comparison(compare([run]), RunDir(run).metrics(0) / "page.svg")

@@ -13,7 +13,7 @@ import pytest
 from hpcdistill.reports.compare import compare, draw_comparison
 from hpcdistill.reports.report import write_report
 from hpcdistill.reports.tables import print_result
-from hpcdistill.storage.metrics import metrics_path
+from hpcdistill.storage.run_dir import RunDir
 
 pytestmark = pytest.mark.alone
 
@@ -29,7 +29,7 @@ HEADER = {
 def write(run: Path, group: int, *records: dict[str, Any], **header: Any) -> None:
     run.mkdir(exist_ok=True)
     lines = [HEADER | header, *records, {"step": 400, "seconds": 40.0, "validation_loss": 1.5}]
-    metrics_path(run, group).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    RunDir(run).metrics(group).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def step(number: int, quarantine: dict[str, str] | None = None) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def test_a_run_may_have_any_name(name: str, tmp_path: Path, capsys: pytest.Captu
 def test_a_run_without_a_finite_loss_has_a_report(tmp_path: Path) -> None:
     for name, loss in (("one", math.nan), ("other", 1.25)):
         write(tmp_path / name, 0, {"step": 400, "seconds": 40.0, "validation_loss": loss})
-    path = metrics_path(tmp_path / "one", 0)
+    path = RunDir(tmp_path / "one").metrics(0)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # without the last one, of 1.5
     text = page(tmp_path / "one", tmp_path / "other")
     assert column(text, "best validation loss") == ["-", "1.250"]

@@ -12,7 +12,7 @@ from hpcdistill.cli.main import main
 from hpcdistill.errors import UserError
 from hpcdistill.reports.status import status
 from hpcdistill.storage.checkpoints import Checkpoints
-from hpcdistill.storage.metrics import metrics_path
+from hpcdistill.storage.run_dir import RunDir
 from metrics_files import write
 
 
@@ -49,7 +49,7 @@ def test_a_running_group_tells_all(tmp_path: Path, capsys: pytest.CaptureFixture
         starts=[{"step": 0}, {"step": 50}, {"step": 100, "slurm_restart_count": 1}],
     )
     is_from(path, seconds_ago=300)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", group=0, keep=2, owner={})
+    checkpoints = Checkpoints(RunDir(tmp_path), group=0, keep=2, owner={})
     for saved in (50, 100):
         checkpoints.save(saved, {"weight": torch.zeros(1)}, is_best=True)
     is_from(tmp_path / "checkpoints" / "g0-step0000000100.h5", seconds_ago=3 * 3600)
@@ -108,7 +108,7 @@ def test_the_speed_is_that_of_recent_steps(tmp_path: Path, capsys: pytest.Captur
 def test_files_that_are_only_beginning(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One group has only a header, the other not even that."""
     write(tmp_path, 0)
-    metrics_path(tmp_path, 1).write_text(text)
+    RunDir(tmp_path).metrics(1).write_text(text)
     (begun, waiting), _ = rows(tmp_path, capsys)
     assert begun.pop("state").startswith("last heard ")
     assert (begun.pop("group"), begun.pop("step"), begun.pop("restarts")) == ("0", "0 / 200", "0")
@@ -121,7 +121,7 @@ def test_half_a_line_and_files_that_go_away(tmp_path: Path, capsys: pytest.Captu
     with write(tmp_path, 0, step(100)).open("a") as file:
         file.write('{"step": 110, "sec')
     (tmp_path / "checkpoints").mkdir()
-    for path in (metrics_path(tmp_path, 1), tmp_path / "checkpoints" / "g0-step0000000100.h5"):
+    for path in (RunDir(tmp_path).metrics(1), tmp_path / "checkpoints" / "g0-step0000000100.h5"):
         path.symlink_to("nowhere")
     table, _ = rows(tmp_path, capsys)
     assert (table[0]["step"], table[0]["checkpoint"]) == ("100 / 200", "step 100, now gone")

@@ -1,4 +1,4 @@
-"""Restart files: the newest is taken, damage falls back, and a predecessor is always there."""
+"""Checkpoints: the newest usable one is taken, and a predecessor always remains."""
 
 import errno
 import os
@@ -8,13 +8,19 @@ import pytest
 
 from hpcdistill.errors import UserError
 from hpcdistill.storage.checkpoints import KIND, Checkpoints
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, load_state, save_state
 
 STATE = {"step": 7}
 
 
-def checkpoints(folder: Path, **owner: object) -> Checkpoints:
-    return Checkpoints(folder, group=0, keep=2, owner=owner or {"tensors": ["a.weight [3, 5] float32"]})
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+def checkpoints(run: Path, **owner: object) -> Checkpoints:
+    return Checkpoints(RunDir(run), group=0, keep=2, owner=owner or {"tensors": ["a.weight [3, 5] float32"]})
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
@@ -25,27 +31,30 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 def test_the_newest_is_taken_and_the_oldest_removed(tmp_path: Path) -> None:
     for step in (9, 10, 100):
         checkpoints(tmp_path).save(step, {"step": step}, is_best=False)
-    assert [path.name for path in checkpoints(tmp_path).paths()] == ["g0-step0000000100.h5", "g0-step0000000010.h5"]
+    assert [path.name for path in RunDir(tmp_path).find_checkpoints(0).values()] == [
+        "g0-step0000000100.h5",
+        "g0-step0000000010.h5",
+    ]
     assert checkpoints(tmp_path).newest(strict=False) == {"step": 100}
 
 
-def test_the_best_stays_until_there_is_a_better_one(tmp_path: Path) -> None:
+def test_the_best_stays_until_there_is_a_better_one(tmp_path: Path, folder: Path) -> None:
     for step, is_best in ((1, True), (2, True), (3, False), (4, False)):
         checkpoints(tmp_path).save(step, {"step": step}, is_best)
-    assert load_state(tmp_path / "g0-best.h5", KIND)["state"] == {"step": 2}
-    assert len(list(tmp_path.iterdir())) == 3
+    assert load_state(folder / "g0-best.h5", KIND)["state"] == {"step": 2}
+    assert len(list(folder.iterdir())) == 3
     assert checkpoints(tmp_path).newest(strict=True) == {"step": 4}
 
 
 def test_another_groups_checkpoints_are_not_taken(tmp_path: Path) -> None:
-    Checkpoints(tmp_path, group=10, keep=2, owner={}).save(5, STATE, is_best=False)
+    Checkpoints(RunDir(tmp_path), group=10, keep=2, owner={}).save(5, STATE, is_best=False)
     assert checkpoints(tmp_path).newest(strict=True) is None
 
 
 def test_damage_falls_back_with_a_word_and_strict_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (1, 2):
         checkpoints(tmp_path).save(step, {"step": step}, is_best=False)
-    newest, oldest = checkpoints(tmp_path).paths()
+    newest, oldest = RunDir(tmp_path).find_checkpoints(0).values()
     newest.write_bytes(newest.read_bytes()[:-100])
     assert checkpoints(tmp_path).newest(strict=False) == {"step": 1}
     assert f"{newest} is damaged" in capsys.readouterr().err
@@ -56,12 +65,12 @@ def test_damage_falls_back_with_a_word_and_strict_refuses(tmp_path: Path, capsys
         checkpoints(tmp_path).newest(strict=False)
 
 
-def steps(folder: Path) -> list[int]:
-    return [int(path.stem[-10:]) for path in checkpoints(folder).paths()]
+def steps(run: Path) -> list[int]:
+    return list(RunDir(run).find_checkpoints(0))
 
 
-def damage(folder: Path, step: int) -> None:
-    path = folder / f"g0-step{step:010d}.h5"
+def damage(run: Path, step: int) -> None:
+    path = RunDir(run).checkpoint(0, step)
     path.write_bytes(path.read_bytes()[:-100])
 
 
@@ -81,18 +90,18 @@ def test_damaged_checkpoints_do_not_count(tmp_path: Path) -> None:
 
 
 def test_what_lies_ahead_of_a_run_that_went_on_from_an_earlier_step_is_set_aside(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step in (500, 1000):
         checkpoints(tmp_path).save(step, {"step": step}, is_best=False)
     damage(tmp_path, 1000)
-    content = (tmp_path / "g0-step0000001000.h5").read_bytes()
+    content = (folder / "g0-step0000001000.h5").read_bytes()
     run = checkpoints(tmp_path)
     assert run.newest(strict=False) == {"step": 500}
     assert steps(tmp_path) == [1000, 500]  # nothing is moved before there is something newer
     run.save(600, {"step": 600}, is_best=False)
     assert steps(tmp_path) == [600, 500]
-    assert (tmp_path / "g0-step0000001000.h5.aside").read_bytes() == content
+    assert (folder / "g0-step0000001000.h5.aside").read_bytes() == content
     assert "g0-step0000001000.h5 is of a later step than the run" in capsys.readouterr().err
     run.save(700, {"step": 700}, is_best=False)
     damage(tmp_path, 700)
@@ -103,13 +112,13 @@ def no_links(self: Path, target: Path) -> None:
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(self))
 
 
-def test_without_hard_links_the_best_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hard_links_the_best_is_a_copy(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "hardlink_to", no_links)
     for step, is_best in ((1, True), (2, False), (3, True), (4, False), (5, False)):
         checkpoints(tmp_path).save(step, {"step": step}, is_best)
-    assert load_state(tmp_path / "g0-best.h5", KIND)["state"] == {"step": 3}
+    assert load_state(folder / "g0-best.h5", KIND)["state"] == {"step": 3}
     assert steps(tmp_path) == [5, 4]
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(folder.iterdir())) == 3
 
 
 @pytest.mark.parametrize(
@@ -122,9 +131,9 @@ def test_without_hard_links_the_best_is_a_copy(tmp_path: Path, monkeypatch: pyte
         ({"owner": {}, "state": {"step": "7"}}, "is of step '7', which is none"),
     ],
 )
-def test_a_checksum_is_not_validity(content: State, message: str, tmp_path: Path) -> None:
+def test_a_checksum_is_not_validity(content: State, message: str, tmp_path: Path, folder: Path) -> None:
     checkpoints(tmp_path).save(7, STATE, is_best=False)
-    save_state(tmp_path / "g0-step0000000009.h5", KIND, content)
+    save_state(folder / "g0-step0000000009.h5", KIND, content)
     with pytest.raises(UserError, match=f"g0-step0000000009.h5 {message}"):
         checkpoints(tmp_path).newest(strict=True)
     assert checkpoints(tmp_path).newest(strict=False) == STATE

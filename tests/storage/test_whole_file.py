@@ -17,7 +17,7 @@ from hpcdistill.storage import whole_file
 from hpcdistill.storage.hdf5 import atomic_file
 from hpcdistill.storage.metrics import Metrics
 from hpcdistill.storage.state_file import save_state
-from hpcdistill.storage.whole_file import open_to_append, remove_litter, write_whole
+from hpcdistill.storage.whole_file import open_to_append, remove_temporary_files, write_whole
 from metrics_files import write
 
 pytestmark = pytest.mark.alone
@@ -119,7 +119,7 @@ def test_litter_of_this_file_only_is_removed(tmp_path: Path) -> None:
     litter, others = f".[a].{'0f' * 8}", ["[a]", f".a.{'0f' * 8}", ".[a].mine"]
     for name in (litter, *others):
         (tmp_path / name).touch()
-    remove_litter(tmp_path / "[a]")
+    remove_temporary_files(tmp_path / "[a]")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcdistill.storage.metrics import metrics_path
+from hpcdistill.storage.run_dir import RunDir
 
 CONFIG = {"groups": 2, "train": {"steps": 200}}
 
 
 def write(run: Path, group: int, *records: dict[str, Any], config: dict[str, Any] = CONFIG, **header: Any) -> Path:
     """Write one group's metrics; return the file."""
-    path = metrics_path(run, group)
+    path = RunDir(run).metrics(group)
     lines = [{"config": config, "starts": [{"step": 0}], **header}, *records]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return path

@@ -9,6 +9,7 @@ from hpcdistill.data.rows.store import Fields, Rows, write_rows
 from hpcdistill.data.tokens.store import write_store
 from hpcdistill.models.registry import build_model, config_class
 from hpcdistill.storage.checkpoints import Checkpoints
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.tasks.registry import open_task
 
 MODELS = {"row": {"name": "dnn", "widths": (4,), "embedding": 2}, "token": {"name": "lstm", "hidden": 4, "layers": 1}}
@@ -38,5 +39,5 @@ def save(run: Path, data: Path, group: int = 0, seed: int = 0, length: int = 8) 
     torch.manual_seed(seed)
     model = build_model(config.model, task.store)
     state = {"step": 1, "config": config.model_dump(mode="json"), "model": model.state_dict()}
-    Checkpoints(run / "checkpoints", group, keep=2, owner={}).save(1, state, is_best=True)
-    return run / "checkpoints" / f"g{group}-best.h5"
+    Checkpoints(RunDir(run), group, keep=2, owner={}).save(1, state, is_best=True)
+    return RunDir(run).best_checkpoint(group)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hpcdistill.errors import UserError
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.training import owner
 from hpcdistill.training.owner import Claim
 
@@ -62,7 +63,7 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_second_owner_is_refused_until_the_first_releases(tmp_path: Path) -> None:
-    first, second = Claim(tmp_path, 0), Claim(tmp_path, 0)
+    first, second = Claim(RunDir(tmp_path), 0), Claim(RunDir(tmp_path), 0)
     first.take()
     before = path_of(tmp_path).read_bytes()
     with pytest.raises(UserError, match=rf"pid {os.getpid()} on .* last said so \d s ago; end that run \(kill \d+"):
@@ -72,13 +73,13 @@ def test_a_second_owner_is_refused_until_the_first_releases(tmp_path: Path) -> N
     assert [each.name for each in tmp_path.iterdir()] == ["owner-g0.json"]
     first.release()
     assert list(tmp_path.iterdir()) == []
-    third = Claim(tmp_path, 0)
+    third = Claim(RunDir(tmp_path), 0)
     third.take()
     third.release()
 
 
 def test_groups_have_owners_of_their_own(tmp_path: Path) -> None:
-    claims = [Claim(tmp_path, group) for group in (0, 1)]
+    claims = [Claim(RunDir(tmp_path), group) for group in (0, 1)]
     for claim in claims:
         claim.take()
     for claim in claims:
@@ -97,7 +98,7 @@ def test_a_number_that_another_process_has_got_is_no_owner(tmp_path: Path) -> No
 
 def test_an_owner_on_another_host_is_alive_while_its_file_is_renewed(elsewhere: Path) -> None:
     with pytest.raises(UserError, match=r"pid 4711 on node7 \(Slurm job 12, since .*; end that run \(scancel 12\)"):
-        Claim(elsewhere, 0).take()
+        Claim(RunDir(elsewhere), 0).take()
 
 
 @pytest.mark.parametrize("age", [-1000.0, 0.0, 1000.0])  # the clocks of hosts may disagree
@@ -122,14 +123,14 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     target.write_text("mine")
     path_of(tmp_path).symlink_to(target)
     with pytest.raises(UserError, match="remove what is in its place"):
-        Claim(tmp_path, 0).take()
+        Claim(RunDir(tmp_path), 0).take()
     assert target.read_text() == "mine"
 
 
 def test_of_two_that_start_at_once_one_stays(tmp_path: Path, ended_pid: int) -> None:
     for _ in range(20):
         write(tmp_path, pid=ended_pid)
-        claims = [Claim(tmp_path, 0) for _ in range(2)]
+        claims = [Claim(RunDir(tmp_path), 0) for _ in range(2)]
         taken: list[Claim] = []
 
         def take(claim: Claim, taken: list[Claim] = taken) -> None:
@@ -151,7 +152,7 @@ def test_of_two_that_start_at_once_one_stays(tmp_path: Path, ended_pid: int) -> 
 def test_who_was_replaced_while_it_stood_still_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[BaseException] = []
     monkeypatch.setattr(owner, "end_job", ended.append)
-    first = Claim(tmp_path, 0)
+    first = Claim(RunDir(tmp_path), 0)
     first.take()
     other = write(tmp_path, host="node7").read_bytes()
     while not ended:  # bounded by the test's timeout
@@ -164,7 +165,7 @@ def test_who_was_replaced_while_it_stood_still_ends(tmp_path: Path, monkeypatch:
 def test_a_folder_that_is_removed_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    claim = Claim(folder, 0)
+    claim = Claim(RunDir(folder), 0)
     claim.take()
     path_of(folder).unlink()
     folder.rmdir()
@@ -176,7 +177,7 @@ def test_a_folder_that_is_removed_is_made_again(tmp_path: Path, capsys: pytest.C
 
 
 def assert_replaced(folder: Path) -> None:
-    claim = Claim(folder, 0)
+    claim = Claim(RunDir(folder), 0)
     claim.take()
     assert json.loads(path_of(folder).read_bytes())["pid"] == os.getpid()
     claim.release()

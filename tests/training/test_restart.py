@@ -18,6 +18,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import build_model, config_class
 from hpcdistill.storage.checkpoints import KIND, Checkpoints
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.training.loop import training_share
@@ -176,7 +177,7 @@ def test_a_checkpoint_without_a_part_is_refused(lost: str, data: Path, tmp_path:
     (path,) = (tmp_path / "checkpoints").glob("*step*")
     content = load_state(path, KIND)
     del content["state"][lost]
-    Checkpoints(path.parent, 0, 2, content["owner"]).save(1, content["state"], is_best=False)
+    Checkpoints(RunDir(tmp_path), 0, 2, content["owner"]).save(1, content["state"], is_best=False)
     with (
         restart(tmp_path, data) as run,
         pytest.raises(UserError, match=rf"checkpoint of step 1 of group 0 does not fit .*{lost}.*; restore another"),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from hpcdistill.data.tokens.prepare_text import prepare_text
-from hpcdistill.storage.metrics import metrics_path, read_metrics
+from hpcdistill.storage.metrics import read_metrics
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.training.tensorboard import Events
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -69,7 +70,7 @@ def test_they_tell_what_the_metrics_tell(train: Callable[..., CompletedProcess[s
     result = train("--resume", "--train.steps=30")
     assert result.returncode == 0, result.stderr
     for group in (0, 1):
-        _, records = read_metrics(metrics_path(tmp_path / "run", group))
+        _, records = read_metrics(RunDir(tmp_path / "run").metrics(group))
         told = sorted(
             (record["step"], name, value)
             for record in records
