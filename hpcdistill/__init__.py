@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from hpcdistill.output import is_debugging, log_to_stderr
+
 if TYPE_CHECKING:
     from hpcdistill.distributed.groups import Groups
     from hpcdistill.losses.binary import binary_codistillation_loss
@@ -24,6 +26,9 @@ __all__ = [
     "linear_codistillation_loss",
 ]
 __version__ = "0.1.0"
+
+if is_debugging():
+    log_to_stderr()
 
 _HOMES = {
     "CodistillationLoss": "losses.codistillation",

@@ -1,27 +1,20 @@
-"""What is told to the user: the one exception that is theirs to mend, and warnings."""
+"""Errors that the user can mend."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-from hpcdistill.output import say
-
 
 class UserError(Exception):
-    """Bad input. Its message names the value, what was expected and the remedy; no traceback is shown."""
-
-
-def warn(message: str) -> None:
-    """Say what went wrong but stops nothing."""
-    say(f"hpcdistill: warning: {message}")
+    """Bad input. Its message names the value, the expectation and the remedy; the program shows no traceback."""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return `" (did you mean 'x'?)"` for the known word nearest to a misspelt one, or nothing.
+    """Return `" (did you mean 'x'?)"` for the known word nearest to a misspelt one, or an empty string.
 
-    Of words in sections, as `optimizer.lr`, the last part counts first: who knows an option by its own name may not
-    know its section.
+    For words in sections, such as `optimizer.lr`, the last part is compared first: a user who knows the name of an
+    option may not know its section.
     """
     words = list(known)
     lasts = difflib.get_close_matches(_last(word), {_last(each) for each in words}, n=1, cutoff=0.75)

@@ -1,8 +1,9 @@
-"""Standard output and error that stop nothing: the disk of a log may be full, the reader of a pipe gone."""
+"""Standard output, standard error and the log, none of which can stop a run: a disk may be full, a reader gone."""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -10,10 +11,10 @@ from typing import Any, TextIO
 
 
 class ForgivingStream:
-    """A text stream that goes on without what cannot be written.
+    """Text stream that drops what cannot be written.
 
     Args:
-        stream: where to write.
+        stream: stream to write to.
 
     Attributes:
         error: the first failure; None while there is none.
@@ -32,7 +33,7 @@ class ForgivingStream:
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what can be passed on."""
+        """Flush what can be flushed."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
@@ -43,11 +44,11 @@ class ForgivingStream:
 
 
 def forgive_output() -> ForgivingStream:
-    """Let nothing that this process prints raise from now on; return its new standard output.
+    """Keep all that this process prints from raising; return its new standard output.
 
-    That holds for what libraries print, and for the flush at the end of Python, which would change the exit status.
+    This includes what libraries print, and the flush when Python ends, which would change the exit status.
     """
-    # A file that got the number of a closed standard stream would receive what is printed.
+    # A file opened later must not get the number of a closed standard stream: it would receive what is printed.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -56,15 +57,41 @@ def forgive_output() -> ForgivingStream:
     return output
 
 
-def say(message: str) -> None:
-    """Print to standard error what need not arrive."""
+def print_error(message: str) -> None:
+    """Print to standard error, if that is possible."""
     with suppress(OSError, ValueError):
         print(message, file=sys.stderr, flush=True)
+
+
+def log_to_stderr() -> None:
+    """Print the package's log to standard error: warnings as "hpcdistill: warning: …".
+
+    HPCDISTILL_DEBUG=1 adds debug messages, such as one line for each snapshot published, fetched and adopted. A script
+    that does not call this function sees warnings through Python's default handler.
+    """
+    logger = logging.getLogger(__package__)
+    logger.setLevel(logging.DEBUG if is_debugging() else logging.INFO)
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())
+
+
+def is_debugging() -> bool:
+    """Return True if HPCDISTILL_DEBUG asks for debug messages."""
+    return os.environ.get("HPCDISTILL_DEBUG", "") not in ("", "0")
+
+
+class _StderrHandler(logging.Handler):
+    """Handler that prints to the present `sys.stderr`, whatever it is, and never raises."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record, with its level if it is not for information only."""
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        print_error(f"hpcdistill: {level}{record.getMessage()}")
 
 
 def _forgiving(stream: Any) -> ForgivingStream:
     if isinstance(stream, ForgivingStream):
         return stream
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+        stream.reconfigure(errors="backslashreplace")  # file names need not be text
     return ForgivingStream(stream or open(os.devnull, "w"))  # noqa: PTH123

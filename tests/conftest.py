@@ -27,6 +27,7 @@ import torch
 from mpi4py import MPI
 
 from hpcdistill.distributed.groups import Groups
+from hpcdistill.output import log_to_stderr
 from launcher import LAUNCHER_VARIABLES
 from repository import ROOT
 
@@ -75,6 +76,7 @@ class QuietTerminal(io.StringIO):
 
 @pytest.hookimpl(trylast=True)  # after the terminal reporter has been made
 def pytest_configure(config: pytest.Config) -> None:
+    log_to_stderr()  # as the program does: tests read warnings there
     if WORLD.size > 1:
         config.option.maxfail = 1
     if WORLD.rank > 0:

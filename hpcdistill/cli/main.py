@@ -10,7 +10,7 @@ from hpcdistill import __version__
 from hpcdistill.cli import churn, compare, doctor, evaluate, prepare, report, status, submit, train
 from hpcdistill.cli.parser import Parser, require_known, require_separate_outputs
 from hpcdistill.distributed.launch import end_job
-from hpcdistill.output import forgive_output, say
+from hpcdistill.output import forgive_output, log_to_stderr, print_error
 
 COMMANDS = (prepare, train, submit, status, report, compare, evaluate, churn, doctor)
 """Modules with `add_parser(commands)`, which names the function that runs the command.
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; without them, those of this process.
     """
     output = forgive_output()
+    log_to_stderr()
     words = list(sys.argv[1:] if arguments is None else arguments)
     trains = words[:1] == ["train"]
     try:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end_job(error, launched=trains or (words[:1] == ["doctor"] and "--slurm" in words))
     output.flush()
     if output.error and not trains:  # the results of training are in files
-        say(f"hpcdistill: error: standard output cannot be written: {output.error}")
+        print_error(f"hpcdistill: error: standard output cannot be written: {output.error}")
         return exit_status or 1
     return exit_status
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from argparse import ArgumentTypeError
 from pathlib import Path
 
 from hpcdistill.config.paths import input_path
 from hpcdistill.distributed.launch import is_first_rank
-from hpcdistill.output import say
+
+logger = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parents[1] / "configs"
 
@@ -25,7 +27,7 @@ def config_path(text: str) -> Path:
     recipe = RECIPES / f"{named[1]}.toml"
     if recipe.exists():
         if is_first_rank():
-            say(f"hpcdistill: there is no file {text} in this folder; using the recipe {recipe}")
+            logger.info(f"there is no file {text} in this folder; using the recipe {recipe}")
         return recipe
     if named[2]:
         return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 from pathlib import Path
@@ -11,7 +12,9 @@ from hpcdistill.cli.options import add_trust_option
 from hpcdistill.cli.parser import Parser, Subparsers
 from hpcdistill.cli.recipes import config_path
 from hpcdistill.config.load import add_keys, load_config
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -88,4 +91,4 @@ def write_run_report(run_dir: Path) -> None:
         write_report([run_dir], RunDir(run_dir).report)
     except Exception as error:  # whatever it is, what was trained is safe
         kind = "" if isinstance(error, OSError | UserError) else f"{type(error).__name__}: "
-        warn(f"no report: {kind}{error}; hpcdistill report {run_dir} --output FILE.html makes it elsewhere")
+        logger.warning(f"no report: {kind}{error}; hpcdistill report {run_dir} --output FILE.html makes it elsewhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from torch import nn
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
-from hpcdistill.errors import warn
 from hpcdistill.exchange.base import Exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.tasks.objective import TrainingObjective
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 20
 """In exchange intervals: so long a teacher may teach that is not heard of anew, unless configured."""
@@ -164,7 +166,7 @@ class Teachers:
 
     def _say(self, message: str) -> None:
         if self._groups.is_leader:
-            warn(f"group {self._groups.group}: {message}")
+            logger.warning(f"group {self._groups.group}: {message}")
 
     def _replica_of(self, peer: int) -> nn.Module:
         if peer not in self._replicas:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from bisect import bisect
 from collections.abc import Callable, Sequence
@@ -17,12 +18,14 @@ from hpcdistill.distributed.checks import require_one_world, require_thread_mult
 from hpcdistill.distributed.device import local_device
 from hpcdistill.distributed.launch import end_job, start_mpi, was_launched
 from hpcdistill.distributed.single import SingleProcess
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from hpcdistill.losses.vocab_parallel import VocabParallel
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=nn.Module)
@@ -70,7 +73,7 @@ class Groups:
                 the PMI plugin of srun does not fit this MPI; MPI or Horovod is not installed.
         """
         if group is None and not was_launched():
-            warn(
+            logger.warning(
                 f"no launcher started this process, so it trains one model without peers instead of {count}; "
                 "start it with mpirun or srun to codistil"
             )

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from hpcdistill.errors import UserError
-from hpcdistill.output import say
+from hpcdistill.output import print_error
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -71,7 +71,7 @@ def end_job(error: BaseException, launched: bool = False) -> NoReturn:
     said = False
     if launched and not _has_mpi() and _is_one_of_several():
         if said := is_first_rank():
-            say(_message(error))  # now: MPI may not start
+            print_error(_message(error))  # now: MPI may not start
         with suppress(ImportError, RuntimeError):  # no MPI library
             start_mpi()
     if _has_mpi():
@@ -84,12 +84,12 @@ def end_job(error: BaseException, launched: bool = False) -> NoReturn:
                 if world.rank and isinstance(error, UserError):
                     time.sleep(2)  # where all ranks have the same error, rank 0 reports it for all and ends the job
                 if not said:
-                    say(f"[world rank {world.rank} of {world.size}] {_message(error)}")
+                    print_error(f"[world rank {world.rank} of {world.size}] {_message(error)}")
                 time.sleep(1)  # the launcher often loses messages of a job that ends at once
             finally:
                 _abort(world, status)
     if not said:
-        say(_message(error))
+        print_error(_message(error))
     if threading.current_thread() is not threading.main_thread():
         os._exit(status)  # sys.exit would end this thread only
     sys.exit(status)

@@ -9,6 +9,7 @@ file with a valid checksum, the content of each file is checked before it is use
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -24,10 +25,12 @@ import torch
 
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
 from hpcdistill.exchange.base import Exchange, Payload, Snapshot
 from hpcdistill.exchange.registry import register_transport
 from hpcdistill.storage.state_file import State, difference, load_state, save_state
+
+logger = logging.getLogger(__name__)
 
 KIND = "snapshot"
 KEEP = 3
@@ -96,6 +99,7 @@ class FilesExchange(Exchange):
             self._payload.encode(0, 1, self._wire)
             self._offered = step, self._wire.cpu()
             self.traffic.published += self._nbytes
+            logger.debug(f"group {self._groups.group}: published step {step}, {self._nbytes} bytes")
         return True
 
     def collect(self) -> Iterator[Snapshot]:
@@ -130,7 +134,9 @@ class FilesExchange(Exchange):
         if self._groups.is_leader:
             self._thread.join(seconds)
             if self._thread.is_alive():
-                warn(f"group {self._groups.group}: {self._folder} has not answered in {seconds:.0f} s; it is given up")
+                logger.warning(
+                    f"group {self._groups.group}: {self._folder} has not answered in {seconds:.0f} s; it is given up"
+                )
 
     def _adopt(self, peer: int, step: int) -> Snapshot:
         wire = self._arrived.pop(peer)[1] if self._groups.is_leader else self._received
@@ -165,7 +171,7 @@ class FilesExchange(Exchange):
             for old in sorted(snapshots)[: 1 - KEEP]:
                 snapshots[old].unlink(missing_ok=True)
         except OSError as error:
-            warn(f"group {group}: no snapshot at step {step} for its peers: {error}")
+            logger.warning(f"group {group}: no snapshot at step {step} for its peers: {error}")
         self._offered = None
 
     def _read(self, peer: int) -> None:
@@ -194,10 +200,11 @@ class FilesExchange(Exchange):
         self.traffic.fetched[peer] += self._nbytes
         self._seen[peer] = newest
         self._arrived[peer] = state["step"], state["wire"].numpy()
+        logger.debug(f"group {self._groups.group}: fetched step {state['step']} of group {peer}, {self._nbytes} bytes")
 
     def _complain(self, peer: int, reason: str) -> None:
         if peer not in self._complained:
-            warn(f"group {self._groups.group} takes nothing from group {peer} for now: {reason}")
+            logger.warning(f"group {self._groups.group} takes nothing from group {peer} for now: {reason}")
             self._complained.add(peer)
 
     def _require_usable(self, state: State, path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, difference, load_state, save_state
+
+logger = logging.getLogger(__name__)
 
 KIND = "checkpoint"
 
@@ -91,7 +94,7 @@ class Checkpoints:
             except UserError as error:
                 if strict:
                     raise UserError(f"--resume=strict: {error}") from None
-                warn(f"{error}; trying the one before")
+                logger.warning(f"{error}; trying the one before")
                 self._usable[path] = False
                 continue
             self._require_own(path, content["owner"])
@@ -114,7 +117,7 @@ class Checkpoints:
                 "or choose another --run_dir"
             )
         if unknown := self._owner.keys() - known.keys():
-            warn(
+            logger.warning(
                 f"checkpoint {path} is of an older version and does not tell {', '.join(sorted(unknown))}; see that "
                 "this is as it was"
             )
@@ -152,4 +155,4 @@ def _load(path: Path) -> State:
 def _set_aside(path: Path) -> None:
     aside = path.with_name(f"{path.name}.aside")
     path.replace(aside)
-    warn(f"{path} is of a later step than the run, which went on from an earlier one; it is now {aside.name}")
+    logger.warning(f"{path} is of a later step than the run, which went on from an earlier one; it is now {aside.name}")

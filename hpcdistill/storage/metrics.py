@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import re
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
 from hpcdistill.storage.json_text import to_json
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.whole_file import open_to_append, remove_temporary_files, write_whole
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -67,7 +70,7 @@ class Metrics:
                 self._file.truncate(size)  # no half line that the next one would be glued to
                 self._file.seek(size)
             if self._complete:
-                warn(f"records are missing from {self._file.name}, from step {step} on: {error}")
+                logger.warning(f"records are missing from {self._file.name}, from step {step} on: {error}")
             self._complete = False
 
     def close(self) -> None:
@@ -114,7 +117,9 @@ def read_metrics(path: Path) -> tuple[Record, list[Record]]:
         else:
             damaged.append(number)
     if damaged:
-        warn(f"{path}: {len(damaged)} of {len(lines)} lines are damaged and left out, the first is line {damaged[0]}")
+        logger.warning(
+            f"{path}: {len(damaged)} of {len(lines)} lines are damaged and left out, the first is line {damaged[0]}"
+        )
     return header, records
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hpcdistill.data.store import ANY_COMMAND, StoreFile, stored_format
 from hpcdistill.discovery import import_siblings
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
 from hpcdistill.tasks.task import Task
+
+logger = logging.getLogger(__name__)
 
 TaskClass = TypeVar("TaskClass", bound=type[Task])
 
@@ -42,5 +45,5 @@ def open_task(path: Path, warns: bool = True) -> Task:
         raise UserError(f"data.path = {path}: HDF5, but not a store; make one with: {ANY_COMMAND} --output {path}")
     task = _TASKS[kind](path)
     if warns and task.store.doubt:
-        warn(task.store.doubt)
+        logger.warning(task.store.doubt)
     return task

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import secrets
 import socket
@@ -23,8 +24,10 @@ from typing import Any
 
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
 from hpcdistill.storage.run_dir import RunDir, remove_empty
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
@@ -135,7 +138,9 @@ class Claim:
         """Wait until the file is renewed or stale; whether it was renewed."""
         age = max(_time_of(self._path.parent) - owner.time, 0)
         if age < STALE_SECONDS:
-            warn(f"waiting up to {STALE_SECONDS - age:.0f} s for a sign of life of the owner of {self._path}: {owner}")
+            logger.warning(
+                f"waiting up to {STALE_SECONDS - age:.0f} s for a sign of life of the owner of {self._path}: {owner}"
+            )
         end = time.monotonic() + STALE_SECONDS - age
         while time.monotonic() < end:
             time.sleep(LOOK_SECONDS)
@@ -172,7 +177,7 @@ class Claim:
     def _renew_once(self) -> None:
         owner = _read(self._path)
         if owner is None:
-            warn(f"{self._path} is gone, and with it perhaps other files of the run; it is made again")
+            logger.warning(f"{self._path} is gone, and with it perhaps other files of the run; it is made again")
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._make()
         elif owner.content != self._content:

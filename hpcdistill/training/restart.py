@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from types import TracebackType
@@ -12,12 +13,14 @@ from torch import nn
 from hpcdistill.config.schema import Config
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
 from hpcdistill.exchange.layout import Layout
 from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, on_host
 from hpcdistill.tasks.task import TrainingBatches
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 60.0
 """Seconds for which training waits for a slow disk, so that the best weights so far are not lost."""
@@ -106,7 +109,7 @@ class Restart:
         if not (scheduled or is_best):
             return False
         if self._writing and self._writing.is_alive():
-            warn(f"no checkpoint at step {step}: the disk is still busy with the one before")
+            logger.warning(f"no checkpoint at step {step}: the disk is still busy with the one before")
             return False
         lowest = validation if is_best else self._lowest
         state = on_host(self._state(step, ranks, lowest))
@@ -141,7 +144,7 @@ class Restart:
                 self._checkpoints.save_best(state)
             self._lowest = state["lowest_validation_loss"]
         except OSError as error:
-            warn(f"no checkpoint at step {state['step']}: {error}")
+            logger.warning(f"no checkpoint at step {state['step']}: {error}")
         except BaseException as error:
             end_job(error)
 
@@ -190,7 +193,7 @@ class Restart:
             seconds = LAST_SECONDS if kind is None else PATIENCE
             self._writing.join(seconds)
             if self._writing.is_alive():
-                warn(f"the last checkpoint has not been written in {seconds:.0f} s, and is given up")
+                logger.warning(f"the last checkpoint has not been written in {seconds:.0f} s, and is given up")
 
     def _newest(self, mode: str) -> State | None:
         if mode == "no":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
 from hpcdistill.storage.metrics import Record
+
+logger = logging.getLogger(__name__)
 
 
 def require_tensorboard() -> None:
@@ -61,7 +64,7 @@ class Events:
             yield
         except OSError as error:  # of TensorBoard's thread, which told it to nobody before
             if self._complete:
-                warn(f"TensorBoard's events are missing from {self._folder} from now on: {error}")
+                logger.warning(f"TensorBoard's events are missing from {self._folder} from now on: {error}")
             self._complete = False
 
 

@@ -1,6 +1,7 @@
 """Snapshots through a folder: whole or not at all, from whoever is there, and nobody waits for who is not."""
 
 import errno
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -91,6 +92,20 @@ def test_the_newest_arrives_and_the_oldest_go(join: Join, folder: Path, world: M
     assert news(reader, lambda steps: steps.get(0) == 100) == {0: 100}
     world.Barrier()
     assert [path.name for path in sorted(folder.iterdir())] == [f"g0-{n:010d}.h5" for n in range(11 - KEEP, 11)]
+
+
+def test_the_log_has_a_line_for_each_publish_and_fetch(
+    join: Join, world: MPI.Intracomm, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "hpcdistill")
+    model = Constant()
+    writer, reader = join(0, model), join(1, Constant(), peers=(0,))
+    publish(writer, model, 7)
+    assert news(reader) == {0: 7}
+    if world.rank == 0:
+        nbytes = WeightPayload(model).nbytes(0, 1)
+        lines = [f"group 0: published step 7, {nbytes} bytes", f"group 1: fetched step 7 of group 0, {nbytes} bytes"]
+        assert [record.getMessage() for record in caplog.records] == lines
 
 
 def test_who_is_absent_is_not_waited_for(join: Join) -> None:

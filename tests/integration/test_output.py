@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-from hpcdistill.errors import warn
 from hpcdistill.output import ForgivingStream, forgive_output
 from metrics_files import write
 
@@ -44,10 +44,10 @@ def test_a_warning_that_cannot_be_printed_is_left_out(
     stream: io.StringIO | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
-    warn("lost")
+    logging.getLogger("hpcdistill.anything").warning("lost")
     forgive_output()
     print("lost", file=sys.stderr, flush=True)
-    warn("lost")
+    logging.getLogger("hpcdistill.anything").warning("lost")
     if stream is None:
         sys.stderr.close()  # of /dev/null
     assert "lost" not in capsys.readouterr().err
@@ -98,3 +98,25 @@ def test_a_child_of_a_rank_ends_itself_alone(command: str, rank: str) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("hpcdistill: error: ")
     assert "nowhere" in result.stderr
+
+
+WARN = """
+import sys
+from pathlib import Path
+from hpcdistill.storage.metrics import read_metrics
+read_metrics(Path(sys.argv[1]))
+"""
+DAMAGED = "1 of 2 lines are damaged and left out"
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(("debug", "prefix"), [("", ""), ("0", ""), ("1", "hpcdistill: warning: ")])
+def test_a_script_sees_warnings_and_has_the_programs_log_on_request(debug: str, prefix: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics-g0.jsonl"
+    path.write_text('{"starts": []}\nx\n')
+    command = [sys.executable, "-c", WARN, str(path)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "HPCDISTILL_DEBUG": debug}
+    )
+    assert result.stderr.startswith(f"{prefix}{path}: {DAMAGED}")
+    assert result.stderr.count(DAMAGED) == 1

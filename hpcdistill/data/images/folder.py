@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ from hpcdistill.data.prepare.folder import PassedOver, walk
 from hpcdistill.data.prepare.pieces import Piece, read_piece
 from hpcdistill.data.prepare.split import in_validation
 from hpcdistill.data.store import PARTS
-from hpcdistill.errors import UserError, suggestion, warn
+from hpcdistill.errors import UserError, suggestion
+
+logger = logging.getLogger(__name__)
 
 PIECE_IMAGES = 256
 PIECE_BYTES = 1 << 25  # of files
@@ -81,7 +84,7 @@ def _require_known(folder: Path, classes: list[str], validation: Path, chosen: l
             f"{suggestion(unknown[0], classes)}; both need the same names of folders"
         )
     if missing:
-        warn(
+        logger.warning(
             f"--validation {validation} has no pictures of {len(missing)} of the {len(classes)} classes, such as "
             f"{missing[0]!r}; how well those are learned is not seen"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from hpcdistill.data.prepare.pieces import Piece, read_piece
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 QUOTES = 3
 
@@ -69,4 +72,4 @@ def require_few(count: int, quotes: Sequence[str], max_bad: int, things: str) ->
 def tell_bad(count: int, quotes: Sequence[str], things: str) -> None:
     """Warn of the bad `things` that were passed over, if there were any."""
     if count:
-        warn("\n  ".join([f"passed over bad {things}: {count}, the first of them", *quotes[:QUOTES]]))
+        logger.warning("\n  ".join([f"passed over bad {things}: {count}, the first of them", *quotes[:QUOTES]]))

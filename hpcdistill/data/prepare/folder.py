@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hpcdistill.errors import warn
+logger = logging.getLogger(__name__)
+
 
 NAMED = 3
 
@@ -40,7 +42,7 @@ class PassedOver:
     def tell(self) -> None:
         """Warn of what was left out, if anything was."""
         if self:
-            warn(f"passed over: {self}")
+            logger.warning(f"passed over: {self}")
 
 
 def walk(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from hpcdistill.data.prepare.packed import GZIP, ZSTD
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 PARQUET = (".parquet", ".pq", ".parq")
 LINES = (".csv", ".tsv", ".tab", ".txt", ".psv")
@@ -45,7 +48,7 @@ def _in_folder(folder: Path) -> list[Path]:
         raise UserError(f"--input {folder} has no file whose name ends in {', '.join([*PARQUET, *LINES])}")
     if others := [child.name for child in children if child not in files]:
         listed = ", ".join(others[:SHOWN]) + ", …" * (len(others) > SHOWN)
-        warn(f"{folder}: {len(others)} files of other kinds are passed over: {listed}")
+        logger.warning(f"{folder}: {len(others)} files of other kinds are passed over: {listed}")
     return files
 
 

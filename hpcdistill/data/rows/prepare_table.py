@@ -8,6 +8,7 @@ what is told by `columns.py`. Of text it is guessed from the begin, and all is r
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,9 @@ from hpcdistill.data.rows.files import find_files
 from hpcdistill.data.rows.label import choose
 from hpcdistill.data.rows.parquet_table import ParquetTable
 from hpcdistill.data.rows.remarks import remarks
-from hpcdistill.errors import UserError, suggestion, warn
+from hpcdistill.errors import UserError, suggestion
+
+logger = logging.getLogger(__name__)
 
 Table = CsvTable | ParquetTable
 
@@ -86,10 +89,10 @@ def prepare_table(
         join_pieces(output, paths, encoding, encoding.fields, ", ".join(map(str, inputs)))
     tell_bad(*bad, "lines")
     for message in remarks(columns, found):
-        warn(message)
+        logger.warning(message)
     print(f"{label} = {chosen.one!r} is 1, {chosen.zero!r} is 0")
     if chosen.is_guessed:
-        warn(
+        logger.warning(
             f"which value of {label!r} is 1 was guessed by the alphabet; to choose the other: --positive={chosen.zero}"
         )
 
@@ -117,7 +120,7 @@ def _features(table: Table, label: str, wishes: Wishes) -> list[str]:
     index = [name for name in table.index if name not in wished]
     if index or len(names) < len(table.names):
         left_out = ", ".join(map(repr, [*index, *[""] * ("" in table.names)]))
-        warn(
+        logger.warning(
             f"{file}: left out {left_out}: columns that number the rows, as pandas writes them, or have no name. To "
             "learn from one: --dense or --categorical COLUMN"
         )

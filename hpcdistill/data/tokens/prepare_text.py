@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ from hpcdistill.data.tokens.files import find_files
 from hpcdistill.data.tokens.parts import END, Deal, deal_by_input, deal_out, measure, read
 from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.data.tokens.tokenizer import check_vocabulary, train_tokenizer
-from hpcdistill.errors import UserError, warn
+from hpcdistill.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 PIECE_BYTES = 1 << 16  # a word cut in two so rarely does no harm
 SAMPLE_BYTES = 1 << 25  # learning takes 0.2 GB of memory with prose or code, about 3 GB where no word occurs twice
@@ -143,7 +146,7 @@ def _sample(deals: Sequence[Deal], column: str | None) -> Iterator[bytes]:
 
 def _tell(store: TokenStore, wanted: int | None) -> None:
     if wanted is not None and store.vocabulary < wanted:
-        warn(
+        logger.warning(
             f"--vocabulary {wanted}: the text is enough for {store.vocabulary} tokens only, and the store has those; "
             "for more, add files to --input"
         )

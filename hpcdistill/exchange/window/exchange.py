@@ -10,6 +10,7 @@ MPI_THREAD_MULTIPLE. The constructor checks both, and raises without them.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -33,6 +34,8 @@ from hpcdistill.exchange.window.reader import Reader
 from hpcdistill.exchange.window.slots import STAMP_NBYTES, Bytes, Shard, stamp_of, total_nbytes, window_nbytes
 from hpcdistill.exchange.window.writer import Writer
 from hpcdistill.storage.state_file import difference
+
+logger = logging.getLogger(__name__)
 
 # Pauses of the communication thread:
 IDLE_SECONDS = 5e-3  # while nothing is under way: 2 % of a core
@@ -97,7 +100,9 @@ class WindowExchange(Exchange):
         # All ranks or none: a rank that skipped alone would number its later shards differently from its neighbours.
         if not self._group_comm.allreduce(self._writer.idle, op=MPI.LAND):
             return False
-        self.traffic.published += self._writer.write(step)
+        nbytes = self._writer.write(step)
+        self.traffic.published += nbytes
+        self._debug(f"published step {step}, {nbytes} bytes")
         return True
 
     def collect(self) -> Iterator[Snapshot]:
@@ -197,14 +202,24 @@ class WindowExchange(Exchange):
                 if self._writer.announce():
                     announced = time.monotonic()
                 busy = False
-                for fetch in fetches:
+                for reader, fetch in zip(self._readers, fetches, strict=True):
+                    staged = reader.staged
                     busy |= next(fetch)
+                    if reader.staged > staged:
+                        self._log_fetch(reader)
                 self._comm.Iprobe(source=MPI.ANY_SOURCE)  # makes MPI progress the reads of other ranks
                 self.traffic.thread_seconds = time.thread_time()
                 awake = time.monotonic() < announced + AWAKE_FOR_SECONDS
                 time.sleep(BUSY_SECONDS if busy else AWAKE_SECONDS if awake else IDLE_SECONDS)
         except BaseException as error:
             end_job(error)
+
+    def _log_fetch(self, reader: Reader) -> None:
+        if nbytes := total_nbytes(self._my_share(reader.peer)):
+            self._debug(f"fetched step {stamp_of(reader.memory)[1]} of group {reader.peer}, {nbytes} bytes")
+
+    def _debug(self, message: str) -> None:
+        logger.debug(f"group {self._groups.group}, rank {self._groups.rank}: {message}")
 
 
 def _require_equal_payloads(groups: Groups, payload: Payload) -> None:

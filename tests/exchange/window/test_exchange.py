@@ -1,5 +1,6 @@
 """The one-sided exchange between real ranks: whole snapshots, of the step they claim, and nobody waits."""
 
+import logging
 import random
 import time
 import weakref
@@ -159,7 +160,8 @@ def test_only_the_peers_asked_for_are_heard_of(groups: Groups) -> None:
                 time.sleep(1e-3)
 
 
-def test_the_traffic_counts_bytes_published_fetched_and_wasted(groups: Groups) -> None:
+def test_bytes_are_counted_and_logged_once(groups: Groups, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "hpcdistill")
     model, replica = Constant(1000), Constant(1000)
     with WindowExchange(groups, WeightPayload(model), len(groups.peers)) as exchange:
         exchange.set_peers(groups.peers)
@@ -174,6 +176,11 @@ def test_the_traffic_counts_bytes_published_fetched_and_wasted(groups: Groups) -
     assert snapshot < total.published < snapshot + 1000
     assert dict(total.fetched) == dict.fromkeys(groups.peers, total.published)
     assert not total.discarded
+    name = f"group {groups.group}, rank {groups.rank}"
+    nbytes = exchange.traffic.published
+    expected = [f"{name}: published step 1, {nbytes} bytes"]
+    expected += [f"{name}: fetched step 1 of group {peer}, {nbytes} bytes" for peer in groups.peers]
+    assert sorted(record.getMessage() for record in caplog.records) == sorted(expected)
 
 
 def test_nobody_waits_for_a_group_that_stands_still(groups: Groups) -> None:
