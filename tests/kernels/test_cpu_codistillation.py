@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpcdistill.kernels import cpu_codistillation
 from hpcdistill.kernels.cpu_codistillation import run
-from loss_oracle import Case, assert_true, assert_true_in_shards, cases, random_case, shard_cuts
+from loss_oracle import Case, assert_matches_reference, assert_shards_match_reference, cases, random_case, shard_cuts
 
 ALL = ["avx512_bf16", "avx512", "avx2", "baseline"]
 BEST = cpu_codistillation.instruction_set()
@@ -23,17 +23,17 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 def check(case: Case, instructions: str | None = None) -> None:
     rows = case.rows()
     run(rows, instructions)
-    assert_true(case, rows)
+    assert_matches_reference(case, rows)
 
 
 @given(cases([1, 2, 3, 31, 127, 1000], DTYPES), st.sampled_from(HERE))
-def test_outputs_are_those_of_the_formula(case: Case, instructions: str) -> None:
+def test_outputs_match_the_formula(case: Case, instructions: str) -> None:
     check(case, instructions)
 
 
 @given(cases([2, 3, 127, 1000], DTYPES), shard_cuts(), st.sampled_from(HERE))
 def test_shards_make_no_difference(case: Case, cuts: list[float], instructions: str) -> None:
-    assert_true_in_shards(case, cuts, partial(run, instructions=instructions))
+    assert_shards_match_reference(case, cuts, partial(run, instructions=instructions))
 
 
 @pytest.mark.parametrize("instructions", HERE)
@@ -44,7 +44,7 @@ def test_large_vocabularies(V: int, dtype: torch.dtype, instructions: str) -> No
     check(random_case(rows=2, V=V, N=1, dtype=dtype), instructions)
 
 
-def test_an_instruction_set_that_does_not_exist() -> None:
+def test_an_unknown_instruction_set() -> None:
     with pytest.raises(
         ValueError, match=f"instructions is 'mmx', which this machine lacks; pass None or its best, '{BEST}'"
     ):
@@ -52,8 +52,8 @@ def test_an_instruction_set_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_whose_beginning_says_nothing_of_its_maximum(dtype: torch.dtype) -> None:
-    """The offset of the exponentials is guessed from the first columns."""
+def test_a_row_whose_maximum_is_far_above_its_first_columns(dtype: torch.dtype) -> None:
+    """The offset of the exponentials is estimated from the first columns."""
     for low in (-torch.inf, -1e4):
         case = random_case(rows=2, V=1000, N=2, dtype=dtype)
         for x in (case.logits, *case.teachers):
@@ -65,22 +65,22 @@ def test_a_row_whose_beginning_says_nothing_of_its_maximum(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("instructions", HERE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bits_are_read_and_rounded_like_torch_does(dtype: torch.dtype, instructions: str) -> None:
-    """Every number that there is, beside a class whose logit is 0."""
+def test_16_bit_numbers_are_read_and_rounded_as_in_torch(dtype: torch.dtype, instructions: str) -> None:
+    """Every finite number is a logit, beside a class whose logit is 0."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     x = x[x.abs() < 1e8]
     rows = Case(torch.stack([x, x * 0], 1), torch.ones(len(x), dtype=torch.int64), []).rows()
     run(rows, instructions)
     x = x.double()
     torch.testing.assert_close(rows.parts[2].double(), torch.logaddexp(x, x * 0), rtol=3e-7, atol=3e-6)
-    # Rounded once, from a quotient of exponentials within 3e-6; what float32 has no normal number for may be 0.
+    # Rounded once, from a quotient of exponentials with an error of 3e-6; subnormal float32 numbers may be 0.
     expected = x.sigmoid()
     unit = expected.clamp(min=torch.finfo(dtype).tiny).log2().floor().exp2() * torch.finfo(dtype).eps
     error = (rows.gradient[:, 0].double() - expected).abs()
     assert (error <= unit / 2 + 6e-6 * expected + torch.finfo(torch.float32).tiny).all()
 
 
-def test_the_gradient_may_take_the_place_of_the_logits() -> None:
+def test_the_gradient_may_overwrite_the_logits() -> None:
     case = random_case(rows=5, V=333, N=3, dtype=torch.float32, temperature=2.0, label_smoothing=0.1)
     apart = case.rows()
     run(apart)
@@ -90,7 +90,7 @@ def test_the_gradient_may_take_the_place_of_the_logits() -> None:
     assert torch.equal(in_place.gradient, apart.gradient)
 
 
-def test_without_gradient_the_rest_is_the_same() -> None:
+def test_the_losses_are_the_same_without_a_gradient() -> None:
     for N in (0, 1, 3):
         case = random_case(rows=5, V=333, N=N, dtype=torch.float32)
         whole, forward = case.rows(), replace(case.rows(), gradient=None)
@@ -100,8 +100,8 @@ def test_without_gradient_the_rest_is_the_same() -> None:
         assert torch.equal(whole.parts, forward.parts)
 
 
-def test_gradients_large_enough_to_go_past_the_caches() -> None:
-    """And that begin, and end, in the middle of a vector."""
+def test_gradients_large_enough_for_streaming_stores() -> None:
+    """Rows begin and end in the middle of a vector."""
     case = random_case(rows=900, V=5003, N=1, dtype=torch.float32)
     rows = case.rows()
     run(rows)
@@ -134,7 +134,7 @@ def test_scales() -> None:
     torch.testing.assert_close(cross_entropy.losses, plain.parts[0])
 
 
-def test_as_many_threads_as_torch_uses_give_the_same() -> None:
+def test_the_number_of_threads_does_not_change_the_result() -> None:
     case = random_case(rows=50, V=3000, N=2, dtype=torch.bfloat16)
     one, three = case.rows(), case.rows()
     threads = torch.get_num_threads()

@@ -1,6 +1,6 @@
-"""The CUDA kernel on a GPU that has clusters; and on any machine with nvcc, that it compiles without spilling.
+"""The CUDA kernel on a GPU with clusters, and its compilation without spilled registers on any machine with nvcc.
 
-What memory it touches (also with --tool racecheck, initcheck, synccheck):
+To check its memory accesses (also with --tool racecheck, initcheck, synccheck):
     compute-sanitizer --tool memcheck python -m pytest tests/kernels/test_cuda_codistillation.py -m "not launch"
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hpcdistill.kernels import cuda_codistillation
 from hpcdistill.kernels.rows import Rows
-from loss_oracle import Case, assert_true, cases, random_case
+from loss_oracle import Case, assert_matches_reference, cases, random_case
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 DEVICE = "cuda"
@@ -42,7 +42,7 @@ gpu = pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())
 
 
 def moved(tensor: Tensor) -> Tensor:
-    """On the GPU, with the same distance between rows."""
+    """Return `tensor` on the GPU, with the same strides."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE).copy_(tensor)
 
 
@@ -58,14 +58,14 @@ def rows_of(case: Case, **changes: Any) -> Rows:
 
 
 def computed(rows: Rows) -> Rows:
-    """`rows` after the kernel has run, with its outputs on the CPU."""
+    """Run the kernel; return `rows` with its outputs on the CPU."""
     cuda_codistillation.run(rows)
     gradient = None if rows.gradient is None else rows.gradient.cpu()
     return replace(rows, losses=rows.losses.cpu(), parts=rows.parts.cpu(), gradient=gradient)
 
 
 def assert_same(left: Rows, right: Rows) -> None:
-    """Bit for bit."""
+    """Check that the outputs are equal bit for bit."""
     assert torch.equal(left.losses, right.losses)
     assert torch.equal(left.parts, right.parts)
     assert left.gradient is not None
@@ -76,23 +76,23 @@ def assert_same(left: Rows, right: Rows) -> None:
 @gpu
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(case=cases([1, 2, 3, 127, 1000, 32000, 50257, 128256], DTYPES))
-def test_loss_and_gradient_are_those_of_the_formula(case: Case) -> None:
+def test_loss_and_gradient_match_the_formula(case: Case) -> None:
     V = case.logits.shape[1]
     assume((1 + len(case.teachers)) * V * case.logits.element_size() < 3e6)  # else no cluster can hold a row
-    assert_true(case, computed(rows_of(case)))
+    assert_matches_reference(case, computed(rows_of(case)))
 
 
 @gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("V", [1000, 50257])
-def test_in_place_as_elsewhere(V: int, dtype: torch.dtype) -> None:
+def test_the_gradient_may_overwrite_the_logits(V: int, dtype: torch.dtype) -> None:
     case = random_case(V=V, dtype=dtype, temperature=2.0)
     rows = rows_of(case)
     assert_same(computed(replace(rows, gradient=rows.logits)), computed(rows_of(case)))
 
 
 @gpu
-def test_losses_alone() -> None:
+def test_the_losses_are_the_same_without_a_gradient() -> None:
     case = random_case(V=50257, dtype=torch.bfloat16, z_loss=1e-4)
     losses = computed(rows_of(case, gradient=None))
     assert torch.equal(losses.losses, computed(rows_of(case)).losses)
@@ -140,7 +140,7 @@ def test_classes_that_are_ruled_out(V: int, temperature: float) -> None:
     case.logits[:, V // 4] = 5.0
     for teacher in case.teachers:
         teacher[:, V // 4] = -torch.inf
-    assert_true(case, computed(rows_of(case)))
+    assert_matches_reference(case, computed(rows_of(case)))
 
 
 @gpu
@@ -152,7 +152,7 @@ def test_rows_begin_at_any_address(N: int, dtype: torch.dtype) -> None:
     views = [moved(x)[:, shift : shift + 4001] for shift, x in enumerate(wide, start=1)]
     for view, logits in zip(views, (case.logits, *case.teachers), strict=True):
         view.copy_(logits)
-    assert_true(case, computed(rows_of(case, logits=views[0], teachers=views[1:])))
+    assert_matches_reference(case, computed(rows_of(case, logits=views[0], teachers=views[1:])))
 
 
 @gpu
@@ -181,7 +181,7 @@ def test_in_a_cuda_graph() -> None:
 
 @gpu
 @pytest.mark.parametrize("case", [random_case(V=300_000, N=2), random_case(N=9)], ids=["row", "teachers"])
-def test_what_does_not_fit_is_refused_with_the_remedy(case: Case) -> None:
+def test_a_row_that_does_not_fit_is_refused(case: Case) -> None:
     with pytest.raises(RuntimeError, match=r"bytes\); use implementation='triton'"):
         cuda_codistillation.run(rows_of(case))
 

@@ -1,4 +1,4 @@
-"""The Triton kernel, on a GPU if there is one, else in Triton's interpreter: of few rows, for it is slow."""
+"""The Triton kernel, on a GPU if there is one, else in Triton's interpreter with few rows, because it is slow."""
 
 # ruff: noqa: N803 - V and N are the names in the formula
 
@@ -15,7 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loss_oracle import Case, assert_true, assert_true_in_shards, cases, on, random_case, shard_cuts
+from loss_oracle import (
+    Case,
+    assert_matches_reference,
+    assert_shards_match_reference,
+    cases,
+    on,
+    random_case,
+    shard_cuts,
+)
 from repository import ROOT
 
 pytest.importorskip("triton", minversion="3.7", reason="older interpreters fail with numpy >= 2.4")
@@ -37,7 +45,7 @@ def filled(case: Case, scales: tuple[float, float] = (1.0, 1.0), **changes: Any)
 
 
 def in_tiles(launch: Any = launch_options) -> Any:
-    """Makes every row one that is read in small tiles, of 64 times 16 bytes."""
+    """Return a patch that makes the kernel read every row in tiles of 64 times 16 bytes."""
 
     def small_tiles(V: int, tensors: int, itemsize: int, aligned: bool) -> dict[str, Any]:
         height, width, fold = (64, 16 // itemsize, 1) if aligned else (16 // itemsize, 64, 0)
@@ -49,31 +57,31 @@ def in_tiles(launch: Any = launch_options) -> Any:
 
 @settings(max_examples=150)
 @given(case=cases([1, 2, 3, 127, 1000, 2500], DTYPES, most_rows=2))
-def test_losses_and_gradients_are_those_of_the_formula(case: Case) -> None:
-    assert_true(case, filled(case))
+def test_losses_and_gradients_match_the_formula(case: Case) -> None:
+    assert_matches_reference(case, filled(case))
 
 
 @settings(max_examples=150)
 @given(case=cases([1, 127, 528, 1024, 1500], DTYPES, most_rows=2))
 def test_tiles_make_no_difference(case: Case) -> None:
     with in_tiles():
-        assert_true(case, filled(case))
+        assert_matches_reference(case, filled(case))
 
 
 @settings(max_examples=50)
 @given(cases([2, 127, 1024], DTYPES, most_rows=2), shard_cuts(), st.booleans())
 def test_shards_make_no_difference(case: Case, cuts: list[float], tiled: bool) -> None:
     with in_tiles() if tiled else nullcontext():
-        assert_true_in_shards(case, cuts, run, DEVICE)
+        assert_shards_match_reference(case, cuts, run, DEVICE)
 
 
-@pytest.mark.parametrize("V", [20000, 20001])  # aligned or not; the last of three or five tiles is ragged
+@pytest.mark.parametrize("V", [20000, 20001])  # aligned or not; the last of three or five tiles is incomplete
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("lse_is_given", [False, True])
 def test_a_long_row(V: int, dtype: torch.dtype, lse_is_given: bool) -> None:
     case = random_case(rows=1, V=V, N=3, dtype=dtype, **EVERY_OPTION, lse_is_given=lse_is_given)
     assert not launch_options(V, 4, dtype.itemsize, V % 16 == 0)["WHOLE"]
-    assert_true(case, filled(case))
+    assert_matches_reference(case, filled(case))
 
 
 @pytest.mark.parametrize("maximum", [0, 70, 150, 199])  # in the first, a middle or the last tile
@@ -83,24 +91,24 @@ def test_a_maximum_in_any_tile_of_ascending_and_descending_rows(maximum: int) ->
         logits.copy_(torch.linspace(-50, 50, 200) * (-1) ** k)
         logits[:, maximum] = 80.0
     with in_tiles():
-        assert_true(case, filled(case))
+        assert_matches_reference(case, filled(case))
 
 
 @pytest.mark.parametrize("V", [11, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tiled", [False, True])
-def test_a_gradient_may_take_the_place_of_the_logits(V: int, dtype: torch.dtype, tiled: bool) -> None:
+def test_the_gradient_may_overwrite_the_logits(V: int, dtype: torch.dtype, tiled: bool) -> None:
     case = random_case(rows=3, V=V, dtype=dtype, **EVERY_OPTION)
     case.target[1] = -100
     logits = case.logits.clone()
     with in_tiles() if tiled else nullcontext():
         rows = filled(case, logits=logits, gradient=logits)
-    assert_true(case, rows)
+    assert_matches_reference(case, rows)
 
 
 @pytest.mark.parametrize("options", [{}, EVERY_OPTION, {"label_smoothing": 0.1, "teachers": []}, {"teachers": []}])
 @pytest.mark.parametrize("tiled", [False, True])
-def test_without_a_gradient_the_losses_are_the_same(options: dict[str, Any], tiled: bool) -> None:
+def test_the_losses_are_the_same_without_a_gradient(options: dict[str, Any], tiled: bool) -> None:
     case = random_case(rows=3, V=300, dtype=torch.float32, **options)
     with in_tiles() if tiled else nullcontext():
         whole, forward = filled(case), filled(case, gradient=None)
@@ -110,7 +118,7 @@ def test_without_a_gradient_the_losses_are_the_same(options: dict[str, Any], til
 
 @pytest.mark.parametrize("label", [-1, 11, 2**40, -(2**62)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_label_out_of_range_makes_nan_of_its_row_alone(label: int, dtype: torch.dtype) -> None:
+def test_a_label_out_of_range_makes_its_row_nan(label: int, dtype: torch.dtype) -> None:
     case = random_case(dtype=dtype, class_weight=torch.rand(11) + 0.1)
     right = filled(case)
     target = case.target.clone()
@@ -134,7 +142,7 @@ def test_ignored_rows_are_not_read(tiled: bool) -> None:
     for logits in (spoilt.logits, *spoilt.teachers):
         logits[:2] = torch.nan
     with in_tiles() if tiled else nullcontext():
-        assert_true(case, filled(case, logits=spoilt.logits, teachers=spoilt.teachers))
+        assert_matches_reference(case, filled(case, logits=spoilt.logits, teachers=spoilt.teachers))
 
 
 @pytest.mark.parametrize("options", [{}, EVERY_OPTION | {"label_smoothing": 0.0}])
@@ -142,26 +150,26 @@ def test_ignored_rows_are_not_read(tiled: bool) -> None:
 def test_classes_that_are_ruled_out(options: dict[str, Any], tiled: bool) -> None:
     case = random_case(rows=2, V=300, dtype=torch.float32, **options)
     case.target.fill_(7)
-    case.logits[:, 100:240] = -torch.inf  # whole tiles of lanes without a finite logit, and with teachers
+    case.logits[:, 100:240] = -torch.inf  # some lanes of a tile have no finite logit
     for teacher in case.teachers:
         teacher[:, 90:260] = -torch.inf
     with in_tiles() if tiled else nullcontext():
-        assert_true(case, filled(case))
+        assert_matches_reference(case, filled(case))
 
 
-def test_a_label_of_no_weight_adds_nothing_though_it_is_ruled_out() -> None:
+def test_a_label_of_weight_zero_adds_nothing_even_if_it_is_ruled_out() -> None:
     class_weight = torch.ones(11)
     class_weight[5] = 0
     case = random_case(dtype=torch.float32, class_weight=class_weight, label_smoothing=0.1)
     case.target.fill_(5)
     for logits in (case.logits, *case.teachers):
         logits[:, 5] = -torch.inf
-    assert_true(case, filled(case))
+    assert_matches_reference(case, filled(case))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_large_logits_lose_no_total(dtype: torch.dtype) -> None:
-    """At 1e4, a logsumexp in one number would be wrong by 1e-3; here nothing is lost but the logits' own rounding."""
+def test_large_logits_do_not_lose_the_sum(dtype: torch.dtype) -> None:
+    """At 1e4 the rounding of a logsumexp would be an error of 1e-3; the only error here is the rounding of logits."""
     case = random_case(rows=3, V=300, dtype=dtype)
     near = replace(case, logits=case.logits.round(), teachers=[teacher.round() for teacher in case.teachers])
     far = replace(near, logits=near.logits + 1e4, teachers=[teacher - 1e4 for teacher in near.teachers])
@@ -191,30 +199,30 @@ def test_scales(case: Case, scales: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize("V", [11, 16])
-def test_every_tensor_has_a_stride_of_its_own(V: int) -> None:
+def test_every_tensor_has_its_own_stride(V: int) -> None:
     case = random_case(rows=3, V=V, N=2, dtype=torch.bfloat16)
     strided = [torch.empty(3, V + 8 * k, dtype=torch.bfloat16)[:, :V] for k in range(1, 5)]
     for wide, tensor in zip(strided, [case.logits, *case.teachers], strict=False):
         wide.copy_(tensor)
     logits, *teachers, gradient = strided
     rows = filled(case, logits=logits, teachers=teachers, gradient=gradient.fill_(torch.nan))
-    assert_true(case, rows)
+    assert_matches_reference(case, rows)
 
 
 def test_no_rows() -> None:
     case = random_case(rows=0)
-    assert_true(case, filled(case))
+    assert_matches_reference(case, filled(case))
 
 
 def test_rows_beyond_32_bits() -> None:
-    """The third row begins 2**31 columns after the first: 4 GiB of addresses, of which little is touched."""
+    """The third row begins 2**31 columns after the first: 4 GiB of addresses, of which little is used."""
     stride = 1 << 30
     case = random_case(rows=3, V=11, N=1, dtype=torch.bfloat16)
     space = torch.empty(2 * stride + 64, dtype=torch.bfloat16)
     logits, teacher, gradient = (space.as_strided((3, 11), (stride, 1), start) for start in (0, 16, 32))
     logits.copy_(case.logits)
     teacher.copy_(case.teachers[0])
-    assert_true(case, filled(case, logits=logits, teachers=[teacher], gradient=gradient.fill_(torch.nan)))
+    assert_matches_reference(case, filled(case, logits=logits, teachers=[teacher], gradient=gradient.fill_(torch.nan)))
 
 
 def test_scaling_rows_beyond_32_bits() -> None:
@@ -241,8 +249,8 @@ def test_scale_rows(dtype: torch.dtype, V: int) -> None:
     assert torch.equal(gradient, 2 * expected)
 
 
-def test_scale_rows_by_one_touches_nothing() -> None:
-    """A signalling NaN stays one, where any arithmetic would make it a quiet one."""
+def test_scale_rows_by_one_writes_nothing() -> None:
+    """A signalling NaN remains; any arithmetic would make it a quiet NaN."""
     rows = torch.empty(3, 7, device=DEVICE)
     bits = rows.view(torch.int32).fill_(0x7FA00000).clone()
     scale_rows_(rows, torch.ones(1, device=DEVICE).expand(3))
@@ -259,7 +267,7 @@ assert not spilling, spilling
 """
 
 
-@pytest.mark.launch  # a process of its own: this one's Triton interprets
+@pytest.mark.launch  # a separate process: in this one Triton interprets
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_compiles_for_gpus_without_spilling_registers(capability: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

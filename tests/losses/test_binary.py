@@ -22,7 +22,7 @@ def two_classes(logits: Tensor) -> Tensor:
     st.sampled_from(["none", "mean", "sum"]),
     st.integers(0, 2**32 - 1),
 )
-def test_it_is_the_loss_of_two_classes(
+def test_equals_the_loss_of_two_classes(
     teachers: int, scale: float, distill_weight: float, temperature: float, reduction: str, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -39,14 +39,14 @@ def test_it_is_the_loss_of_two_classes(
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 
 
-def test_without_teachers_it_is_binary_cross_entropy_also_of_soft_labels() -> None:
+def test_without_teachers_it_is_binary_cross_entropy_for_soft_labels_too() -> None:
     logits, target = torch.randn(7), torch.rand(7)
     for options in ({}, {"teacher_logits": [torch.full((7,), torch.nan)], "distill_weight": 0.0}):
         loss = binary_codistillation_loss(logits, target, **options)
         torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(logits, target))
 
 
-def test_what_nobody_believes_in_adds_nothing() -> None:
+def test_an_outcome_of_probability_zero_adds_nothing() -> None:
     logits = torch.tensor([3.0, -2.0], requires_grad=True)
     sure = torch.tensor([torch.inf, -torch.inf])
     loss = binary_codistillation_loss(logits, torch.tensor([1.0, 0.0]), [sure])
@@ -64,7 +64,7 @@ def test_half_precision_is_computed_in_single() -> None:
     torch.testing.assert_close(loss, binary_codistillation_loss(logits.float(), target, [teacher.float()]))
 
 
-def test_normalizer_and_nothing_at_all() -> None:
+def test_normalizer_and_empty_batch() -> None:
     logits, target = torch.randn(6), torch.ones(6)
     total = binary_codistillation_loss(logits, target, reduction="sum")
     torch.testing.assert_close(binary_codistillation_loss(logits, target, normalizer=10), total / 10)

@@ -15,7 +15,7 @@ def nothing_kept() -> None:
     buffers.release()
 
 
-def test_memory_goes_to_the_next_tensor_of_about_the_size() -> None:
+def test_memory_is_reused_for_a_tensor_of_about_the_same_size() -> None:
     tensor = buffers.empty((ROWS, 1000), torch.float32)
     assert (tensor.shape, tensor.dtype) == ((ROWS, 1000), torch.float32)
     where = tensor.fill_(7.0).data_ptr()
@@ -24,7 +24,7 @@ def test_memory_goes_to_the_next_tensor_of_about_the_size() -> None:
     assert again.data_ptr() == where
 
 
-def test_memory_in_use_is_not_given_away() -> None:
+def test_memory_in_use_is_not_reused() -> None:
     first = buffers.empty((ROWS, 1000), torch.float32).fill_(1.0)
     view = first[5:]
     del first
@@ -34,8 +34,8 @@ def test_memory_in_use_is_not_given_away() -> None:
 
 
 @pytest.mark.parametrize(("kept", "wanted"), [(3 * ROWS, ROWS), (ROWS, 3 * ROWS)])
-def test_memory_of_another_size_goes_back(kept: int, wanted: int) -> None:
-    """A block that is too small, and one of which most would lie idle."""
+def test_a_block_of_another_size_is_returned(kept: int, wanted: int) -> None:
+    """The block is too small, or most of it would be unused."""
     tensor = buffers.empty((kept, 1000), torch.float32)
     del tensor
     assert len(buffers._free) == 1
@@ -53,7 +53,7 @@ def test_at_most_one_block_is_kept() -> None:
     assert len(buffers._free) == 0
 
 
-def test_small_tensors_are_left_to_malloc() -> None:
+def test_small_tensors_come_from_malloc() -> None:
     tensor = buffers.empty((10, 10), torch.float64)
     del tensor
     assert len(buffers._free) == 0
@@ -61,7 +61,7 @@ def test_small_tensors_are_left_to_malloc() -> None:
 
 
 def test_freed_by_another_thread() -> None:
-    """As autograd's threads do."""
+    """Autograd frees tensors in threads of its own."""
     holder = [buffers.empty((ROWS, 1000), torch.float32)]
     thread = threading.Thread(target=holder.clear)
     thread.start()

@@ -1,4 +1,4 @@
-"""What all three losses refuse alike, and what they all take."""
+"""Arguments that all three losses refuse or accept in the same way."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,26 +23,26 @@ REDUCTIONS = ["none", "mean", "sum"]
 
 
 def wave(*shape: int, step: float) -> Tensor:
-    """Numbers from -2 to 2."""
+    """Return numbers from -2 to 2."""
     return (torch.arange(prod(shape)) * step).sin().view(shape) * 2
 
 
 @dataclass(frozen=True, repr=False)
 class Loss:
-    """One of the losses, with arguments of four rows."""
+    """One of the losses, with arguments for four rows."""
 
     function: Callable[..., Tensor]
     student: dict[str, Tensor]
     constants: dict[str, Tensor]
-    """Labels, and what there is of a single teacher."""
+    """Labels, and the tensors of a single teacher."""
     numbers: tuple[str, ...]
 
     def __call__(self, **given: Any) -> Tensor:
         constants = {name: [x] if name.startswith("teacher") else x for name, x in self.constants.items()}
         return self.function(**self.student | constants | given)
 
-    def of(self, name: str, value: Any) -> Tensor:
-        """The loss of another tensor."""
+    def replacing(self, name: str, value: Any) -> Tensor:
+        """Compute the loss with another value for the argument `name`."""
         return self(**{name: [value] if name.startswith("teacher") else value})
 
     def gradients(self, **given: Any) -> list[Tensor]:
@@ -73,7 +73,7 @@ FUSED = [LOSSES[0], LOSSES[2]]
 
 
 def each(kind: str, losses: list[Any] = LOSSES) -> pytest.MarkDecorator:
-    """For every loss and every name of its arguments of that kind."""
+    """Parametrize with every loss and every name of its arguments of this kind."""
     pairs = [
         pytest.param(p.values[0], name, id=f"{p.id}-{name}") for p in losses for name in getattr(p.values[0], kind)
     ]
@@ -84,7 +84,7 @@ every_loss = pytest.mark.parametrize("loss", LOSSES)
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 
-# What would get no gradient.
+# Arguments that receive no gradient.
 
 
 @each("numbers")
@@ -96,7 +96,7 @@ def test_numbers_get_no_gradient(loss: Loss, name: str) -> None:
 
 
 @every_loss
-def test_shares_get_no_gradient(loss: Loss) -> None:
+def test_teacher_weights_get_no_gradient(loss: Loss) -> None:
     shares = torch.tensor([2.0], requires_grad=True)
     for given in (shares, [shares[0]]):
         with pytest.raises(ValueError, match=r"^teacher_weights\[0\] requires grad, but receives none"):
@@ -110,17 +110,17 @@ def test_constants_get_no_derivative(loss: Loss, name: str) -> None:
     if not constant.is_floating_point():
         return
     with pytest.raises(ValueError, match=rf"^{name}.* requires grad, but receives none"):
-        loss.of(name, constant.clone().requires_grad_())
+        loss.replacing(name, constant.clone().requires_grad_())
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(constant, torch.ones_like(constant))
         with pytest.raises(
             ValueError, match=rf"^{name}.* has a tangent, but receives no derivative; pass .*\.detach\(\)"
         ):
-            loss.of(name, dual)
-        torch.testing.assert_close(loss.of(name, dual.detach()), loss())
+            loss.replacing(name, dual)
+        torch.testing.assert_close(loss.replacing(name, dual.detach()), loss())
 
 
-# Derivatives other than a backward's.
+# Derivatives other than those of a backward.
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -130,7 +130,7 @@ def test_forward_mode_is_refused(loss: Loss, name: str, requires_grad: bool) -> 
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(primal, torch.ones_like(primal))
         with pytest.raises(NotImplementedError, match=rf"{name} has a tangent.*differentiate by loss.backward\(\)"):
-            loss.of(name, dual)
+            loss.replacing(name, dual)
 
 
 TRANSFORMS: list[Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = [
@@ -149,7 +149,7 @@ def test_transforms_are_refused(loss: Loss, name: str, transform: Callable[..., 
 
 
 @pytest.mark.parametrize("loss", FUSED)
-def test_a_compiler_does_not_let_them_pass(loss: Loss) -> None:
+def test_transforms_of_a_compiled_loss_are_refused(loss: Loss) -> None:
     name, x = next(iter(loss.student.items()))
     compiled = torch.compile(lambda x: loss(**{name: x}), backend="eager")
     with pytest.raises(NotImplementedError, match=r"does not work inside a transform of torch.func"):
@@ -158,7 +158,7 @@ def test_a_compiler_does_not_let_them_pass(loss: Loss) -> None:
 
 @every_reduction
 def test_the_binary_loss_can_be_transformed(reduction: str) -> None:
-    """It is made of torch's own operators."""
+    """It consists of torch's own operators."""
     logits, target, teacher = BINARY.student["logits"], *BINARY.constants.values()
     (gradient,) = BINARY.gradients(reduction=reduction)
     torch.testing.assert_close(torch.func.grad(lambda x: BINARY(logits=x, reduction=reduction).sum())(logits), gradient)
@@ -169,12 +169,12 @@ def test_the_binary_loss_can_be_transformed(reduction: str) -> None:
 
 
 @pytest.mark.launch  # compiles C++
-def test_the_binary_loss_compiles_without_a_break_and_once_for_all_weights() -> None:
+def test_the_binary_loss_compiles_without_a_graph_break_and_once_for_all_weights() -> None:
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(BINARY, fullgraph=True, backend=counter)
     for distill_weight in (1.0, 0.5, 0.25, 0.75):
         torch.testing.assert_close(compiled(distill_weight=distill_weight), BINARY(distill_weight=distill_weight))
-    assert counter.frame_count <= 2  # the first weight is taken for a constant, the second for a number
+    assert counter.frame_count <= 2  # dynamo takes the first weight for a constant, later ones for a variable
 
 
 # Tensors of inference mode.
@@ -183,7 +183,7 @@ def test_the_binary_loss_compiles_without_a_break_and_once_for_all_weights() -> 
 @every_reduction
 @every_loss
 def test_tensors_of_inference_mode(loss: Loss, reduction: str) -> None:
-    """As those of teachers are where somebody has been careful, and what else is made beside them."""
+    """Teachers' outputs and everything computed with them may be tensors of inference mode."""
     options = {name: torch.tensor(0.5) for name in loss.numbers if reduction == "mean" or name != "normalizer"}
     if loss is not BINARY:
         options["class_weight"] = torch.linspace(1, 2, 9)
@@ -198,7 +198,7 @@ def test_tensors_of_inference_mode(loss: Loss, reduction: str) -> None:
 
 @every_reduction
 def test_a_trunk_in_inference_mode(reduction: str) -> None:
-    """Below a head that learns."""
+    """The trunk is frozen, and the head learns."""
     with torch.inference_mode():
         hidden = LINEAR.student["hidden"].clone()
     weight = LINEAR.student["linear_weight"].clone().requires_grad_()
@@ -213,7 +213,7 @@ def test_in_inference_mode(loss: Loss) -> None:
     torch.testing.assert_close(inside.clone(), loss())
 
 
-# What is no tensor, no number, or more than one.
+# Arguments that are no tensor, no number, or several numbers.
 
 
 @each("student")
@@ -222,18 +222,18 @@ def test_a_student_that_is_no_tensor(loss: Loss, name: str, value: Any) -> None:
     if name == "linear_bias" and value is None:
         return
     with pytest.raises(TypeError, match=rf"^{name} is a {type(value).__name__}; pass a tensor"):
-        loss.of(name, value)
+        loss.replacing(name, value)
 
 
 @each("constants")
 @pytest.mark.parametrize("value", [None, [1.0]])
 def test_constants_that_are_no_tensors(loss: Loss, name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=rf"^{name}(\[0\])? is a {type(value).__name__}; pass a tensor"):
-        loss.of(name, value)
+        loss.replacing(name, value)
 
 
 @each("numbers")
-def test_what_is_no_number(loss: Loss, name: str) -> None:
+def test_numbers_that_are_no_numbers(loss: Loss, name: str) -> None:
     with pytest.raises(TypeError, match=f"^{name} is '1'; pass a number"):
         loss(**{name: "1"})
     with pytest.raises(ValueError, match=rf"^{name} has shape \[4\]; pass a number"):
@@ -242,7 +242,7 @@ def test_what_is_no_number(loss: Loss, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Make a DTensor of a tensor."""
+    """Yield a function that makes a DTensor of a tensor."""
     store = dist.FileStore(str(Path(tmp_path_factory.mktemp("store"), "store")), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     mesh = init_device_mesh("cpu", (1,))
@@ -252,19 +252,19 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Tenso
 
 @pytest.mark.parametrize("kind", ["student", "constants"])
 @every_loss
-def test_tensors_that_are_spread_over_devices(loss: Loss, kind: str, spread: Callable[[Tensor], Tensor]) -> None:
+def test_dtensors_are_refused(loss: Loss, kind: str, spread: Callable[[Tensor], Tensor]) -> None:
     for name, tensor in getattr(loss, kind).items():
         whole = spread(tensor)
         with pytest.raises(TypeError, match=rf"^{name}(\[0\])? is a DTensor; pass .*full_tensor\(\), or .*to_local\("):
-            loss.of(name, whole)
-        torch.testing.assert_close(loss.of(name, whole.full_tensor()), loss())
+            loss.replacing(name, whole)
+        torch.testing.assert_close(loss.replacing(name, whole.full_tensor()), loss())
 
 
-# One thing for each teacher.
+# One entry for each teacher.
 
 
 class Lazy(Sequence[Any]):
-    """A sequence that gives its elements when asked, as the predictions of a session do."""
+    """Sequence that computes its elements on access, like the predictions of a session."""
 
     def __init__(self, elements: list[Any]) -> None:
         self.elements = elements
@@ -278,7 +278,7 @@ class Lazy(Sequence[Any]):
 
 @pytest.mark.parametrize("collected", [list, tuple, iter, lambda teachers: (one for one in teachers), Lazy])
 @every_loss
-def test_anything_that_yields_teachers(loss: Loss, collected: Callable[[list[Any]], Any]) -> None:
+def test_any_iterable_of_teachers(loss: Loss, collected: Callable[[list[Any]], Any]) -> None:
     given: dict[str, list[Any]] = {name: [x, 2 * x] for name, x in loss.constants.items() if name != "target"}
     given["teacher_weights"] = [1, 3]
     torch.testing.assert_close(loss(**{name: collected(x) for name, x in given.items()}), loss(**given))
@@ -286,7 +286,7 @@ def test_anything_that_yields_teachers(loss: Loss, collected: Callable[[list[Any
 
 @pytest.mark.parametrize("teachers", [3, "ab", {"first": torch.ones(4)}, {1}])
 @every_loss
-def test_what_has_no_order(loss: Loss, teachers: Any) -> None:
+def test_teachers_without_an_order(loss: Loss, teachers: Any) -> None:
     kind = type(teachers).__name__
     for name in (list(loss.constants)[1], "teacher_weights"):
         with pytest.raises(TypeError, match=rf"^{name} is a {kind}; pass a list with one entry for each teacher"):

@@ -1,4 +1,4 @@
-"""The public loss: what it computes, and what it refuses."""
+"""The public loss: results and refusals."""
 
 # ruff: noqa: N803, N806 - V and N are the names in the formula
 
@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hpcdistill import CodistillationLoss, codistillation_loss
-from loss_oracle import Case, cases, loss_and_gradient, random_case, truth
+from loss_oracle import Case, cases, loss_and_gradient, random_case, reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 IMPLEMENTATIONS = ["cpu", "torch"]
 
 
-def assert_true(case: Case, reduction: str = "mean", normalizer: float | None = None, **options: Any) -> None:
+def assert_matches_reference(
+    case: Case, reduction: str = "mean", normalizer: float | None = None, **options: Any
+) -> None:
     loss, gradient = loss_and_gradient(case, reduction, normalizer=normalizer, **options)
-    true_loss, true_gradient, _ = truth(case, reduction, normalizer)
+    true_loss, true_gradient, _ = reference(case, reduction, normalizer)
     loss_tolerance, gradient_tolerance = case.tolerances()
     terms = len(case.target) if reduction == "sum" else 1
     torch.testing.assert_close(loss.double(), true_loss, rtol=1e-6, atol=loss_tolerance * terms)
@@ -32,7 +34,7 @@ def assert_true(case: Case, reduction: str = "mean", normalizer: float | None = 
 
 
 def eager(logits: Tensor, case: Case) -> Tensor:
-    """What users write without us, in the logits' own dtype; mean over the kept rows."""
+    """Compute the loss as users write it in torch, in the logits' dtype; mean over the rows that are not ignored."""
     T, kept = case.temperature, case.target != case.ignore_index
     mean = torch.stack([(teacher / T).softmax(-1) for teacher in case.teachers]).mean(0)
     divergence = F.kl_div((logits / T).log_softmax(-1), mean, reduction="none").sum(-1)
@@ -45,8 +47,8 @@ def eager(logits: Tensor, case: Case) -> Tensor:
     st.sampled_from(["none", "mean", "sum"]),
     st.sampled_from(IMPLEMENTATIONS),
 )
-def test_loss_and_gradient_are_those_of_the_formula(case: Case, reduction: str, implementation: str) -> None:
-    assert_true(case, reduction, implementation=implementation)
+def test_loss_and_gradient_match_the_formula(case: Case, reduction: str, implementation: str) -> None:
+    assert_matches_reference(case, reduction, implementation=implementation)
 
 
 @settings(max_examples=30)
@@ -57,12 +59,12 @@ def test_loss_and_gradient_are_those_of_the_formula(case: Case, reduction: str, 
     st.sampled_from([1.0, 5.0]),
     st.sampled_from([1.0, 2.0]),
 )
-def test_no_further_from_the_truth_than_torch(
+def test_error_no_larger_than_that_of_torch(
     V: int, N: int, dtype: torch.dtype, scale: float, temperature: float
 ) -> None:
     case = random_case(rows=8, V=V, N=N, dtype=dtype, temperature=temperature)
     case = replace(case, logits=case.logits * scale, teachers=[teacher * scale for teacher in case.teachers])
-    true_loss, true_gradient, _ = truth(case, "mean")
+    true_loss, true_gradient, _ = reference(case, "mean")
     loss, gradient = loss_and_gradient(case)
     logits = case.logits.detach().requires_grad_()
     torch_loss = eager(logits, case)
@@ -71,14 +73,14 @@ def test_no_further_from_the_truth_than_torch(
     def worst(value: Tensor, true: Tensor) -> float:
         return (value.double() - true).abs().max().item()
 
-    fast = 6e-6 if dtype != torch.float32 else 0.0  # the exponential's error of 16-bit kernels
+    fast = 6e-6 if dtype != torch.float32 else 0.0  # error of the exponential for 16-bit logits
     assert worst(loss, true_loss) <= worst(torch_loss, true_loss) + 4e-7 * true_loss.item() + fast
     assert worst(gradient, true_gradient) <= worst(torch_gradient, true_gradient) + 1e-7 + fast
 
 
 @pytest.mark.parametrize("V", [32000, 50257, 128256])
 def test_large_vocabularies(V: int) -> None:
-    assert_true(random_case(rows=2, V=V, N=3, dtype=torch.float32, temperature=2.0))
+    assert_matches_reference(random_case(rows=2, V=V, N=3, dtype=torch.float32, temperature=2.0))
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
@@ -105,7 +107,7 @@ def test_direction_and_scale_of_the_divergence() -> None:
     torch.testing.assert_close(loss_and_gradient(case)[0], expected)
 
 
-def test_class_weights_do_not_touch_the_divergence() -> None:
+def test_class_weights_do_not_change_the_divergence() -> None:
     case = random_case(rows=3, class_weight=torch.rand(11) + 0.1)
     plain = replace(case, class_weight=None)
     cross_entropy = F.cross_entropy(case.logits, case.target, weight=case.class_weight.double())
@@ -113,7 +115,7 @@ def test_class_weights_do_not_touch_the_divergence() -> None:
     torch.testing.assert_close(loss_and_gradient(case)[0], cross_entropy + divergence, rtol=1e-13, atol=0)
 
 
-def test_teacher_weights_need_not_sum_to_one_and_zero_leaves_a_teacher_out() -> None:
+def test_teacher_weights_are_normalized_and_zero_excludes_a_teacher() -> None:
     case = random_case(N=3)
     broken = [case.teachers[0], torch.full_like(case.logits, torch.nan), case.teachers[2]]
     lse = torch.stack([teacher.logsumexp(-1) for teacher in broken])
@@ -122,7 +124,7 @@ def test_teacher_weights_need_not_sum_to_one_and_zero_leaves_a_teacher_out() -> 
     torch.testing.assert_close(loss, codistillation_loss(case.logits, case.target, four))
 
 
-def test_z_loss_is_of_the_squared_logsumexp() -> None:
+def test_z_loss_scales_the_squared_logsumexp() -> None:
     case = random_case()
     squared = (case.logits.logsumexp(-1) ** 2).mean()
     with_z = loss_and_gradient(replace(case, z_loss=0.3))[0]
@@ -131,8 +133,8 @@ def test_z_loss_is_of_the_squared_logsumexp() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("as_tensor", [False, True])
-def test_a_normalizer_makes_parts_of_a_batch_add_up(dtype: torch.dtype, as_tensor: bool) -> None:
-    """Micro-batches of 1 and 4 labels, of which one is ignored, divided by the 4 that all of them hold together."""
+def test_losses_of_micro_batches_with_a_normalizer_add_up(dtype: torch.dtype, as_tensor: bool) -> None:
+    """Micro-batches have 1 and 4 labels, one of them ignored; the normalizer is the 4 labels of both."""
     case = random_case(rows=5, dtype=dtype)
     case.target[2] = -100
     normalizer = torch.tensor(4) if as_tensor else 4
@@ -147,7 +149,7 @@ def test_a_normalizer_makes_parts_of_a_batch_add_up(dtype: torch.dtype, as_tenso
 
 
 def test_a_mean_in_float16_keeps_its_small_gradients() -> None:
-    """Divided by a thousand rows, a probability of 1e-5 is far below what float16 can hold, unless it is scaled."""
+    """A probability of 1e-5 divided by a thousand rows underflows in float16, unless it is scaled."""
     logits = torch.zeros(1000, 2, dtype=torch.float16)
     logits[:, 1] = -10.0
     logits.requires_grad_()
@@ -172,7 +174,7 @@ def test_parts(reduction: str, implementation: str) -> None:
         **case.options(),
     )
     assert not any(part.requires_grad for part in parts)
-    _, _, terms = truth(case)
+    _, _, terms = reference(case)
     torch.testing.assert_close(parts.logsumexp, terms[2])
     z = 0.1 * terms[2] ** 2
     if reduction == "mean":
@@ -212,10 +214,10 @@ def test_strided_logits() -> None:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_ignored_rows_have_no_share_in_any_term(implementation: str) -> None:
+def test_ignored_rows_contribute_to_no_term(implementation: str) -> None:
     case = random_case(rows=4, z_loss=0.1)
     case.target[2:] = -100
-    case.logits[2:] = torch.nan  # and are not even looked at
+    case.logits[2:] = torch.nan  # the rows must not be read
     kept = replace(case, logits=case.logits[:2], target=case.target[:2], teachers=[t[:2] for t in case.teachers])
     loss, gradient = loss_and_gradient(case, implementation=implementation)
     torch.testing.assert_close(loss, loss_and_gradient(kept, implementation=implementation)[0])
@@ -225,7 +227,7 @@ def test_ignored_rows_have_no_share_in_any_term(implementation: str) -> None:
 @pytest.mark.parametrize("rows", [0, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_nothing_to_learn_from_is_zero_and_not_nan(rows: int, dtype: torch.dtype, reduction: str) -> None:
+def test_without_rows_the_loss_is_zero_and_not_nan(rows: int, dtype: torch.dtype, reduction: str) -> None:
     for class_weight in (None, torch.rand(11)):
         case = random_case(rows=rows, dtype=dtype, class_weight=class_weight)
         case.target.fill_(-100)
@@ -236,18 +238,18 @@ def test_nothing_to_learn_from_is_zero_and_not_nan(rows: int, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_class_no_teacher_believes_in(implementation: str) -> None:
+def test_a_class_without_teacher_probability(implementation: str) -> None:
     case = random_case(rows=3, V=6)
     for teacher in case.teachers:
         teacher[:, 4] = -torch.inf
-    assert_true(case, implementation=implementation)
-    case.teachers[0][:, 4] = 1.0  # one that does, after all
-    assert_true(case, implementation=implementation)
+    assert_matches_reference(case, implementation=implementation)
+    case.teachers[0][:, 4] = 1.0  # one teacher gives it a probability
+    assert_matches_reference(case, implementation=implementation)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_class_ruled_out_for_all(implementation: str) -> None:
-    """Masked out of student and teachers alike: no NaN, no gradient, the same loss as without the class."""
+def test_a_class_ruled_out_by_all_models(implementation: str) -> None:
+    """A class masked in student and teachers gives no NaN, no gradient, and the loss of the other classes."""
     case = random_case(rows=3, V=6)
     case.target.clamp_(max=4)
     smaller = replace(case, logits=case.logits[:, :5], teachers=[teacher[:, :5] for teacher in case.teachers])
@@ -270,13 +272,13 @@ def test_divergence_from_an_equal_teacher_is_not_negative(N: int, implementation
     torch.testing.assert_close(parts.divergence, torch.zeros(64), rtol=0, atol=2e-6)
 
 
-def test_zero_weight_does_not_look_at_the_teachers() -> None:
+def test_with_weight_zero_the_teachers_are_not_read() -> None:
     case = random_case()
     broken = replace(case, distill_weight=0.0, teachers=[torch.full_like(case.logits, torch.nan)], lse_is_given=True)
     torch.testing.assert_close(loss_and_gradient(broken), loss_and_gradient(replace(case, teachers=[])))
 
 
-def test_inputs_are_left_as_they_were() -> None:
+def test_inputs_are_not_modified() -> None:
     case = random_case()
     before = case.logits.clone(), [teacher.clone() for teacher in case.teachers]
     loss_and_gradient(case)
@@ -284,7 +286,7 @@ def test_inputs_are_left_as_they_were() -> None:
     assert all(map(torch.equal, case.teachers, before[1]))
 
 
-def test_the_module_is_the_function_with_its_options_kept() -> None:
+def test_the_module_equals_the_function() -> None:
     case = random_case(temperature=2.0, label_smoothing=0.1, class_weight=torch.rand(11) + 0.1)
     module = CodistillationLoss(
         distill_weight=0.5, temperature=2.0, label_smoothing=0.1, class_weight=case.class_weight, reduction="sum"
@@ -354,7 +356,7 @@ def test_bad_input(args: tuple[Tensor, ...], options: dict[str, Any], error: typ
 
 
 @pytest.mark.launch
-def test_door_1_needs_torch_alone() -> None:
+def test_the_losses_import_only_torch() -> None:
     program = (
         "import sys, hpcdistill; hpcdistill.codistillation_loss\n"
         "print({'mpi4py', 'horovod', 'h5py', 'pydantic', 'matplotlib', 'triton'} & set(sys.modules) or 'none')"

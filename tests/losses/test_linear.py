@@ -1,4 +1,4 @@
-"""The loss of hidden states: what it computes, what it holds in memory, and what it refuses."""
+"""The loss of hidden states: results, memory, and refusals."""
 
 # ruff: noqa: N803, N806 - V, D and N are the names in the formula
 
@@ -19,19 +19,19 @@ from torch.utils.checkpoint import checkpoint
 
 from hpcdistill import codistillation_loss, linear_codistillation_loss
 from hpcdistill.losses import linear_ops
-from linear_oracle import LinearCase, Model, assert_true, gradients_of, linear_cases, random_linear_case
+from linear_oracle import LinearCase, Model, assert_matches_reference, gradients_of, linear_cases, random_linear_case
 
 
 @pytest.fixture(autouse=True, scope="module")
 def several_tiles() -> Iterator[None]:
-    """Heads that need another dtype are converted in pieces: let these be smaller than the heads of these tests."""
+    """Make the pieces in which heads are converted smaller than the heads of these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear_ops, "TILE", 50)
         yield
 
 
 def materialised(case: LinearCase, student: Model) -> Tensor:
-    """The same mean with the logits of all rows, in float32."""
+    """Compute the mean from the logits of all rows, in float32."""
 
     def logits(model: Model) -> Tensor:
         return F.linear(model.hidden.float(), model.weight.float(), None if model.bias is None else model.bias.float())
@@ -47,41 +47,39 @@ def materialised(case: LinearCase, student: Model) -> Tensor:
     st.sampled_from(["cpu", "torch"]),
     st.booleans(),
 )
-def test_loss_and_gradients_are_those_of_the_formula(
+def test_loss_and_gradients_match_the_formula(
     case: LinearCase, reduction: str, chunk_tokens: int | str, implementation: str, scaled: bool
 ) -> None:
     factors: float | Tensor = 1.0
     if scaled:
         rows = len(case.case.target)
         factors = torch.linspace(-1, 2, rows, dtype=torch.float64) if reduction == "none" and rows else 0.5
-    assert_true(case, reduction, factors, chunk_tokens=chunk_tokens, implementation=implementation)
+    assert_matches_reference(case, reduction, factors, chunk_tokens=chunk_tokens, implementation=implementation)
 
 
 @pytest.mark.parametrize("N", [0, 1, 2, 3])
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 16, 30, 1000])
 def test_chunks_that_do_not_divide_the_tokens(N: int, chunk_tokens: int) -> None:
-    assert_true(random_linear_case(rows=30, N=N), chunk_tokens=chunk_tokens)
+    assert_matches_reference(random_linear_case(rows=30, N=N), chunk_tokens=chunk_tokens)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_gradients_no_further_from_the_truth_than_those_of_all_logits_in_float32(
-    dtype: torch.dtype, temperature: float
-) -> None:
+def test_error_of_gradients_no_larger_than_with_all_logits_in_float32(dtype: torch.dtype, temperature: float) -> None:
     case = random_linear_case(rows=100, V=1000, D=64, dtype=dtype, temperature=temperature)
     student = Model(*(x.clone().requires_grad_() for x in vars(case.student).values()))
     theirs = gradients_of(materialised(case, student), student)
     _, ours = case.differentiated(chunk_tokens=16)
-    _, true = case.truth()
+    _, true = case.reference()
     for our, their, exact in zip(ours, theirs, true, strict=True):
         error, limit = ((gradient.double() - exact).norm() / exact.norm() for gradient in (our, their))
-        assert error <= 1.05 * limit + 1e-7  # the same roundings, in another order
+        assert error <= 1.05 * limit + 1e-7  # the same roundings in another order
 
 
-def test_the_chunks_are_summed_in_float32_unless_asked_otherwise() -> None:
-    """In bfloat16 a sum that has grown no longer takes up what a single row adds to it."""
+def test_the_chunks_are_summed_in_float32_by_default() -> None:
+    """In bfloat16 a large sum loses the contribution of a single row."""
     case = random_linear_case(rows=600, V=20, N=1, dtype=torch.bfloat16, biased=False)
-    _, (_, true) = case.truth("sum")
+    _, (_, true) = case.reference("sum")
     errors = {}
     for dtype in (torch.float32, None):
         _, (_, by_weight) = case.differentiated(reduction="sum", chunk_tokens=1, grad_weight_dtype=dtype)
@@ -90,9 +88,9 @@ def test_the_chunks_are_summed_in_float32_unless_asked_otherwise() -> None:
     assert errors[None] > 4 * errors[torch.float32]
 
 
-def test_logits_are_in_float32_unless_asked_otherwise() -> None:
+def test_logits_are_in_float32_by_default() -> None:
     case = random_linear_case(rows=50, V=300, D=64, dtype=torch.bfloat16, biased=False, scale=5)
-    _, (true, _) = case.truth()
+    _, (true, _) = case.reference()
     errors = {}
     for dtype in (torch.float32, None):
         _, (by_hidden, _) = case.differentiated(logits_dtype=dtype)
@@ -102,7 +100,7 @@ def test_logits_are_in_float32_unless_asked_otherwise() -> None:
 
 
 def test_a_mean_in_float16_keeps_its_small_gradients() -> None:
-    """Divided by a thousand rows, a probability of 1e-5 is far below what float16 can hold, unless it is scaled."""
+    """A probability of 1e-5 divided by a thousand rows underflows in float16, unless it is scaled."""
     hidden = torch.full((1000, 1), 10.0, dtype=torch.float16, requires_grad=True)
     weight = torch.tensor([[0.0], [-1.0]], dtype=torch.float16, requires_grad=True)
     loss = linear_codistillation_loss(hidden, weight, torch.zeros(1000, dtype=torch.int64), chunk_tokens=300)
@@ -145,7 +143,7 @@ def test_stacked_teachers() -> None:
     torch.testing.assert_close(stacked, linear_codistillation_loss(*args, list(hidden), list(weight)))
 
 
-def test_a_normalizer_makes_parts_of_a_batch_add_up() -> None:
+def test_losses_of_micro_batches_with_a_normalizer_add_up() -> None:
     case = random_linear_case()
     case.case.target[2] = -100
     whole = case.differentiated()
@@ -160,7 +158,7 @@ def test_a_normalizer_makes_parts_of_a_batch_add_up() -> None:
 
 @pytest.mark.parametrize("rows", [0, 3])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_nothing_to_learn_from_is_zero_and_not_nan(rows: int, reduction: str) -> None:
+def test_without_rows_the_loss_is_zero_and_not_nan(rows: int, reduction: str) -> None:
     case = random_linear_case(rows=rows)
     case.case.target.fill_(-100)
     loss, gradients = case.differentiated(reduction=reduction)
@@ -169,7 +167,7 @@ def test_nothing_to_learn_from_is_zero_and_not_nan(rows: int, reduction: str) ->
     assert not any(gradient.any() for gradient in gradients)
 
 
-def test_teachers_without_a_say_are_not_looked_at() -> None:
+def test_teachers_of_weight_zero_are_not_read() -> None:
     case = random_linear_case(N=2)
     broken = replace(case.teachers[0], hidden=torch.full_like(case.teachers[0].hidden, torch.nan))
     with_broken = replace(case, teachers=[broken, case.teachers[1]])
@@ -180,11 +178,11 @@ def test_teachers_without_a_say_are_not_looked_at() -> None:
     torch.testing.assert_close(burn_in.differentiated(), replace(case, teachers=[]).differentiated())
 
 
-# What is held and what is multiplied.
+# Memory and GEMMs.
 
 
 def allocations(work: Callable[[], Any]) -> int:
-    """The most memory, in bytes, that `work` holds at once beyond what was there; not `recycled` blocks, all larger."""
+    """Return the peak of the memory that `work` allocates, in bytes; blocks of `buffers`, all larger, are not seen."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -197,7 +195,7 @@ def allocations(work: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_nothing_of_the_size_of_all_logits_is_ever_held(reduction: str) -> None:
+def test_memory_is_far_below_that_of_all_logits(reduction: str) -> None:
     rows, V, chunk_tokens, N = 4096, 500, 64, 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
     case = on(device, random_linear_case(rows=rows, V=V, N=N))
@@ -208,20 +206,20 @@ def test_nothing_of_the_size_of_all_logits_is_ever_held(reduction: str) -> None:
         gradients_of(case.loss(student, reduction=reduction, chunk_tokens=chunk_tokens).sum(), student)
 
     gradients = sum(x.nbytes for x in vars(student).values())
-    # Besides these there are a few numbers for each row: losses, parts, labels.
+    # In addition there are a few numbers for each row: losses, parts, labels.
     assert buffers < allocations(ours) < buffers + 2 * gradients + 64 * rows < all_logits / 8
     assert allocations(lambda: gradients_of(materialised(case, student), student)) > all_logits
 
 
 def gemms(work: Callable[[], Any]) -> list[list[int]]:
-    """Of each product the rows of its left factor, its columns, and the columns of the right one."""
+    """Return the sizes of each product: rows and columns of its left factor, columns of its right factor."""
     with profile(record_shapes=True) as recorded:
         work()
     shapes = [event.input_shapes for event in recorded.function_events if event.name == "aten::addmm_"]
     return sorted([*left, right[1]] for _, left, right, *_ in shapes)
 
 
-def test_what_is_not_wanted_is_not_multiplied() -> None:
+def test_gradients_that_are_not_wanted_cost_no_gemm() -> None:
     rows, V, D = 6, 110, 8
     case = random_linear_case(rows=rows, V=V, D=D, N=0)
     logits, by_hidden, by_weight = [rows, D, V], [rows, V, D], [V, rows, D]
@@ -247,11 +245,11 @@ def test_what_is_not_wanted_is_not_multiplied() -> None:
         assert products(True, True, True) == [logits]
 
 
-# What autograd and the compiler make of it.
+# Autograd and torch.compile.
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:
-    """As under LoRA: what it is multiplied by learns nevertheless."""
+    """With LoRA, for example, the hidden states learn while the head is frozen."""
     case = random_linear_case(biased=False)
     for reduction in ("mean", "none"):
         hidden = case.student.hidden.clone().requires_grad_()
@@ -275,7 +273,7 @@ def test_tied_weights() -> None:
 
 @pytest.mark.parametrize("view", [lambda x: x[3:113], lambda x: x.T.contiguous().T[3:113]])
 def test_a_head_that_is_a_view(view: Callable[[Tensor], Tensor]) -> None:
-    """Of a padded vocabulary, or of a matrix stored the other way round."""
+    """The head is a slice of a padded vocabulary, or a transposed matrix."""
     case = random_linear_case()
     padded = torch.randn(120, 8)
 
@@ -287,7 +285,7 @@ def test_a_head_that_is_a_view(view: Callable[[Tensor], Tensor]) -> None:
     torch.testing.assert_close(gradient(case.loss), gradient(lambda student: materialised(case, student)))
 
 
-def test_inputs_are_left_as_they_were() -> None:
+def test_inputs_are_not_modified() -> None:
     case = random_linear_case()
     tensors = [x for model in (case.student, *case.teachers) for x in vars(model).values()]
     before = [x.clone() for x in tensors]
@@ -306,7 +304,7 @@ def test_no_second_derivative(reduction: str) -> None:
 
 
 def test_second_backward() -> None:
-    """Wrong if the gradients have been handed on; right where the backward makes them."""
+    """A second backward raises if the forward made the gradients, and works if the backward makes them."""
     case = random_linear_case()
     hidden = case.student.hidden.clone().requires_grad_()
     student = replace(case.student, hidden=hidden)
@@ -342,7 +340,7 @@ def test_checkpointing(reduction: str) -> None:
 
 
 def test_autocast() -> None:
-    """As a linear layer would: products of bfloat16, gradients in the parameters' float32."""
+    """Products are in bfloat16 and gradients in the parameters' float32, as in a linear layer."""
     case = random_linear_case(biased=False)
     student = Model(case.student.hidden.clone().requires_grad_(), case.student.weight.clone().requires_grad_())
     with torch.autocast("cpu", torch.bfloat16):
@@ -377,7 +375,7 @@ def test_the_operator_keeps_torchs_contract(summed: bool, dtype: torch.dtype, mo
 
 @pytest.mark.launch  # compiles C++
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_compiles_without_a_break_and_once_for_all_weights(reduction: str) -> None:
+def test_compiles_without_a_graph_break_and_once_for_all_weights(reduction: str) -> None:
     case = random_linear_case(rows=6, V=50, class_weight=torch.rand(50))
     counter = CompileCounterWithBackend("inductor")
 
@@ -393,14 +391,14 @@ def test_compiles_without_a_break_and_once_for_all_weights(reduction: str) -> No
         student = Model(*(x.detach().requires_grad_() for x in vars(case.student).values()))
         loss = loss_of(student, distill_weight)
         torch.testing.assert_close((loss.detach(), gradients_of(loss, student)), (expected[0].sum(), expected[1]))
-    assert counter.frame_count <= 2  # the first weight is taken for a constant, the second for a number
+    assert counter.frame_count <= 2  # dynamo takes the first weight for a constant, later ones for a variable
 
 
-# How many tokens at once.
+# Tokens per chunk.
 
 
 def buffer_sizes(monkeypatch: pytest.MonkeyPatch, most: float = float("inf")) -> list[int]:
-    """The tokens of each buffer that is asked for from now on; there is memory for `most`."""
+    """Return a list that records the tokens of each new buffer; there is memory for `most` tokens."""
     sizes = []
     new_buffers = linear_ops._new_buffers
 
@@ -417,12 +415,12 @@ def buffer_sizes(monkeypatch: pytest.MonkeyPatch, most: float = float("inf")) ->
 @pytest.mark.parametrize(
     ("D", "N", "rows", "options", "expected"),
     [
-        (1200, 0, 2400, {}, 1200),  # logits of 1200 tokens take what the head's gradient takes
+        (1200, 0, 2400, {}, 1200),  # logits of 1200 tokens have the size of the head's gradient
         (1200, 1, 1200, {}, 600),
-        (1200, 1, 1201, {}, 401),  # three chunks alike, rather than two and a single row
+        (1200, 1, 1201, {}, 401),  # three equal chunks, not two and a single row
         (1200, 1, 2400, {"logits_dtype": None}, 1200),  # bfloat16
-        (8, 3, 1024, {}, 512),  # no fewer
-        (8, 3, 5, {}, 5),  # no more than there are
+        (8, 3, 1024, {}, 512),  # the minimum
+        (8, 3, 5, {}, 5),  # all tokens
         (8, 3, 1024, {"chunk_tokens": 1024}, 1024),
         (8, 3, 512, {"chunk_tokens": 1}, 1),
     ],
@@ -441,7 +439,7 @@ def test_without_memory_for_a_chunk_half_of_it_is_tried_once(monkeypatch: pytest
     sizes = buffer_sizes(monkeypatch, most=60)
     with pytest.warns(UserWarning, match=r"no memory for the logits of 101 tokens at once; continues with 51"):
         torch.testing.assert_close(case.differentiated(), expected)
-    with pytest.raises(torch.OutOfMemoryError):  # what was asked for is what is done
+    with pytest.raises(torch.OutOfMemoryError):  # an explicit size is not changed
         case.loss(chunk_tokens=101)
     monkeypatch.undo()
     more = buffer_sizes(monkeypatch, most=20)
@@ -450,7 +448,7 @@ def test_without_memory_for_a_chunk_half_of_it_is_tried_once(monkeypatch: pytest
     assert (sizes, more) == ([101, 51, 101], [101, 51])
 
 
-# What is refused.
+# Refusals.
 
 H, W, Y = torch.zeros(2, 4), torch.zeros(3, 4), torch.zeros(2, dtype=torch.int64)
 TH, TW = torch.zeros(2, 5), torch.zeros(3, 5)
@@ -551,8 +549,8 @@ def on(device: str, case: LinearCase) -> LinearCase:
 @gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_nothing_waits_for_a_gpu(dtype: torch.dtype, reduction: str) -> None:
-    """As near to the truth as on the CPU, but for factors rounded to 16 bits, without a single synchronisation."""
+def test_a_gpu_is_never_synchronized(dtype: torch.dtype, reduction: str) -> None:
+    """Without any synchronization the error is that of the CPU, except for factors rounded to 16 bits."""
     case = random_linear_case(rows=50, V=3000, D=64, dtype=dtype)
     there = on("cuda", case)
     torch.cuda.synchronize()
@@ -561,7 +559,7 @@ def test_nothing_waits_for_a_gpu(dtype: torch.dtype, reduction: str) -> None:
         loss, gradients = there.differentiated(reduction=reduction, chunk_tokens=16, check_target=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    true_loss, true_gradients = case.truth(reduction)
+    true_loss, true_gradients = case.reference(reduction)
     torch.testing.assert_close(loss.cpu().double(), true_loss, rtol=1e-4, atol=0)
     for gradient, true in zip(gradients, true_gradients, strict=True):
         error = (gradient.cpu().double() - true).norm() / true.norm()
@@ -569,7 +567,7 @@ def test_nothing_waits_for_a_gpu(dtype: torch.dtype, reduction: str) -> None:
 
 
 @gpu
-def test_a_gpu_that_is_full_gets_half_a_chunk() -> None:
+def test_a_full_gpu_gets_half_a_chunk() -> None:
     case = on("cuda", random_linear_case(rows=1024, V=32000, D=64, N=1))
     expected = case.differentiated()
     torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The operators behind the loss: what autograd and the compiler make of them."""
+"""The operators of the loss, with autograd, torch.compile and CUDA graphs."""
 
 import weakref
 from dataclasses import fields, replace
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from hpcdistill import codistillation_loss
 from hpcdistill.kernels.rows import Rows
 from hpcdistill.losses import ops
-from loss_oracle import Case, loss_and_gradient, random_case, truth
+from loss_oracle import Case, loss_and_gradient, random_case, reference
 
 IMPLEMENTATIONS = ["cpu", "torch"]
 
@@ -36,8 +36,8 @@ def test_no_second_backward_through_one_call(inplace_grad: bool) -> None:
         loss.backward()
 
 
-def test_gradient_arriving_from_above() -> None:
-    """Of a weighted sum of rows, of a loss that is used twice, and of one that is not used at all."""
+def test_upstream_gradients() -> None:
+    """Rows have different weights in the sum, one of them 0, and the losses are used twice."""
     for implementation in IMPLEMENTATIONS:
         case = random_case(dtype=torch.float32)
         weights = torch.tensor([1.0, 0.5, -2.0, 0.0])
@@ -46,13 +46,13 @@ def test_gradient_arriving_from_above() -> None:
             logits, case.target, case.teachers, reduction="none", implementation=implementation
         )
         (gradient,) = torch.autograd.grad(3 * (weights * losses).sum() + losses.sum(), logits)
-        expected = truth(case, "none")[1] * (3 * weights + 1).unsqueeze(-1)
+        expected = reference(case, "none")[1] * (3 * weights + 1).unsqueeze(-1)
         torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_teachers_need_not_outlive_the_forward(implementation: str) -> None:
-    """N tensors as large as the logits: held until the backward, they would be most of a step's memory."""
+    """N tensors of the size of the logits would be most of a step's memory, if they were kept until the backward."""
     case = random_case(dtype=torch.float32)
     logits = case.logits.requires_grad_()
     teachers = [teacher.clone() for teacher in case.teachers]
@@ -63,7 +63,7 @@ def test_teachers_need_not_outlive_the_forward(implementation: str) -> None:
     loss.backward()
 
 
-def test_without_grad_no_gradient_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_grad_no_gradient_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_gradient(implementation: str, rows: Any) -> None:
         assert rows.gradient is None
         run(implementation, rows)
@@ -78,7 +78,7 @@ def test_without_grad_no_gradient_is_made(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(codistillation_loss(logits, case.target, case.teachers), expected)
 
 
-def test_gradient_in_the_place_of_the_logits() -> None:
+def test_gradient_overwrites_the_logits() -> None:
     case = random_case(rows=6, V=300, dtype=torch.float32)
     expected = loss_and_gradient(case)
     leaf = case.logits.clone().requires_grad_()
@@ -93,9 +93,9 @@ def test_gradient_in_the_place_of_the_logits() -> None:
     assert arrived == [where]
 
 
-def test_autograd_notices_logits_that_were_overwritten_too_early() -> None:
+def test_autograd_detects_logits_that_were_overwritten_too_early() -> None:
     case = random_case()
-    logits = case.logits.requires_grad_().exp()  # whose backward needs its result
+    logits = case.logits.requires_grad_().exp()  # its backward needs its result
     loss = codistillation_loss(logits, case.target, inplace_grad=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
@@ -125,14 +125,14 @@ def test_autocast() -> None:
 def test_operators_keep_torchs_contract(implementation: str) -> None:
     case = random_case(rows=3, V=7, dtype=torch.float32, lse_is_given=True, class_weight=torch.rand(7))
     rows = case.rows()
-    _, *rest = (getattr(rows, field.name) for field in fields(Rows)[:-4])  # all but the outputs, and a shard
+    _, *rest = (getattr(rows, field.name) for field in fields(Rows)[:-4])  # all fields but the outputs and the shard
     torch.library.opcheck(ops.codistillation, (case.logits.requires_grad_(), *rest, implementation, True))
     torch.library.opcheck(ops.codistillation_, (case.logits.detach(), *rest, implementation))
 
 
 @pytest.mark.launch  # compiles C++
 @pytest.mark.parametrize("options", [{}, {"inplace_grad": True}, {"return_parts": True}])
-def test_compiles_without_a_break_and_once_for_all_weights(options: dict[str, Any]) -> None:
+def test_compiles_without_a_graph_break_and_once_for_all_weights(options: dict[str, Any]) -> None:
     case = random_case(rows=6, V=50, dtype=torch.float32, class_weight=torch.rand(50))
     counter = CompileCounterWithBackend("inductor")
 
@@ -154,10 +154,10 @@ def test_compiles_without_a_break_and_once_for_all_weights(options: dict[str, An
         loss = loss_of(logits, distill_weight)
         loss.backward()
         torch.testing.assert_close((loss.detach(), logits.grad), expected)
-    assert counter.frame_count <= 2  # the first weight is taken for a constant, the second for a number
+    assert counter.frame_count <= 2  # dynamo takes the first weight for a constant, later ones for a variable
 
 
-def test_a_slow_implementation_is_not_chosen_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_implementation_causes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ops._best("cpu") == "cpu"
     monkeypatch.setattr(ops, "_import_error", lambda name: "no compiler" if name == "cpu" else "")
     ops._best.cache_clear()
@@ -165,7 +165,7 @@ def test_a_slow_implementation_is_not_chosen_silently(monkeypatch: pytest.Monkey
     with pytest.warns(UserWarning, match="uses 'torch' here, which is slow: no compiler"):
         loss = codistillation_loss(case.logits, case.target, case.teachers)
     ops._best.cache_clear()
-    torch.testing.assert_close(loss, truth(case, "mean")[0])
+    torch.testing.assert_close(loss, reference(case, "mean")[0])
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU: none here")
@@ -181,8 +181,8 @@ def on_gpu(case: Case) -> Case:
 
 @gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_nothing_waits_for_a_gpu(dtype: torch.dtype) -> None:
-    """The same loss and gradient as on the CPU, without a single synchronisation."""
+def test_a_gpu_is_never_synchronized(dtype: torch.dtype) -> None:
+    """Without any synchronization, loss and gradient are those of the CPU."""
     case = random_case(rows=50, V=3000, dtype=dtype, temperature=2.0, z_loss=0.1, class_weight=torch.rand(3000))
     case.target[3] = -100
     there = on_gpu(replace(case, lse_is_given=True))

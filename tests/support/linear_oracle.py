@@ -1,4 +1,4 @@
-"""The loss of hidden states straight from its formula in float64, and the cases it is asked about."""
+"""Reference of the loss of hidden states, from its formula in float64, and test cases."""
 
 # ruff: noqa: N803, N806 - V, D and N are the names in the formula
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hpcdistill import linear_codistillation_loss
-from loss_oracle import Case, cases, random_case, truth
+from loss_oracle import Case, cases, random_case, reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 Weight = Tensor | tuple[Tensor, Tensor]
@@ -19,7 +19,7 @@ Weight = Tensor | tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Model:
-    """What logits are made of."""
+    """Hidden states and head of a model."""
 
     hidden: Tensor  # [rows, D]
     weight: Weight  # [V, D], or int8 with [V]
@@ -27,7 +27,7 @@ class Model:
 
     @property
     def plain_weight(self) -> Tensor:
-        """[V, D] in float64."""
+        """Weight [V, D] in float64."""
         if isinstance(self.weight, Tensor):
             return self.weight.double()
         numbers, scale = self.weight
@@ -35,28 +35,28 @@ class Model:
 
     @property
     def logits(self) -> Tensor:
-        """In float64, without a rounding."""
+        """Logits in float64."""
         return F.linear(self.hidden.double(), self.plain_weight, None if self.bias is None else self.bias.double())
 
     @property
     def rounding(self) -> float:
-        """How much larger than that of a logit the rounding of the products that it is made of may be."""
+        """Bound of the rounding error of the products of which a logit is the sum, in units of the logit's."""
         products = F.linear(self.hidden.double().abs(), self.plain_weight.abs()) * self.hidden.shape[1]
         return max([0.0, *products.flatten().tolist()])
 
 
 @dataclass(frozen=True)
 class LinearCase:
-    """The arguments of one call. `case` has the options, and the logits in float64."""
+    """Arguments of one call. `case` has the options, and the logits in float64."""
 
     student: Model
     teachers: list[Model]
     case: Case
     classes: slice = field(default_factory=lambda: slice(None))
-    """Those whose part of the heads the call gets."""
+    """Classes whose rows of the heads the call gets."""
 
     def loss(self, student: Model | None = None, **options: Any) -> Any:
-        """The loss under test."""
+        """Compute the loss under test."""
         student, teachers = student or self.part_of(self.student), list(map(self.part_of, self.teachers))
         names = ("temperature", "label_smoothing", "class_weight", "z_loss", "ignore_index")
         return linear_codistillation_loss(
@@ -74,37 +74,37 @@ class LinearCase:
         )
 
     def differentiated(self, factors: float | Tensor = 1.0, **options: Any) -> tuple[Tensor, list[Tensor]]:
-        """The loss, and the gradients of its sum after multiplying by `factors`."""
+        """Return the loss, and the gradients of its sum after multiplication by `factors`."""
         tensors = vars(self.part_of(self.student)).values()
         student = Model(*(x if x is None else x.detach().requires_grad_() for x in tensors))
         loss = self.loss(student, **options)
         return loss.detach(), gradients_of((loss * factors).sum(), student)
 
     def part_of(self, model: Model) -> Model:
-        """With its head's rows for `classes`."""
+        """Return `model` with the rows of its head for `classes`."""
         weight = model.weight
         part = weight[self.classes] if isinstance(weight, Tensor) else tuple(x[self.classes] for x in weight)
         return Model(model.hidden, part, None if model.bias is None else model.bias[self.classes])
 
-    def truth(
+    def reference(
         self, reduction: str = "mean", factors: float | Tensor = 1.0, normalizer: float | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The same in float64."""
-        loss, dlogits, _ = truth(self.case, reduction, normalizer)
+        """Compute the same in float64."""
+        loss, dlogits, _ = reference(self.case, reduction, normalizer)
         dlogits = dlogits * torch.as_tensor(factors, dtype=torch.float64).reshape(-1, 1)
         mine = dlogits[:, self.classes]
         gradients = [dlogits @ self.student.plain_weight, mine.T @ self.student.hidden.double(), mine.sum(0)]
         return loss, gradients if self.student.bias is not None else gradients[:2]
 
     def tolerances(self, reduction: str = "mean", normalizer: float | None = None) -> tuple[float, list[Tensor]]:
-        """Of a row's loss, and of the gradients: by each logit's rounding, what it is multiplied by, and their own."""
+        """Return the tolerances of a row's loss and of the gradients, from the rounding errors of both."""
         dtype = torch.promote_types(self.student.hidden.dtype, torch.float32)
         rounded = replace(self.case, logits=self.case.logits.to(dtype))
         growth = 1 + max(model.rounding for model in (self.student, *self.teachers))
         loss, logit = (growth * tolerance for tolerance in rounded.tolerances())
         hidden, weight = self.student.hidden.double().abs(), self.student.plain_weight.abs()
-        # Of the head's gradient every sum of some rows is rounded, whatever the dtype of hidden.
-        _, dlogits, _ = truth(self.case, reduction, normalizer)
+        # Each partial sum of the head's gradient is rounded, in every dtype of hidden.
+        _, dlogits, _ = reference(self.case, reduction, normalizer)
         rows = len(dlogits)
         summing = rows * torch.finfo(torch.promote_types(self.student.weight.dtype, torch.float32)).eps / 2
         return loss, [
@@ -120,7 +120,7 @@ def gradients_of(loss: Tensor, student: Model) -> list[Tensor]:
 
 @st.composite
 def linear_cases(draw: st.DrawFn, classes: list[int]) -> LinearCase:
-    """Any mixture of sizes, dtypes, ignored rows and options."""
+    """Draw a case with any sizes, dtypes, ignored rows and options."""
     case = draw(cases(classes, [torch.float64], most_rows=7))
     rows, V = case.logits.shape
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
@@ -160,7 +160,7 @@ def random_linear_case(
     scale: float = 1.0,
     **options: Any,
 ) -> LinearCase:
-    """A fixed case of logits of about that scale; the teachers' hidden states are wider than the student's."""
+    """Return a fixed case with logits of about `scale`; the teachers' hidden states are wider than the student's."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -175,7 +175,7 @@ def random_linear_case(
     return LinearCase(student, teachers, replace(case, logits=student.logits, teachers=logits))
 
 
-def assert_true(
+def assert_matches_reference(
     case: LinearCase,
     reduction: str = "mean",
     factors: float | Tensor = 1.0,
@@ -183,7 +183,7 @@ def assert_true(
     **options: Any,
 ) -> None:
     loss, gradients = case.differentiated(factors, reduction=reduction, normalizer=normalizer, **options)
-    true_loss, true_gradients = case.truth(reduction, factors, normalizer)
+    true_loss, true_gradients = case.reference(reduction, factors, normalizer)
     loss_tolerance, tolerances = case.tolerances(reduction, normalizer)
     terms = len(case.case.target) if reduction == "sum" else 1
     torch.testing.assert_close(loss.double(), true_loss, rtol=1e-6, atol=loss_tolerance * terms)

@@ -1,4 +1,4 @@
-"""The loss written straight from its formula in float64, and the cases it is asked about."""
+"""Reference of the loss, from its formula in float64, and test cases."""
 
 # ruff: noqa: N803, N806 - V, N and T are the names in the formula
 
@@ -17,7 +17,7 @@ from hpcdistill.kernels.rows import Rows, Shard, compute_dtype
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of one call, as rows."""
+    """Arguments of one call, as rows."""
 
     logits: Tensor  # [rows, V]
     target: Tensor  # [rows]
@@ -44,13 +44,13 @@ class Case:
         return lse.to(compute_dtype(self.logits.dtype))
 
     def options(self) -> dict[str, Any]:
-        """All but the tensors of the rows, by the names that the public function gives them."""
+        """Return all arguments but the rows' tensors, by their names in the public function."""
         names = ("distill_weight", "temperature", "label_smoothing", "z_loss", "ignore_index", "teacher_weights")
         tensors = {"class_weight": self.class_weight, "teacher_lse": self.teacher_lse}
         return {name: getattr(self, name) for name in names} | tensors
 
     def rows(self, scales: tuple[float, float] = (1.0, 1.0)) -> Rows:
-        """What an implementation is called with. Its outputs are poisoned: what it forgets to write stays NaN."""
+        """Return the argument of an implementation. Its outputs are NaN, so that a missing write is detected."""
         real = compute_dtype(self.logits.dtype)
         scale = torch.tensor([scales[0], scales[1] * self.distill_weight, scales[1] * self.z_loss], dtype=real)
         count = self.target.new_full((len(self.target),), torch.nan, dtype=real)
@@ -71,7 +71,7 @@ class Case:
         )
 
     def tolerances(self) -> tuple[float, float]:
-        """Of a loss and of a gradient: the rounding of a log-probability grows with the logits."""
+        """Return the tolerances of a loss and of a gradient; rounding errors grow with the logits."""
         eps = torch.finfo(compute_dtype(self.logits.dtype)).eps
         every_logit = torch.stack([self.logits, *self.teachers]).double().abs()
         largest = max([1.0, *every_logit[every_logit.isfinite()].tolist()])
@@ -86,7 +86,7 @@ class Case:
 
 
 def row_terms(case: Case, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy, divergence and logsumexp, each [rows], of float64 `logits`, which may require grad."""
+    """Return cross-entropy, divergence and logsumexp, each [rows], of float64 `logits`, which may require grad."""
     rows, V = logits.shape
     T = case.temperature
     class_weight = torch.ones(V, dtype=torch.float64) if case.class_weight is None else case.class_weight.double()
@@ -96,14 +96,14 @@ def row_terms(case: Case, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         smooth[row, case.target[row]] += 1 - case.label_smoothing
     lse = logits.logsumexp(-1)
     target = smooth * class_weight
-    # A class that no target asks for adds nothing, though its logit be -inf.
+    # A class whose target is 0 adds 0, even if its logit is -inf.
     cross_entropy = torch.where(target > 0, target * (lse.unsqueeze(-1) - logits), 0.0).sum(-1)
     divergence = torch.zeros(rows, dtype=torch.float64)
     if case.teachers and case.distill_weight:
         mean = torch.zeros_like(logits)
         for j, (share, teacher) in enumerate(zip(case.mixture, case.teachers, strict=True)):
             tempered = teacher.double() / T
-            # One that is handed over counts as it was rounded.
+            # A logsumexp that is passed is used with its rounding.
             norm = tempered.logsumexp(-1) if case.teacher_lse is None else case.teacher_lse[j].double()
             mean = mean + share * (tempered - norm.unsqueeze(-1)).exp()
         log_q = logits / T - (logits / T).logsumexp(-1, keepdim=True)
@@ -111,10 +111,10 @@ def row_terms(case: Case, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.where(kept, term, 0.0) for term in (cross_entropy, divergence, lse))
 
 
-def truth(
+def reference(
     case: Case, reduction: str = "none", normalizer: float | None = None
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The reduced loss, its gradient [rows, V] ("none": that of the sum), and the terms [rows] it is made of."""
+    """Return the reduced loss, its gradient [rows, V] ("none": that of the sum), and its terms [rows]."""
     logits = case.logits.detach().double().requires_grad_()
     cross_entropy, divergence, lse = terms = row_terms(case, logits)
     rest = case.distill_weight * case.temperature**2 * divergence + case.z_loss * lse**2
@@ -130,7 +130,7 @@ def truth(
 
 
 def on(rows: Rows, device: str) -> Rows:
-    """`rows` with all tensors on `device`: with their strides, and one tensor still one where it has two roles."""
+    """Return `rows` with all tensors on `device`, with their strides; a tensor in two fields stays one tensor."""
     moved: dict[int, Tensor] = {}
 
     def move(value: Any) -> Any:
@@ -146,9 +146,9 @@ def on(rows: Rows, device: str) -> Rows:
     return Rows(*(move(getattr(rows, field.name)) for field in fields(Rows)))
 
 
-def assert_true(case: Case, rows: Rows) -> None:
-    """`rows`, made from `case` with scales of 1 and filled by an implementation, hold the truth."""
-    loss, gradient, terms = truth(case)
+def assert_matches_reference(case: Case, rows: Rows) -> None:
+    """Check the outputs of `rows`, which an implementation has filled; they are those of `case` with scales of 1."""
+    loss, gradient, terms = reference(case)
     loss_tolerance, gradient_tolerance = case.tolerances()
     torch.testing.assert_close(rows.losses.double(), loss, rtol=1e-6, atol=loss_tolerance)
     torch.testing.assert_close(rows.parts.double(), torch.stack(terms), rtol=1e-6, atol=loss_tolerance)
@@ -157,12 +157,14 @@ def assert_true(case: Case, rows: Rows) -> None:
 
 
 def shard_cuts() -> st.SearchStrategy[list[float]]:
-    """Where a vocabulary is cut, as shares of it."""
+    """Draw the boundaries of shards, as fractions of the vocabulary."""
     return st.lists(st.floats(0, 1), min_size=1, max_size=3)
 
 
-def assert_true_in_shards(case: Case, cuts: list[float], run: Callable[[Rows], None], device: str = "cpu") -> None:
-    """An implementation that is called for the classes between two cuts at a time holds the truth."""
+def assert_shards_match_reference(
+    case: Case, cuts: list[float], run: Callable[[Rows], None], device: str = "cpu"
+) -> None:
+    """Check an implementation that is called separately for the classes between each two of `cuts`."""
     case = replace(case, lse_is_given=False)
     rows = on(case.rows(), device)
     edges = sorted({0, *(int(cut * rows.classes) for cut in cuts), rows.classes})
@@ -178,11 +180,11 @@ def assert_true_in_shards(case: Case, cuts: list[float], run: Callable[[Rows], N
     parts = torch.stack([cross_entropies.sum(0), divergences.sum(0).clamp(min=0), lses[0]])
     terms = torch.stack([parts[0], case.temperature**2 * parts[1], parts[2] ** 2])
     gradient = torch.cat([shard.gradient for shard in shards], 1)
-    assert_true(case, on(replace(rows, losses=rows.scales @ terms, parts=parts, gradient=gradient), "cpu"))
+    assert_matches_reference(case, on(replace(rows, losses=rows.scales @ terms, parts=parts, gradient=gradient), "cpu"))
 
 
 def _shard(rows: Rows, classes: slice) -> Rows:
-    """Its first turn."""
+    """Return the first call of a shard."""
     lse = rows.losses.new_full((2 + len(rows.teachers), len(rows.losses)), torch.nan, dtype=torch.float64)
     return replace(
         rows,
@@ -205,7 +207,7 @@ def loss_and_gradient(case: Case, reduction: str = "mean", **options: Any) -> tu
 
 @st.composite
 def cases(draw: st.DrawFn, classes: list[int], dtypes: list[torch.dtype], most_rows: int = 5) -> Case:
-    """Any mixture of sizes, scales (saturated ones too), strides, ignored rows and options."""
+    """Draw a case with any sizes, scales (saturated ones too), strides, ignored rows and options."""
     V, rows = draw(st.sampled_from(classes)), draw(st.integers(0, most_rows))
     N = draw(st.integers(0, 5))
     dtype = draw(st.sampled_from(dtypes))
@@ -236,7 +238,7 @@ def cases(draw: st.DrawFn, classes: list[int], dtypes: list[torch.dtype], most_r
 
 
 def random_case(rows: int = 4, V: int = 11, N: int = 2, dtype: torch.dtype = torch.float64, **options: Any) -> Case:
-    """A fixed case of ordinary logits."""
+    """Return a fixed case with ordinary logits."""
     generator = torch.Generator().manual_seed(0)
     logits, *teachers = (torch.randn(rows, V, generator=generator).to(dtype) for _ in range(N + 1))
     case = Case(logits, torch.randint(0, V, (rows,), generator=generator), teachers)
