@@ -1,9 +1,9 @@
-"""The loss of hidden states against what holds the logits of all tokens: forward and backward, side by side.
+"""Speed and memory of the loss of hidden states beside losses that store all logits: forward and backward.
 
     python benchmarks/bench_linear_loss.py [--device cpu|cuda]
 
-prints a table and writes the raw seconds as JSON. No implementation can do without the GEMMs that make the logits of
-all models and the gradients by the student's hidden states and head: they are the floor that times are divided by.
+prints a table and writes the raw seconds as JSON. Every implementation needs the GEMMs for the logits of all models and
+for the gradients by the student's hidden states and head; the table compares the seconds with theirs.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from measure import Work, add_common_options, in_turns, make_parser, peak_extra_
 
 
 class Model(NamedTuple):
-    """Its last hidden states ``[tokens, D]`` and its head ``[V, D]``."""
+    """Last hidden states ``[tokens, D]`` and head ``[V, D]`` of a model."""
 
     hidden: Tensor
     weight: Tensor
 
 
 class Setting(NamedTuple):
-    """One line of the table."""
+    """Parameters of one line of the table."""
 
     tokens: int
     width: int
@@ -44,7 +44,7 @@ Loss = Callable[[Model, Tensor, list[Model]], Tensor]
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure all settings; print the table and write the JSON file."""
     parser = make_parser(__doc__)
     add_common_options(parser, "linear_loss")
     add_setting_options(parser)
@@ -60,22 +60,24 @@ def main() -> None:
 
 
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
-    """Options of which `settings` makes the lines of the table."""
+    """Add the options from which `settings` makes the lines of the table."""
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048], help="rows of hidden states (default: 2048)")
     parser.add_argument("--widths", type=int, nargs="+", default=[512], help="columns D of these (default: 512)")
     parser.add_argument("--classes", type=int, nargs="+", default=[32000], help="vocabulary sizes V (default: 32000)")
     parser.add_argument("--teachers", type=int, nargs="+", default=TEACHERS, help="numbers of teachers N")
-    parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=DTYPES, help="of hidden states and heads")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["fp32"], choices=DTYPES, help="dtypes of hidden states and heads"
+    )
 
 
 def settings(options: argparse.Namespace) -> Iterator[Setting]:
-    """All that the options name."""
+    """Return all combinations of the options."""
     axes = (options.tokens, options.widths, options.classes, options.teachers, options.dtypes)
     return map(Setting._make, product(*axes))
 
 
 def measure(setting: Setting, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Seconds and peak memory of every contender in one setting."""
+    """Measure seconds and peak memory of every contender in one setting."""
     torch._dynamo.reset()
     student, teachers, target = random_inputs(setting, device)
     works: dict[str, Work] = {
@@ -83,7 +85,7 @@ def measure(setting: Setting, rounds: int, device: torch.device) -> dict[str, An
     }
     peaks = {}
     for name, work in works.items():
-        work()  # compiles; and a GPU's libraries take their workspace
+        work()  # compiles, and allocates the workspace of a GPU's libraries
         buffers.release()
         peaks[name] = peak_extra_bytes(work, device)
     works["GEMMs"] = gemms(student, teachers)
@@ -91,7 +93,7 @@ def measure(setting: Setting, rounds: int, device: torch.device) -> dict[str, An
 
 
 def random_inputs(setting: Setting, device: torch.device) -> tuple[Model, list[Model], Tensor]:
-    """A student that is to learn, teachers, and labels; the same on every rank."""
+    """Return a student that requires grad, teachers, and labels; the same on every rank."""
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*shape: int, scale: float = 1.0) -> Tensor:
@@ -108,12 +110,12 @@ def random_inputs(setting: Setting, device: torch.device) -> tuple[Model, list[M
 
 
 def step(loss: Loss, student: Model, target: Tensor, teachers: list[Model]) -> None:
-    """Forward and backward."""
+    """Run forward and backward."""
     torch.autograd.grad(loss(student, target, teachers), student)
 
 
 def gemms(student: Model, teachers: list[Model]) -> Callable[[], None]:
-    """The multiplications alone, each of all tokens at once, into memory that is there already."""
+    """Return a function that runs the GEMMs alone, each for all tokens, into allocated memory."""
     logits = torch.empty(
         len(student.hidden), len(student.weight), dtype=student.hidden.dtype, device=student.hidden.device
     )
@@ -130,7 +132,7 @@ def gemms(student: Model, teachers: list[Model]) -> Callable[[], None]:
 
 
 def contenders(setting: Setting, device: torch.device) -> Iterator[tuple[str, Loss]]:
-    """Ours first."""
+    """Yield the names and losses of all contenders, ours first."""
     yield "ours", ours
     yield "fused", materialised(codistillation_loss)
     yield "compile", torch.compile(materialised(eager), dynamic=False)
@@ -140,13 +142,13 @@ def contenders(setting: Setting, device: torch.device) -> Iterator[tuple[str, Lo
 
 
 def ours(student: Model, target: Tensor, teachers: list[Model]) -> Tensor:
-    """Hidden states and heads as they are."""
+    """Compute our loss of hidden states and heads."""
     hidden, weight = [model.hidden for model in teachers], [model.weight for model in teachers]
     return linear_codistillation_loss(student.hidden, student.weight, target, hidden, weight)
 
 
 def materialised(loss: Callable[[Tensor, Tensor, list[Tensor]], Tensor]) -> Loss:
-    """`loss` of the logits of all tokens."""
+    """Return a function that computes `loss` from the logits of all tokens."""
 
     def of_models(student: Model, target: Tensor, teachers: list[Model]) -> Tensor:
         with torch.no_grad():
@@ -157,7 +159,7 @@ def materialised(loss: Callable[[Tensor, Tensor, list[Tensor]], Tensor]) -> Loss
 
 
 def peers(setting: Setting) -> Iterator[tuple[str, Loss]]:
-    """Liger's cross-entropy, and of its distillation losses the nearest, a Jensen-Shannon divergence; if installed."""
+    """Yield Liger's cross-entropy or its most similar distillation loss (Jensen-Shannon), if it is installed."""
     try:
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
@@ -178,7 +180,7 @@ HEADER = (
 
 
 def lines(result: dict[str, Any]) -> str:
-    """Rows of the Markdown table."""
+    """Return the rows of the Markdown table for one setting."""
     seconds, peaks = result["seconds"], result["peak_extra_bytes"]
     setting = (
         f"| {result['tokens']} × {result['width']} → {result['classes']} | {result['teachers']} | {result['dtype']}"

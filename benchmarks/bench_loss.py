@@ -1,9 +1,9 @@
-"""The fused loss against what users have without it: forward and backward, side by side.
+"""Speed and memory of the fused loss beside eager torch, torch.compile and other libraries: forward and backward.
 
     python benchmarks/bench_loss.py [--device cpu|cuda]
 
-prints a table and writes the raw seconds as JSON. The rate counts the bytes that any implementation must move (the
-student and the N teachers read once, one gradient written), and is compared with that of a copy in the same rounds.
+prints a table and writes the raw seconds as JSON. The rate counts the bytes that any implementation must move (student
+and N teachers read once, one gradient written), and is compared with the rate of a copy in the same rounds.
 """
 
 import argparse
@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Setting(NamedTuple):
-    """One line of the table."""
+    """Parameters of one line of the table."""
 
     classes: int
     teachers: int
@@ -37,21 +37,21 @@ class Setting(NamedTuple):
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure all settings; print the table and write the JSON file."""
     parser = make_parser(__doc__)
     add_common_options(parser, "loss")
-    parser.add_argument("--megabytes", type=int, default=128, help="of the student's logits (default: 128)")
+    parser.add_argument("--megabytes", type=int, default=128, help="size of the student's logits in MiB (default: 128)")
     parser.add_argument("--classes", type=int, nargs="+", default=CLASSES, help="vocabulary sizes V")
     parser.add_argument("--teachers", type=int, nargs="+", default=TEACHERS, help="numbers of teachers N")
-    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="of the logits")
-    parser.add_argument("--ours-only", action="store_true", help="leave eager torch and torch.compile out")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="dtypes of the logits")
+    parser.add_argument("--ours-only", action="store_true", help="leave out eager torch and torch.compile")
     options = parser.parse_args()
     settings = map(Setting._make, product(options.classes, options.teachers, options.dtypes))
     sweep("loss", options, HEADER, settings, lambda setting, device: measure(setting, options, device), line)
 
 
 def measure(setting: Setting, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Seconds and peak memory of every contender in one setting."""
+    """Measure seconds and peak memory of every contender in one setting."""
     torch._dynamo.reset()
     dtype = DTYPES[setting.dtype]
     rows = max(1, options.megabytes * 2**20 // (setting.classes * dtype.itemsize))
@@ -70,7 +70,7 @@ def measure(setting: Setting, options: argparse.Namespace, device: torch.device)
     peaks = {name: peak_extra_bytes(work, device) for name, work in works.items()}
     destination = torch.empty_like(student)
     works["copy"] = lambda: destination.copy_(student.detach())
-    # Last of all in a round, and on logits of its own: it overwrites them.
+    # The last work in a round, with its own logits, which it overwrites.
     overwritten = student.detach().clone()
     works["in place"] = partial(step_in_place, overwritten, target, teachers)
     return {
@@ -84,19 +84,19 @@ def measure(setting: Setting, options: argparse.Namespace, device: torch.device)
 
 
 def step(loss: Loss, student: Tensor, target: Tensor, teachers: list[Tensor]) -> None:
-    """Forward and backward."""
+    """Run forward and backward."""
     torch.autograd.grad(loss(student, target, teachers), student)
 
 
 def step_in_place(logits: Tensor, target: Tensor, teachers: list[Tensor]) -> None:
-    """Ours, the gradient taking the place of `logits`."""
+    """Run forward and backward of our loss; the gradient overwrites `logits`."""
     leaf = torch.zeros((), dtype=logits.dtype, device=logits.device, requires_grad=True)
     output = _Output.apply(leaf, logits)
     torch.autograd.grad(codistillation_loss(output, target, teachers, inplace_grad=True), leaf)
 
 
 class _Output(torch.autograd.Function):
-    """Makes `logits` the output of a model, without computing anything."""
+    """Stand-in for a model: returns `logits` as its output, without computation."""
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor, logits: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class _Output(torch.autograd.Function):
 
 
 def contenders(setting: Setting, device: torch.device, ours_only: bool) -> Iterator[tuple[str, Loss]]:
-    """Ours first."""
+    """Yield the names and losses of all contenders, ours first."""
     yield "ours", codistillation_loss
     if not ours_only:
         yield "compile", torch.compile(eager, dynamic=False)
@@ -118,7 +118,7 @@ def contenders(setting: Setting, device: torch.device, ours_only: bool) -> Itera
 
 
 def eager(logits: Tensor, target: Tensor, teachers: list[Tensor]) -> Tensor:
-    """The same loss as one writes it."""
+    """Compute the same loss as users write it in torch."""
     loss = F.cross_entropy(logits, target)
     if teachers:
         mean = torch.stack([teacher.softmax(-1) for teacher in teachers]).mean(0)
@@ -127,7 +127,7 @@ def eager(logits: Tensor, target: Tensor, teachers: list[Tensor]) -> Tensor:
 
 
 def peers(setting: Setting) -> Iterator[tuple[str, Loss]]:
-    """The nearest losses of other libraries, where these are installed: none averages teachers."""
+    """Yield the most similar losses of other libraries, if these are installed; none averages teachers."""
     if setting.teachers == 0:
         try:
             from quack import cross_entropy
@@ -158,7 +158,7 @@ HEADER = (
 
 
 def line(result: dict[str, Any]) -> str:
-    """A row of the Markdown table."""
+    """Return a row of the Markdown table."""
     seconds: dict[str, list[float]] = result["seconds"]
     nbytes: int = result["minimal_bytes"]
     tensor_bytes: int = result["tensor_bytes"]

@@ -1,9 +1,9 @@
-"""The loss of hidden states whose heads are split over ranks: forward and backward, beside the ranks' GEMMs.
+"""Speed of the loss of hidden states with vocab-parallel heads: forward and backward, beside the ranks' GEMMs.
 
     mpirun -np 2 python benchmarks/bench_vocab_parallel.py --threads 1
 
-prints a table and writes the raw seconds of rank 0 as JSON. "alone" is the same loss of a vocabulary that has only the
-rank's own classes: what is beyond its time is the second look at each logit, and the ranks' talk.
+prints a table and writes the raw seconds of rank 0 as JSON. "alone" is the loss of a vocabulary that consists of the
+rank's own classes: the additional time is for reading each logit twice, and for communication.
 """
 
 import contextlib
@@ -18,15 +18,14 @@ import torch
 from torch import Tensor
 
 from bench_linear_loss import Model, Setting, add_setting_options, gemms, ours, random_inputs, settings, step
-from hpcdistill import linear_codistillation_loss
-from hpcdistill.distributed.groups import Groups
+from hpcdistill import Groups, linear_codistillation_loss
 from hpcdistill.losses import buffers
 from measure import Work, add_common_options, ends_all_ranks, in_turns, make_parser, peak_extra_bytes, ratio, sweep
 
 
 @ends_all_ranks
 def main() -> None:
-    """Measure, print and write."""
+    """Measure all settings; print the table and write the JSON file."""
     parser = make_parser(__doc__)
     add_common_options(parser, "vocab_parallel")
     add_setting_options(parser)
@@ -46,7 +45,7 @@ def main() -> None:
 
 
 def measure(setting: Setting, groups: Groups, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Seconds and peak memory of every contender in one setting, on this rank."""
+    """Measure seconds and peak memory of every contender in one setting, on this rank."""
     student, teachers, target = random_inputs(setting, device)
     begin, end = (setting.classes * rank // groups.size for rank in (groups.rank, groups.rank + 1))
     student, *teachers = (
@@ -74,14 +73,14 @@ def measure(setting: Setting, groups: Groups, rounds: int, device: torch.device)
 
 
 HEADER = (
-    "| ranks | tokens × D → V | N | dtype | seconds | of alone | of the GEMMs | peak extra MB a rank |\n"
+    "| ranks | tokens × D → V | N | dtype | seconds | of alone | of the GEMMs | peak extra MB per rank |\n"
     + "|---" * 8
     + "|"
 )
 
 
 def line(result: dict[str, Any]) -> str:
-    """A row of the Markdown table."""
+    """Return a row of the Markdown table."""
     seconds = result["seconds"]
     of_alone, of_gemms = (ratio(seconds, "sharded", other) for other in ("alone", "GEMMs"))
     return (
