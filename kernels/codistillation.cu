@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int kEnough = 3;  // blocks per multiprocessor: one computes, one loads, one starts or ends
+constexpr int kBlocksPerMultiprocessor = 3;  // one computes, one loads, one starts or ends
 
 // With a bound of 1 block the compiler does not spill registers to make room for a second block.
 template <class Format, int TEACHERS, bool TEMPERED>
@@ -68,12 +68,13 @@ struct Launch {
   }
 };
 
-// Returns the smallest cluster of which `kEnough` blocks share a multiprocessor, or the largest that runs, or 0 blocks.
+// Returns the smallest cluster of which `kBlocksPerMultiprocessor` blocks share a multiprocessor; if there is none, the
+// largest that runs; if none runs, 0 blocks.
 template <class Format>
 Launch launch_for(const Call<Format>& call, int64_t classes, Kernel<Format> kernel, const Device& device) {
   constexpr int W = kWidth<Format>, most_threads = kMostThreads<RealOf<Format>>;
   Launch best;
-  for (int blocks = 1; blocks <= kMostBlocks && best.resident < kEnough; blocks *= 2) {
+  for (int blocks = 1; blocks <= kMostBlocks && best.resident < kBlocksPerMultiprocessor; blocks *= 2) {
     const int64_t vectors = ((classes + 2 * W - 2) / W + blocks - 1) / blocks;  // a row may begin inside a vector
     Launch launch;
     launch.bytes = sizeof(Shared<RealOf<Format>>) + (1 + call.teachers) * vectors * sizeof(uint4);

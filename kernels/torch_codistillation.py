@@ -22,9 +22,9 @@ def run(rows: Rows) -> None:
 
     log_p = _log_softmax(student, known_lse)
     lse = student.logsumexp(-1) if known_lse is None else known_lse.to(student.dtype)
-    wanted, mass = _smooth_target(rows, rows.target.masked_fill(out_of_range, 0))
-    cross_entropy = _sum_where(wanted != 0, -wanted * log_p)
-    gradient = cross_entropy_scale * (mass.unsqueeze(-1) * log_p.exp() - wanted)
+    target, target_sum = _smooth_target(rows, rows.target.masked_fill(out_of_range, 0))
+    cross_entropy = _sum_where(target != 0, -target * log_p)
+    gradient = cross_entropy_scale * (target_sum.unsqueeze(-1) * log_p.exp() - target)
     gradient += 2 * lse_scale * lse.unsqueeze(-1) * log_p.exp()
 
     divergence = torch.zeros_like(lse)
@@ -33,7 +33,7 @@ def run(rows: Rows) -> None:
         log_mean = _log_mean_probability(rows, teacher_lse)
         mean = log_mean.exp()
         divergence = _sum_where(mean != 0, mean * (log_mean - log_q))
-        if not rows.shard:  # rounding alone makes it negative; the sum over a shard may be negative
+        if not rows.shard:  # over all classes only rounding makes it negative
             divergence = divergence.clamp(min=0)
         gradient += divergence_scale * rows.temperature * (log_q.exp() - mean)
 

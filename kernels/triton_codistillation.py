@@ -89,14 +89,14 @@ def launch_options(V: int, tensors: int, itemsize: int, aligned: bool) -> dict[s
             once.
     """
     vector = 16 // itemsize
-    roomy = not aligned or itemsize == 8  # single columns and float64 take more registers
+    register_heavy = not aligned or itemsize == 8
     # A row is read once if each thread holds at most `held` numbers of all tensors, and 16 columns.
-    held, most_warps = (64 // itemsize, 16) if roomy else (16, 32)
+    held, most_warps = (64 // itemsize, 16) if register_heavy else (16, 32)
     block = max(triton.next_power_of_2(V), vector)
     warps = triton.next_power_of_2(triton.cdiv(max(block // 16, block * tensors // held), 32))
     whole = warps <= most_warps
     if not whole:
-        most_warps = 8 if tensors > 4 else 16 if tensors > 2 or roomy else 32
+        most_warps = 8 if tensors > 4 else 16 if tensors > 2 or register_heavy else 32
         # With more warps fewer long rows run at the same time, and the L2 cache holds more of each for the second pass.
         warps = most_warps if V * tensors * itemsize > 128 << 10 else min(most_warps, 16)
         block = warps * 32 * vector * (2 if tensors == 1 else 1)

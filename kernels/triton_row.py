@@ -261,13 +261,13 @@ def kernel(
     distance = p_log - _below(z_label, sharpness, z_shift) * temperature
     label_entropy = tl.where(has_label & (on_label > 0), on_label * distance, 0.0)
     even = label_smoothing / all_classes
-    mass = on_label
+    target_sum = on_label
     if SMOOTHED:
-        mass += even * (all_classes if class_weight is None else tl.load(class_weight_sum))
+        target_sum += even * (all_classes if class_weight is None else tl.load(class_weight_sum))
     ce_scale = tl.load(scales)
     divergence_scale = tl.load(scales + 1)
     lse_scale = tl.load(scales + 2)
-    p_scale = ce_scale * mass + 2 * lse_scale * lse
+    p_scale = ce_scale * target_sum + 2 * lse_scale * lse
     label_scale = ce_scale * on_label
     q_scale = divergence_scale * temperature
 

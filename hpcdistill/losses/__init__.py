@@ -1,1 +1,1 @@
-"""The losses: public functions, their checks, and the operators below them. Imports: kernels, errors."""
+"""The losses: public functions, checks of their arguments, and torch operators. Imports: kernels."""
