@@ -11,7 +11,6 @@ the gradient. The tiles of the first pass need no barrier: every lane keeps sums
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
 import ctypes
-from typing import Any
 
 import torch
 import triton
@@ -74,7 +73,7 @@ def scale_rows_(gradient: Tensor, factors: Tensor) -> None:
         _scale_kernel[(rows,)](gradient, gradient.stride(0), factors, factors.stride(0), V, block, num_warps=8)
 
 
-def launch_options(V: int, tensors: int, itemsize: int, aligned: bool) -> dict[str, Any]:
+def launch_options(V: int, tensors: int, itemsize: int, aligned: bool) -> dict[str, int]:
     """Return the launch options of `kernel` with which no register spills.
 
     An aligned row is read once up to 16384 columns without teachers, 8192 with one and 4096 with three. For twice as

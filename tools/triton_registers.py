@@ -75,7 +75,7 @@ class Configuration:
             shard=Shard(0, 2 * V, lse, is_merged="second" in self.options) if "shard" in self.options else None,
         )
 
-    def _launch(self, V: int) -> dict[str, Any]:
+    def _launch(self, V: int) -> dict[str, int]:
         tensors = 1 + self.N + ("class weights" in self.options)
         return triton_codistillation.launch_options(V, tensors, self.dtype.itemsize, "unaligned" not in self.options)
 

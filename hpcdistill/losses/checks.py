@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Real
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -232,7 +232,7 @@ def check_inplace(logits: Tensor, inplace_grad: bool) -> None:
         )
 
 
-def check_companion(name: str, tensor: Any, device: torch.device) -> None:
+def check_companion(name: str, tensor: Tensor, device: torch.device) -> None:
     """Check that `tensor` is a tensor on `device` that expects no derivative."""
     check_tensor(name, tensor)
     check_device(name, tensor, device)

@@ -289,7 +289,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         _save_inputs(ctx, inputs)
 
 
-def _backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | list[None] | None, ...]:
     make = _scaled_gradients if ctx.summed else _gradients_of_rows
     gradients = make(ctx, grad_outputs[0])
     wanted = [

@@ -7,6 +7,7 @@ the upstream gradient, in place; this costs nothing if that is 1, as it is after
 import warnings
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -105,11 +106,11 @@ def no_gradients(inputs: tuple[Any, ...]) -> list[list[None] | None]:
     return [[None] * len(x) if _is_list_of_tensors(x) else None for x in inputs]
 
 
-def _is_list_of_tensors(x: Any) -> bool:
+def _is_list_of_tensors(x: object) -> bool:
     return isinstance(x, list) and all(isinstance(element, Tensor) for element in x)
 
 
-def _backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | list[None] | None, ...]:
     return _gradient(ctx, grad_outputs[0]), *ctx.no_gradients
 
 
@@ -133,7 +134,7 @@ def take_gradients(ctx: Any) -> tuple[Tensor, ...]:
     refuse_second_derivative()
     if ctx.is_consumed:
         raise RuntimeError(
-            "codistillation_loss: this is the second backward through one call, and the first has consumed its"
+            "this is the second backward through one call of a codistillation loss, and the first has consumed its"
             " gradient; add up the losses and call backward once, or compute the loss again"
         )
     ctx.is_consumed = True
@@ -144,7 +145,7 @@ def take_gradients(ctx: Any) -> tuple[Tensor, ...]:
 def refuse_second_derivative() -> None:
     """Raise an error if autograd records the backward: the gradient would be a constant in a gradient penalty."""
     if torch.is_grad_enabled():
-        raise RuntimeError("codistillation_loss has no second derivative; leave create_graph=True out")
+        raise RuntimeError("the codistillation losses have no second derivative; leave create_graph=True out")
 
 
 def scale(gradient: Tensor, factors: Tensor) -> Tensor:
@@ -193,7 +194,7 @@ def _import_error(implementation: str) -> str:
     return ""
 
 
-def _module(implementation: str) -> Any:
+def _module(implementation: str) -> ModuleType:
     return import_module(f"hpcdistill.kernels.{implementation}_codistillation")
 
 
