@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from torch.autograd import forward_ad
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, distribute_tensor
 
-from hpcdistill import binary_codistillation_loss, codistillation_loss, linear_codistillation_loss
+from hpcdistill import (
+    CodistillationLoss,
+    binary_codistillation_loss,
+    codistillation_loss,
+    linear_codistillation_loss,
+)
+from hpcdistill.losses.options import LossOptions
 
 pytestmark = pytest.mark.alone
 
@@ -82,6 +89,19 @@ def each(kind: str, losses: list[Any] = LOSSES) -> pytest.MarkDecorator:
 
 every_loss = pytest.mark.parametrize("loss", LOSSES)
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+
+
+@pytest.mark.parametrize("function", [codistillation_loss, linear_codistillation_loss, binary_codistillation_loss])
+def test_the_losses_share_names_and_defaults(function: Callable[..., Tensor]) -> None:
+    """`LossOptions` and the module have the options of the functions, with the same defaults."""
+    defaults = {name: parameter.default for name, parameter in signature(function).parameters.items()}
+    reference = {name: parameter.default for name, parameter in signature(codistillation_loss).parameters.items()}
+    module = {name: parameter.default for name, parameter in signature(CodistillationLoss).parameters.items()}
+    assert not {"weight", "bias"} & defaults.keys()
+    if function is not binary_codistillation_loss:
+        assert LossOptions.__annotations__.keys() <= defaults.keys()
+    for name in defaults.keys() & reference.keys():
+        assert defaults[name] == reference[name] == module.get(name, reference[name])
 
 
 # Arguments that receive no gradient.
