@@ -1,7 +1,7 @@
-"""Every command and every piece of Python in the documentation is tried.
+"""Commands and Python of the documentation: all of them are tried.
 
-A command is run, on tiny data; where it is too long, or is another site's affair, its arguments are looked at as that
-program does. A line for which there is no rule fails, so that a new command gets one.
+A command runs on tiny data. Where that takes too long, or needs another site, only its arguments are checked, as the
+program itself checks them. A command for which there is no rule fails, so that each new one gets a rule.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ INLINE = "python|pytest|make|mpirun|hpcdistill|tools/[a-z_.]+|prepare|train|stat
 
 @dataclass(frozen=True)
 class Block:
-    """Commands, or Python, of one place."""
+    """Commands or Python of one place in a document."""
 
     place: str
     language: str
@@ -47,7 +47,7 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """Without comments, each on one line."""
+        """Commands without comments, each on one line."""
         lines = re.sub(r"\\\n\s*", "", self.text).splitlines()
         return [line for each in lines if (line := re.sub(r"\s+#.*|^#.*", "", each).strip())]
 
@@ -60,7 +60,7 @@ def fenced(document: Path) -> Iterator[Block]:
 
 
 def inline(document: Path) -> Iterator[Block]:
-    """Commands amid the text; a program's name without arguments is none."""
+    """Yield the commands within the text; the name of a program without arguments does not count as one."""
     prose = re.sub(r"^```.*?^```$", lambda match: "\n" * match[0].count("\n"), document.read_text(), flags=re.M | re.S)
     for match in re.finditer(rf"`((?:{INLINE})\s[^`…]*)`", prose):
         yield Block(f"{document.name}:{prose.count(chr(10), 0, match.start()) + 1}", "sh", " ".join(match[1].split()))
@@ -73,16 +73,16 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 @dataclass
 class Workspace:
-    """A folder in which commands find what they name."""
+    """Folder in which commands find the files that they name."""
 
     folder: Path
     monkeypatch: pytest.MonkeyPatch
     cluster: Callable[[], Cluster]
     script: list[str] = field(default_factory=list)
-    """What is to be run by a shell, together."""
+    """Commands that one shell runs together."""
 
     def scratch(self, command: str, name: str = "scratch") -> str:
-        """The command with a folder here for /scratch/me: one with a run, unless named otherwise."""
+        """Replace /scratch/me in a command by the folder `name`; the default one holds a run."""
         return command.replace("/scratch/me", f"{self.folder}/{name}")
 
     def run_script(self) -> None:
@@ -96,17 +96,17 @@ def run(workspace: Workspace, command: str) -> None:
 
 
 def train(workspace: Workspace, command: str) -> None:
-    """Run it, for a few steps."""
+    """Run it for a few steps."""
     workspace.script.append(re.sub(r"(\s&)?$", rf" {SHORT}\1", command, count=1))
 
 
 def program(workspace: Workspace, command: str) -> None:
-    """Run it in this process, which has imported everything already."""
+    """Run it in this process, which has imported all modules already."""
     assert main(shlex.split(workspace.scratch(command).removeprefix("python -m hpcdistill "))) == 0
 
 
 def mentioned(workspace: Workspace, command: str) -> None:
-    """See that there is such a command, with these options."""
+    """Check that the command exists, and has these options."""
     words = shlex.split(re.sub(r"^(python -m )?hpcdistill ?", "", command))
     with contextlib.redirect_stdout(io.StringIO()) as told, pytest.raises(SystemExit, match="0"):
         build_parser().parse_args([*words, "--help"])
@@ -114,18 +114,18 @@ def mentioned(workspace: Workspace, command: str) -> None:
 
 
 def require_options(words: list[str], told: str) -> None:
-    """See that the help tells of each option; what comes before --help is parsed, but may be unknown."""
+    """Check that the help has each option; words before --help are parsed, but may be unknown."""
     for option in [word.split("=")[0] for word in words if word.startswith("-")]:
         assert re.search(rf"(?<!\S){option}\b", told), f"there is no {option}"
 
 
 def make(workspace: Workspace, command: str) -> None:
-    """See that there are such targets."""
+    """Check that the targets exist."""
     subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, check=True, capture_output=True)
 
 
 def benchmark(workspace: Workspace, command: str) -> None:
-    """See that it has these options, and takes their values."""
+    """Check that it has these options, and takes their values."""
     path, *arguments = shlex.split(re.sub(r".*python (?=\w+/)|; done", "", command))
     workspace.monkeypatch.syspath_prepend(str((ROOT / path).parent))
     for each in sorted(ROOT.glob("benchmarks/study_*.py")) if "NAME" in path else [ROOT / path]:
@@ -136,19 +136,19 @@ def benchmark(workspace: Workspace, command: str) -> None:
 
 
 def tool(workspace: Workspace, command: str) -> None:
-    """See that there is such a program; it has no options."""
+    """Check that the program exists; it has no options."""
     assert (ROOT / command.removeprefix("python ")).exists()
 
 
 def suite(workspace: Workspace, command: str) -> None:
-    """See that there are such tests."""
+    """Check that the tests exist."""
     named = re.findall(r"tests/[\w/]+\.py", command)
     assert named
     assert all((ROOT / each).exists() for each in named)
 
 
 def elsewhere(workspace: Workspace, command: str) -> None:
-    """Leave out what is another program's, on another machine."""
+    """Leave out a command of another program, on another machine."""
 
 
 def installed(workspace: Workspace, command: str) -> None:
@@ -156,7 +156,7 @@ def installed(workspace: Workspace, command: str) -> None:
 
 
 def sbatch(workspace: Workspace, command: str) -> None:
-    """Have Slurm say when it would run the job, and hpcdistill what it would train."""
+    """Have Slurm estimate the start of the job, and hpcdistill read its configuration."""
     words = shlex.split(workspace.scratch(command, "new"))
     workspace.cluster().slurm("sbatch", "--test-only", *words[1:], cwd=workspace.folder)
     (at,) = [at for at, word in enumerate(words) if word.endswith(".sbatch")]
@@ -167,7 +167,7 @@ def sbatch(workspace: Workspace, command: str) -> None:
 
 
 def submit(workspace: Workspace, command: str) -> None:
-    """Have Slurm say when it would run the jobs; the nodes of this one have no GPUs."""
+    """Have Slurm estimate the start of the jobs, without GPUs, which its nodes do not have."""
     command = re.sub(r" --(partition=gpu|gpus-per-node=\d)", "", workspace.scratch(command, "new"))
     words = shlex.split(command)[3:]
     options = [word.removeprefix("--sbatch=") for word in words if word.startswith("--sbatch=")]
@@ -176,7 +176,7 @@ def submit(workspace: Workspace, command: str) -> None:
 
 
 def tensorboard(workspace: Workspace, command: str) -> None:
-    """Have it tell what it would show, in place of serving that for ever."""
+    """Have it print what it would show, instead of serving it."""
     run(workspace, f"{command} --inspect")
 
 
@@ -208,7 +208,7 @@ def execute(block: Block, workspace: Workspace) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository's root, with data, a configuration, and the runs that are named."""
+    """Return a folder like the root of the repository, with data, a configuration, and the runs that commands name."""
     folder = tmp_path_factory.mktemp("workspace")
     for path in ROOT.iterdir():
         if path.name not in ("runs", "build") and not path.name.startswith(".git"):
@@ -264,7 +264,7 @@ FOR_GROUPS = (
 
 
 class Model(nn.Module):
-    """A trunk and a head."""
+    """Trunk and head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ class Model(nn.Module):
 
 
 def names() -> dict[str, Any]:
-    """What Python in the documentation takes for granted."""
+    """Return the names that Python in the documentation presupposes."""
     student, teachers = Model(), [Model().requires_grad_(False) for _ in range(2)]
     inputs, targets = torch.randn(7, 3), torch.arange(7)
     return vars(

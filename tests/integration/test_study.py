@@ -36,7 +36,7 @@ def test_steps_to_a_loss_lie_on_the_line_between_validations() -> None:
 
 
 def test_the_interval_of_a_mean_is_student_s() -> None:
-    """Of 1, 2, 3 the deviation is 1, and t for two degrees of freedom is 4.30."""
+    """The deviation of 1, 2, 3 is 1, and t for two degrees of freedom is 4.30."""
     assert spread([1.0, 2.0, 3.0], 2) == f"2.00 ± {4.30 / 3**0.5:.2f}"
     assert spread([1.25]) == "1.250"
 
