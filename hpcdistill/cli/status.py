@@ -14,7 +14,7 @@ def add_parser(commands: Subparsers) -> None:
         "status",
         help="show the progress of a run",
         description="Print a table with one row for each group of a run: its step, speed, losses, the staleness of its "
-        "teachers, its newest checkpoint, and the peers that it keeps in quarantine. Works while the run goes on, on "
+        "teachers, its newest checkpoint, and the peers that it keeps in quarantine. Works during and after the run on "
         "any machine that sees its folder.",
         example="status runs/mine",
     )

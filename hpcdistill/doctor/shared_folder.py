@@ -42,7 +42,7 @@ def check_of(folder: Path) -> Check:
 def _write_and_see(folder: Path) -> list[Answer[Any]]:
     """Have rank 0 write a file and remove it; return the seconds until each rank saw it, once it was written."""
     path = folder / MPI.COMM_WORLD.bcast(f".doctor-{uuid.uuid4().hex}")
-    # Before the file exists, so that the time includes how long caches go on to report that it does not.
+    # Before the file exists, so that the time includes how long caches still report that it does not.
     absent = ask_all(lambda: _sees(path))
     if have_failed(absent):
         return absent

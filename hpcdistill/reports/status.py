@@ -22,7 +22,7 @@ RECENT = 20
 def status(run_dir: Path) -> str:
     """Return a table with one row for each group, and below it what a row has no room to explain.
 
-    The run may go on meanwhile: files that do not exist yet, or no longer, are shown as such.
+    The run may be in progress: files that do not exist yet, or no longer, are shown as such.
 
     Raises:
         UserError: the folder holds no metrics.

@@ -23,9 +23,9 @@ def test_table_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ["2.6000", "not", "reached", "-", "-", "-"],
         ["-", "not", "reached", "-", "-", "-"],
     ]
-    told = json.loads(found.read_text())
-    assert told["runs"][0]["reached"] == {"group": 0, "steps": 200, "seconds": 20.0, "examples": 3200}
-    assert [(run["reached"], run["ratio"], run["best"]) for run in told["runs"][1:]] == [
+    result = json.loads(found.read_text())
+    assert result["runs"][0]["reached"] == {"group": 0, "steps": 200, "seconds": 20.0, "examples": 3200}
+    assert [(run["reached"], run["ratio"], run["best"]) for run in result["runs"][1:]] == [
         (None, None, 2.6),
         (None, None, None),
     ]

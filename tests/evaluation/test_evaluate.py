@@ -88,6 +88,6 @@ def test_a_trained_model_is_as_good_as_its_training_said(mpirun: Callable[..., A
     """)
     trained = mpirun(1, "-m", "hpcdistill", "train", tmp_path / "run.toml")
     assert trained.returncode == 0, trained.stderr
-    (told,) = read_run(run)
+    (metrics,) = read_run(run)
     (scores,) = evaluate([str(run)], data, "last").scores.values()
-    assert scores["loss"] == pytest.approx(told.column("validation_loss")[1][-1], rel=1e-5)
+    assert scores["loss"] == pytest.approx(metrics.column("validation_loss")[1][-1], rel=1e-5)

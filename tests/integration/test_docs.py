@@ -108,15 +108,15 @@ def program(workspace: Workspace, command: str) -> None:
 def mentioned(workspace: Workspace, command: str) -> None:
     """Check that the command exists, and has these options."""
     words = shlex.split(re.sub(r"^(python -m )?hpcdistill ?", "", command))
-    with contextlib.redirect_stdout(io.StringIO()) as told, pytest.raises(SystemExit, match="0"):
+    with contextlib.redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit, match="0"):
         build_parser().parse_args([*words, "--help"])
-    require_options(words, told.getvalue())
+    require_options(words, output.getvalue())
 
 
-def require_options(words: list[str], told: str) -> None:
+def require_options(words: list[str], text: str) -> None:
     """Check that the help has each option; words before --help are parsed, but may be unknown."""
     for option in [word.split("=")[0] for word in words if word.startswith("-")]:
-        assert re.search(rf"(?<!\S){option}\b", told), f"there is no {option}"
+        assert re.search(rf"(?<!\S){option}\b", text), f"there is no {option}"
 
 
 def make(workspace: Workspace, command: str) -> None:
@@ -130,9 +130,9 @@ def benchmark(workspace: Workspace, command: str) -> None:
     workspace.monkeypatch.syspath_prepend(str((ROOT / path).parent))
     for each in sorted(ROOT.glob("benchmarks/study_*.py")) if "NAME" in path else [ROOT / path]:
         workspace.monkeypatch.setattr(sys, "argv", [str(each), *arguments, "--help"])
-        with contextlib.redirect_stdout(io.StringIO()) as told, pytest.raises(SystemExit, match="0"):
+        with contextlib.redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit, match="0"):
             runpy.run_path(str(each), run_name="__main__")
-        require_options(arguments, told.getvalue())
+        require_options(arguments, output.getvalue())
 
 
 def tool(workspace: Workspace, command: str) -> None:
@@ -312,10 +312,10 @@ def test_python(block: Block, process_group: None, mpirun: Callable[..., subproc
     exec(block.text, space)
     if "vocab_parallel" in space:
         student, teacher, inputs = space["student"], space["teachers"][0], space["inputs"]
-        told = [student.trunk(inputs), student.head.weight, space["targets"], [teacher.trunk(inputs).detach()]]
+        arguments = [student.trunk(inputs), student.head.weight, space["targets"], [teacher.trunk(inputs).detach()]]
         heads = [teacher.head.weight.detach()]
-        loss = linear_codistillation_loss(*told, heads, vocab_parallel=space["vocab_parallel"])
-        torch.testing.assert_close(loss, linear_codistillation_loss(*told, heads))
+        loss = linear_codistillation_loss(*arguments, heads, vocab_parallel=space["vocab_parallel"])
+        torch.testing.assert_close(loss, linear_codistillation_loss(*arguments, heads))
         return
     if space["student"].head.weight.grad is None:
         space["loss"].backward()

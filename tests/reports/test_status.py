@@ -1,4 +1,4 @@
-"""The table of a run that may still go on, and of which some files may be missing."""
+"""The table of a run, which may be in progress, and of which some files may be missing."""
 
 import os
 import time
