@@ -25,7 +25,7 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Result:
-    """What a check has found: one row of the table."""
+    """Finding of a check: one row of the table."""
 
     status: Status
     found: str
