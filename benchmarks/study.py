@@ -121,7 +121,7 @@ class Study:
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\nfailed; see {folder}/log")
 
-    def keep(self, runs: Runs, table: str, **facts: Any) -> None:
+    def write_results(self, runs: Runs, table: str, **facts: Any) -> None:
         """Print the table; write the facts and all validation curves as JSON."""
         print(table)
         content = {
@@ -135,7 +135,7 @@ class Study:
         path.write_text(json.dumps(content, indent=None).replace('"runs"', '\n"runs"').replace('], "', '],\n"') + "\n")
         print(f"\n{path}")
 
-    def draw(self, figure: Figure) -> None:
+    def write_figure(self, figure: Figure) -> None:
         """Write the study's figure."""
         FIGURES.mkdir(parents=True, exist_ok=True)
         figure.savefig(FIGURES / f"study-{self.name}-{self.scale}.svg", metadata={"Date": None})
@@ -164,7 +164,7 @@ def steps_ratio(groups: Sequence[GroupMetrics], one: GroupMetrics) -> float:
     return fmean(steps_to(group, one.best) for group in groups) / steps_to(one, one.best)
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
+def format_mean(values: Sequence[float], digits: int = 3) -> str:
     """Format the mean and, of two values or more, the half-width of its 95 % interval by Student's t."""
     mean = f"{fmean(values):.{digits}f}"
     return (
@@ -178,14 +178,14 @@ def markdown(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def need_text() -> None:
+def prepare_text() -> None:
     """Prepare the data of the language model: the source of Python's standard library, as in the demo."""
     stdlib = sysconfig.get_path("stdlib")
     options = ["--include", "*.py", "--exclude", "site-packages", "dist-packages", "__pycache__"]
     _prepare(TEXT, "text", "--input", stdlib, *options)
 
 
-def need_clicks() -> None:
+def prepare_clicks() -> None:
     """Prepare the data of the click model: synthetic, so that the lowest possible loss is known."""
     _prepare(CLICKS, "clicks", "--synthetic", "--rows", str(CLICK_ROWS))
 

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from hpcdistill.evaluation.evaluate import evaluate
 from hpcdistill.storage.run_dir import RunDir
-from study import ALONE, TEXT, Run, Study, markdown, need_text, spread
+from study import ALONE, TEXT, Run, Study, format_mean, markdown, prepare_text
 
 SEEDS = range(3)
 BATCH = 16
@@ -27,7 +27,7 @@ def training(name: str, seed: int, *options: str, ranks: int = 1, batch: int = B
 def main() -> None:
     """Train all cases and write the results."""
     study = Study("baselines", __doc__)
-    need_text()
+    prepare_text()
     cases = {
         "one": (1, lambda seed: training("one", seed, *ALONE)),
         "one, twice the batch": (2, lambda seed: training("double", seed, *ALONE, batch=2 * BATCH)),
@@ -48,9 +48,9 @@ def main() -> None:
             models.append(fmean(one["loss"] for name, one in scores.items() if name != f"mean of {folder}"))
             means += [one["loss"] for name, one in scores.items() if name == f"mean of {folder}"]
         found[case] = {"models": models, "ensembles": means}
-        rows.append((case, compute, spread(models), spread(means) if means else "-"))
+        rows.append((case, compute, format_mean(models), format_mean(means) if means else "-"))
     titles = ("case", "compute", "nats per byte, one model", "ensemble of the two")
-    study.keep(done, markdown(titles, rows), found=found)
+    study.write_results(done, markdown(titles, rows), found=found)
 
 
 def smoothed(prior: str, seed: int) -> Run:

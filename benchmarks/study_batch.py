@@ -11,7 +11,7 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study import ALONE, Run, Runs, Study, markdown, need_text, spread, steps_ratio
+from study import ALONE, Run, Runs, Study, format_mean, markdown, prepare_text, steps_ratio
 
 STEPS = 1500
 BATCHES = (8, 32, 128)
@@ -41,7 +41,7 @@ def row(done: Runs, batch: int, decay: str) -> tuple[str, ...]:
             groups = done[training(models, size, decay, seed).name]
             losses[i + 1].append(fmean(group.best for group in groups))
             steps[i].append(steps_ratio(groups, one))
-    return (*map(spread, losses), *(spread(ratios, 2) for ratios in steps))
+    return (*map(format_mean, losses), *(format_mean(ratios, 2) for ratios in steps))
 
 
 def draw(axes: Axes, done: Runs, decay: str) -> None:
@@ -58,7 +58,7 @@ def draw(axes: Axes, done: Runs, decay: str) -> None:
 def main() -> None:
     """Train all cases and write the results."""
     study = Study("batch", __doc__)
-    need_text()
+    prepare_text()
     cases = [(batch, decay, seed) for batch in BATCHES for decay in SCHEDULES for seed in range(SEEDS[batch])]
     kinds = [(1, 1), (1, 2), (2, 1)]
     done = study.train(
@@ -67,9 +67,9 @@ def main() -> None:
     figure = Figure(figsize=(10, 5), layout="constrained")
     for axes, decay in zip(figure.subplots(1, 2, sharey=True), SCHEDULES, strict=True):
         draw(axes, done, decay)
-    study.draw(figure)
+    study.write_figure(figure)
     rows = [(decay, batch, *row(done, batch, decay)) for decay in SCHEDULES for batch in BATCHES]
-    study.keep(done, markdown(TITLES, rows))
+    study.write_results(done, markdown(TITLES, rows))
 
 
 if __name__ == "__main__":

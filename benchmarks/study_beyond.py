@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from study import ALONE, Run, Study, markdown, need_text, spread, steps_ratio
+from study import ALONE, Run, Study, format_mean, markdown, prepare_text, steps_ratio
 
 SEEDS = range(5)
 BATCH = 16
@@ -42,7 +42,7 @@ def training(case: str, seed: int) -> Run:
 def main() -> None:
     """Train all cases and write the results."""
     study = Study("beyond", __doc__)
-    need_text()
+    prepare_text()
     done = study.train(training(case, seed) for seed in SEEDS for case in CASES)
     rows = []
     for case in CASES:
@@ -52,8 +52,8 @@ def main() -> None:
         for seed, groups in zip(SEEDS, of_seed, strict=True):
             (one,) = done[training("one", seed).name]
             ratios.append(steps_ratio(groups, one))
-        rows.append((case, spread(losses), spread(ratios, 2)))
-    study.keep(done, markdown(("case", "nats per byte", "steps to the loss of one"), rows))
+        rows.append((case, format_mean(losses), format_mean(ratios, 2)))
+    study.write_results(done, markdown(("case", "nats per byte", "steps to the loss of one"), rows))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from hpcdistill.data.rows.store import RowStore
 from hpcdistill.evaluation.churn import churn
 from hpcdistill.evaluation.evaluate import evaluate
-from study import CLICKS, Run, Study, markdown, need_clicks, spread
+from study import CLICKS, Run, Study, format_mean, markdown, prepare_clicks
 
 SEEDS = range(10)
 STEPS = ("--train.steps=2000", "--codistill.burn_in=300", "--data.partition=same")
@@ -64,7 +64,7 @@ def bars(found: dict[str, dict[str, list[float]]]) -> Figure:
 def main() -> None:
     """Train all cases and write the results."""
     study = Study("churn", __doc__)
-    need_clicks()
+    prepare_clicks()
     done = study.train(training(kind, seed) for kind in ("plain", "codistil") for seed in SEEDS)
     with RowStore(CLICKS) as store:
         best = store.bayes_log_loss("validation")
@@ -74,10 +74,15 @@ def main() -> None:
     for kind, values in found.items():
         ratio = [value / base for value in values["churn"]]
         excess = [loss - best for loss in values["log_loss"]]
-        texts = (spread(excess, 4), spread(values["churn"], 4), spread(values["disagreement"], 4), spread(ratio, 2))
+        texts = (
+            format_mean(excess, 4),
+            format_mean(values["churn"], 4),
+            format_mean(values["disagreement"], 4),
+            format_mean(ratio, 2),
+        )
         rows.append((kind, len(KINDS[kind][1]), *texts))
-    study.draw(bars(found))
-    study.keep(done, markdown(TITLES, rows), bayes_log_loss=best, found=found)
+    study.write_figure(bars(found))
+    study.write_results(done, markdown(TITLES, rows), bayes_log_loss=best, found=found)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from study import ALONE, Run, Study, markdown, need_text, spread, steps_ratio
+from study import ALONE, Run, Study, format_mean, markdown, prepare_text, steps_ratio
 
 STEPS = ("--train.steps=1500", "--codistill.burn_in=150")
 INTERVALS = (1, 10, 50, 100, 250, 1000)
@@ -34,7 +34,7 @@ CASES: dict[str, Callable[[int], Run]] = {
 def main() -> None:
     """Train all cases and write the results."""
     study = Study("exchange", __doc__)
-    need_text()
+    prepare_text()
     done = study.train(make(seed) for make in CASES.values() for seed in range(SEEDS))
     rows, figure = [], Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
@@ -45,12 +45,12 @@ def main() -> None:
         for seed, groups in enumerate(of_seed):
             (alone,) = done[f"alone-{seed}"]
             ratios.append(steps_ratio(groups, alone))
-        rows.append((case, spread(losses), spread(ratios, 2)))
+        rows.append((case, format_mean(losses), format_mean(ratios, 2)))
         axes.plot(*of_seed[0][0].column("validation_loss"), color=f"C{color}", label=case)
     axes.set(xlabel="step", ylabel="nats per byte", yscale="log")
     axes.legend(frameon=False, ncols=2)
-    study.draw(figure)
-    study.keep(done, markdown(("case", "loss", "steps to the loss of one alone"), rows))
+    study.write_figure(figure)
+    study.write_results(done, markdown(("case", "loss", "steps to the loss of one alone"), rows))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from hpcdistill.storage.metrics import GroupMetrics
 from measure import make_parser
-from study import markdown, spread, steps_to
+from study import format_mean, markdown, steps_to
 
 
 def test_no_benchmark_takes_an_abbreviated_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,8 +37,8 @@ def test_steps_to_a_loss_lie_on_the_line_between_validations() -> None:
 
 def test_the_interval_of_a_mean_is_student_s() -> None:
     """The deviation of 1, 2, 3 is 1, and t for two degrees of freedom is 4.30."""
-    assert spread([1.0, 2.0, 3.0], 2) == f"2.00 ± {4.30 / 3**0.5:.2f}"
-    assert spread([1.25]) == "1.250"
+    assert format_mean([1.0, 2.0, 3.0], 2) == f"2.00 ± {4.30 / 3**0.5:.2f}"
+    assert format_mean([1.25]) == "1.250"
 
 
 @pytest.mark.parametrize("rows", [[], [("a", 1)]])
