@@ -97,9 +97,9 @@ def linear_codistillation_loss(
 ) -> Tensor | tuple[Tensor, LossParts]:
     """Compute `codistillation_loss` of the logits ``hidden @ linear_weight.T + linear_bias`` without storing them all.
 
-    For a chunk of tokens at a time, the logits of all models are computed into a buffer that is reused, the gradient
-    overwrites the student's logits, and GEMMs turn it into the gradients by `hidden`, `linear_weight` and
-    `linear_bias`, which are the only ones. A tensor that does not require grad, such as a frozen head, costs no GEMM.
+    For a chunk of tokens at a time, GEMMs compute the logits of all models into buffers that are reused, the gradient
+    overwrites the student's logits, and GEMMs add it to the gradients by `hidden`, `linear_weight` and `linear_bias`.
+    Gradients by tensors that do not require grad, such as a frozen head, are not computed.
 
     For "mean" and "sum" the forward does all of this. Each call then allows one backward, which costs next to nothing.
     For "none" only the backward knows the upstream gradient of each row: it computes the chunks a second time, and the
@@ -139,7 +139,7 @@ def linear_codistillation_loss(
             if logits reach 20, bfloat16 gradients are off by 0.7 % rather than 0.2 %. A wider `hidden` keeps its dtype.
         grad_weight_dtype: Dtype in which the gradients of the chunks by `linear_weight` are summed; None for the dtype
             of `linear_weight`. 16 bits save memory and lose small summands. A wider `linear_weight` keeps its dtype.
-        vocab_parallel: The classes of this rank, if the heads are split over several ranks. `linear_weight`,
+        vocab_parallel: Classes of this rank, if the heads are split over several ranks. `linear_weight`,
             `linear_bias`, `teacher_linear_weight` and `teacher_linear_bias` then hold the rows of these classes only,
             and so do their gradients. All other arguments, `class_weight` too, are the same on all these ranks. The
             call is collective, and for "none" its backward is too. The loss, its parts and the gradient by `hidden` are
