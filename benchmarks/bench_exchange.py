@@ -21,8 +21,8 @@ from mpi4py import MPI
 from torch import nn
 from torch.nn import functional
 
-from hpcdistill.codistill.peer_teachers import Teachers
-from hpcdistill.config.schema import CodistillConfig
+from hpcdistill.codistill.peer_teachers import PeerTeachers
+from hpcdistill.codistill.quarantine import Quarantine
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange.codec import CODECS, Packing
 from hpcdistill.exchange.layout import Layout
@@ -35,7 +35,6 @@ from hpcdistill.exchange.window.reader import Reader
 from hpcdistill.exchange.window.slots import STAMP_NBYTES, Shard, window_nbytes
 from hpcdistill.exchange.window.writer import Writer
 from hpcdistill.models.lstm import LSTMLanguageModel
-from hpcdistill.tasks.objective import Softmax
 from measure import ends_all_ranks, machine, make_parser, ratio, write_json
 
 WORLD = MPI.COMM_WORLD
@@ -201,12 +200,12 @@ def with_exchange(
     done = WORLD.Dup()
     payload = WeightPayload(model)
     with WindowExchange(groups, payload, degree=1) as exchange:
-        config = CodistillConfig(burn_in=0, exchange_interval=INTERVAL)
-        teachers = Teachers(config, model, exchange, payload, topology, groups, Softmax(256))
+        quarantine = Quarantine(groups, patience=20 * INTERVAL)
+        teachers = PeerTeachers(model, exchange, payload, topology, quarantine, interval=INTERVAL, burn_in=0)
         result: dict[str, Any] = {}
         if groups.group == 0:
             began = time.perf_counter()
-            result["with"], result["advance"] = train(model, optimizer, teachers.advance)
+            result["with"], result["advance"] = train(model, optimizer, teachers.step)
             result["thread_share"] = exchange.traffic.thread_seconds / (time.perf_counter() - began)
             result["fetched"] = sum(exchange.traffic.fetched.values())
             result["discarded"] = sum(exchange.traffic.discarded.values())

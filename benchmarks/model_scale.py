@@ -27,14 +27,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hpcdistill.codistill.peer_teachers import Teachers
-from hpcdistill.config.schema import CodistillConfig
+from hpcdistill import Codistillation
 from hpcdistill.exchange.codec import BLOCK, CODECS, Packing
 from hpcdistill.exchange.layout import Layout
 from hpcdistill.exchange.topology import Topology
-from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.exchange.window.slots import SLOTS
-from hpcdistill.tasks.objective import Softmax
 from measure import ends_all_ranks, in_turns, machine, make_parser, ratio, write_json
 
 if TYPE_CHECKING:
@@ -165,25 +162,33 @@ def model_of(parameters: int) -> nn.Module:
 
 
 def topology(setting: Setting, group: int) -> Topology:
-    """Return the topology of a setting, as `group` sees it; "k-random" draws three peers."""
-    return Topology(setting.topology, group, setting.groups, degree=min(3, setting.groups - 1))
+    """Return the topology of a setting, as `group` sees it."""
+    return Topology(setting.topology, group, setting.groups, degree_of(setting))
+
+
+def degree_of(setting: Setting) -> int:
+    """Return the number of peers that "k-random" draws."""
+    return min(3, setting.groups - 1)
 
 
 def steps(groups: "Groups", setting: Setting, count: int) -> list[float]:
-    """Return the seconds of the exchange in each of `count` steps; a step itself is a pause of 20 ms."""
-    from hpcdistill.exchange.window.exchange import WindowExchange
-
+    """Return the seconds that the exchange took in each of `count` steps; a step is a pause of 20 ms."""
     model = model_of(setting.parameters)
-    config = CodistillConfig(burn_in=0, exchange_interval=setting.interval)
     seconds = []
-    payload = WeightPayload(model, setting.codec)
-    with WindowExchange(groups, payload, setting.degree) as exchange:
-        teachers = Teachers(config, model, exchange, payload, topology(setting, groups.group), groups, Softmax(2))
-        for step in range(1, count + 1):
+    with Codistillation(
+        model,
+        groups,
+        interval=setting.interval,
+        burn_in=0,
+        topology=setting.topology,
+        degree=degree_of(setting),
+        codec=setting.codec,
+    ) as peers:
+        for _ in range(count):
             time.sleep(0.02)
             groups.comm.Barrier()  # a step ends for all ranks of a group at once, by averaging their gradients
             begin = time.perf_counter()
-            teachers.advance(step)
+            peers.step()
             seconds.append(time.perf_counter() - begin)
     return seconds
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hpcdistill.output import is_debugging, log_to_stderr
 
 if TYPE_CHECKING:
+    from hpcdistill.codistill.session import Codistillation
     from hpcdistill.distributed.groups import Groups
     from hpcdistill.losses.binary import binary_codistillation_loss
     from hpcdistill.losses.codistillation import CodistillationLoss, codistillation_loss
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from hpcdistill.losses.vocab_parallel import VocabParallel
 
 __all__ = [
+    "Codistillation",
     "CodistillationLoss",
     "Groups",
     "LossParts",
@@ -31,6 +33,7 @@ if is_debugging():
     log_to_stderr()
 
 _HOMES = {
+    "Codistillation": "codistill.session",
     "CodistillationLoss": "losses.codistillation",
     "Groups": "distributed.groups",
     "LossParts": "losses.reduction",

@@ -1,65 +1,57 @@
-"""Teachers that never learn: trained models, or what is known without looking. Baselines of codistillation."""
+"""Teachers that do not change: trained models and constant predictions, the baselines of codistillation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, nn
 
-from hpcdistill.config.schema import CodistillConfig
-from hpcdistill.data.batches import Batch
-from hpcdistill.models.saved import SavedModel
-from hpcdistill.tasks.objective import TrainingObjective
-from hpcdistill.tasks.task import Task
+from hpcdistill.codistill.predictions import Outputs, model_outputs
 
 
 class FixedTeachers:
-    """What `Teachers` is for peers, for the other kinds of `codistill.teachers`.
+    """`Teachers` that need no exchange.
 
-    With 'checkpoints' it is the second phase of distillation (Hinton et al., arXiv 1503.02531), with 'uniform' and
-    'unigram' the two kinds of label smoothing that the paper compares with (Anil et al. 2018, Section 3).
+    Trained models make the loss that of two-phase distillation (Hinton et al., arXiv 1503.02531); constant predictions
+    make it label smoothing, to which the paper compares (Anil et al. 2018, Section 3).
 
     Args:
-        config: which teachers.
-        task: what they predict.
-        objective: what models put out.
-        device: where they do.
-        trust: let checkpoints of other users name the code of their models.
-
-    Raises:
-        UserError: a checkpoint that cannot be read, or is of a model for other data.
+        models: trained models on the student's device, in eval mode.
+        outputs: computes a model's outputs, as for `Codistillation`.
+        constants: functions that return the same prediction for every element of a target; each is a teacher.
     """
 
     quarantine: ClassVar[dict[int, str]] = {}
 
     def __init__(
         self,
-        config: CodistillConfig,
-        task: Task,
-        objective: TrainingObjective[Any],
-        device: torch.device,
-        trust: bool = False,
+        models: Sequence[nn.Module] = (),
+        outputs: Outputs = model_outputs,
+        constants: Sequence[Callable[[Tensor], Any]] = (),
     ) -> None:
-        self._objective = objective
-        self._outputs: list[Any] = []
-        self._models = [SavedModel.load(path, trust).build(task.store).to(device) for path in config.checkpoints]
-        priors = {"uniform": lambda: objective.uniform, "unigram": task.unigram}
-        self._priors = [make().to(device) for kind, make in priors.items() if kind == config.teachers]
+        self._models = models
+        self._outputs = outputs
+        self._constants = constants
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> None:
-        """Let each teacher look at the inputs."""
-        models = [self._objective.outputs(model, *batch.inputs) for model in self._models]
-        self._outputs = models + [self._objective.constant_prediction(prior, batch.target) for prior in self._priors]
+    def predict(self, *inputs: Any, target: Tensor | None = None, **kwargs: Any) -> list[Any]:
+        """Return the models' outputs, then the constant predictions.
 
-    def outputs(self) -> list[Any]:
-        """What `predict` made."""
-        outputs, self._outputs = self._outputs, []
-        return outputs
+        Raises:
+            ValueError: there are constant predictions, whose shape depends on the target, but no target.
+        """
+        outputs = [self._outputs(model, *inputs, **kwargs) for model in self._models]
+        if not self._constants:
+            return outputs
+        if target is None:
+            raise ValueError("constant predictions have the target's shape: call predict(..., target=target)")
+        return outputs + [constant(target) for constant in self._constants]
+
+    def step(self, step: int) -> None:
+        """Do nothing: there is no exchange."""
 
     def staleness(self, step: int) -> dict[int, int]:
-        """Of no peer."""
+        """Return an empty dictionary: there are no peers."""
         return {}
-
-    def advance(self, step: int) -> None:
-        """Nothing to learn; the weight of the loss keeps them silent in the burn-in."""

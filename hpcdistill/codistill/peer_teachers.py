@@ -1,190 +1,149 @@
-"""What a group's peers would have predicted: their stale models, kept up to date through an exchange."""
+"""Teachers that are stale replicas of the peers' models, kept up to date through an exchange."""
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hpcdistill.config.schema import CodistillConfig
-from hpcdistill.data.batches import Batch
-from hpcdistill.distributed.groups import Groups
-from hpcdistill.exchange.base import Exchange
+from hpcdistill.codistill.predictions import Outputs, Predictions, hold_until_done, model_outputs
+from hpcdistill.codistill.quarantine import Quarantine
+from hpcdistill.errors import UserError
+from hpcdistill.exchange.base import Exchange, Snapshot
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.weights import WeightPayload
-from hpcdistill.tasks.objective import TrainingObjective
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 20
-"""In exchange intervals: so long a teacher may teach that is not heard of anew, unless configured."""
 
-WORSE_THAN_GUESSING = 0.5
-"""By so many nats a teacher may be worse than one that has learned nothing: such a one is, by chance, a little."""
-
-
-class Teachers:
+class PeerTeachers:
     """Replicas of the peers' models at their last known snapshots (Anil et al. 2018, Algorithm 1).
 
-    There are never more than the topology has peers: one that is no longer learned from goes on teaching until the
-    first snapshot of its successor takes its place.
-
-    A peer whose snapshot would do harm is put in quarantine: its model is kept, but not taught from until a better
-    snapshot comes. That is one with numbers that are not finite, one that nothing has followed for too long, and one
-    that predicts worse than by guessing the first batch that it is shown.
+    There are at most as many replicas as the topology has peers: a group that is no longer a peer teaches on until
+    the first snapshot of its successor takes its place.
 
     Args:
-        config: burn-in, exchange interval and the teachers' precision.
-        model: the student; a replica of it is made for each peer, once that peer has been heard of.
-        exchange: where snapshots go and come from.
-        payload: what is exchanged.
-        topology: which peers to learn from.
-        groups: who is who.
-        objective: what models put out, and how a snapshot is judged.
-
-    Attributes:
-        quarantine: the reasons, by peer.
+        student: the model of which a replica is made for each peer, when its first snapshot arrives.
+        exchange: the transport of snapshots.
+        payload: loads a snapshot into a replica.
+        topology: the peers of this group.
+        quarantine: decides which peers teach.
+        interval: steps between two publishes.
+        burn_in: steps before the first snapshot is adopted.
+        outputs: computes a model's outputs, as for `Codistillation`.
+        precision: "full", or "bf16" for autocast to bfloat16 where the caller uses no autocast.
     """
 
     def __init__(
         self,
-        config: CodistillConfig,
-        model: nn.Module,
+        student: nn.Module,
         exchange: Exchange,
         payload: WeightPayload,
         topology: Topology,
-        groups: Groups,
-        objective: TrainingObjective[Any],
+        quarantine: Quarantine,
+        *,
+        interval: int,
+        burn_in: int,
+        outputs: Outputs = model_outputs,
+        precision: str = "full",
     ) -> None:
-        self.quarantine: dict[int, str] = {}
-        self._config = config
-        self._student = model
+        self._student = student
         self._exchange = exchange
         self._payload = payload
         self._topology = topology
-        self._groups = groups
-        self._objective = objective
+        self._quarantine = quarantine
+        self._interval = interval
+        self._burn_in = burn_in
+        self._outputs = outputs
+        self._is_bf16 = precision == "bf16"
+        self._last: int | None = None
         self._peers: list[int] = []
         self._replicas: dict[int, nn.Module] = {}
-        self._steps: dict[int, int] = {}  # of the peer, when it published
-        self._heard: dict[int, int] = {}  # one's own, when that was taken up
-        self._untried: set[int] = set()
-        self._outputs: list[Any] = []
-        parameter = next(model.parameters())
-        self._dtype = parameter.dtype
+        self._published: dict[int, int] = {}  # the peer's step when it published its snapshot
+        parameter = next(student.parameters())
+        self._device, self._dtype = parameter.device, parameter.dtype
         self._stream = torch.cuda.Stream(parameter.device) if parameter.is_cuda else None
 
+    @property
+    def quarantine(self) -> dict[int, str]:
+        """Reasons why peers do not teach for now, by peer."""
+        return self._quarantine.reasons
+
     @torch.no_grad()
-    def predict(self, batch: Batch) -> None:
-        """Let each teacher look at the inputs; on a GPU, beside whatever is asked of it until `outputs` is called.
+    def predict(self, *inputs: Any, target: Tensor | None = None, **kwargs: Any) -> Sequence[Any]:
+        """Return the outputs of each active teacher. Collective over the group.
 
-        Collective over the group. A new snapshot is first tried on the target.
+        On a GPU the teachers compute on a side stream, for which the reader of the outputs waits. The target is needed
+        where a new snapshot is validated.
+
+        Raises:
+            UserError: a teacher cannot predict for these inputs.
         """
         if self._stream:
-            self._stream.wait_stream(torch.cuda.current_stream())
-        low = self._config.teacher_precision == "bf16"
-        asked = {
-            peer: replica
-            for peer, replica in self._replicas.items()
-            if peer not in self.quarantine or peer in self._untried
-        }
-        with torch.cuda.stream(self._stream), torch.autocast(batch.target.device.type, torch.bfloat16, enabled=low):
-            predictions = {
-                peer: self._objective.outputs(replica, *batch.inputs).to(self._dtype) for peer, replica in asked.items()
-            }
-            for peer in sorted(self._untried):
-                self._try(peer, predictions[peer], batch.target)
-        self._outputs = [outputs for peer, outputs in predictions.items() if peer not in self.quarantine]
-
-    def outputs(self) -> list[Any]:
-        """What `predict` made: outputs of the student's shape and dtype for each peer that may teach; none at first.
-
-        They are handed over rather than kept, so that they live as long as the caller's loss needs them.
-        """
-        outputs, self._outputs = self._outputs, []
-        if self._stream:
-            stream = torch.cuda.current_stream()
-            stream.wait_stream(self._stream)
-            for each in outputs:
-                each.record_stream(stream)
-        return outputs
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            hold_until_done((inputs, kwargs), self._stream)
+        asked = {peer: replica for peer, replica in self._replicas.items() if self._quarantine.is_asked(peer)}
+        with torch.cuda.stream(self._stream):
+            predictions = {peer: self._ask(peer, replica, inputs, kwargs) for peer, replica in asked.items()}
+            self._quarantine.validate(predictions, target)
+        active = [outputs for peer, outputs in predictions.items() if self._quarantine.is_active(peer)]
+        return Predictions(active, self._stream) if self._stream else active
 
     def staleness(self, step: int) -> dict[int, int]:
-        """By peer, how many steps old its teacher is at `step`; negative when the peer is ahead."""
-        return {peer: step - known for peer, known in self._steps.items()}
+        """Return by how many steps each peer's teacher is behind `step`, by peer; negative if it is ahead."""
+        return {peer: step - published for peer, published in self._published.items()}
 
-    def advance(self, step: int) -> None:
-        """Publish if `step` is due and, after the burn-in, take up what has arrived; waits for no peer.
+    def step(self, step: int) -> None:
+        """Publish if an interval has passed and, after the burn-in, adopt the snapshots that have arrived.
 
-        Collective over the group.
+        Waits for no peer. Collective over the group.
         """
-        if step % self._config.exchange_interval == 0:
+        last = step - 1 if self._last is None else self._last
+        self._last = step
+        interval = step // self._interval
+        if interval > last // self._interval:
             self._exchange.publish(step)
-            self._peers = self._topology.peers(step // self._config.exchange_interval)
+            self._peers = self._topology.peers(interval)
             self._exchange.set_peers(self._peers)
-        if step >= self._config.burn_in:
+        if step >= self._burn_in:
             for snapshot in self._exchange.collect():
-                replica = self._replica_of(snapshot.peer)
-                self._payload.load(snapshot.shards, replica)
-                self._steps[snapshot.peer] = snapshot.step
-                self._heard[snapshot.peer] = step
-                self._examine(snapshot.peer, replica)
-            self._look_for_the_lost(step)
+                self._adopt(snapshot, step)
+            self._quarantine.expire(step)
 
-    def _examine(self, peer: int, replica: nn.Module) -> None:
-        """What a snapshot shows by itself; the rest shows on the next batch."""
-        if all(_is_finite(tensor) for tensor in (*replica.parameters(), *replica.buffers())):
-            self._untried.add(peer)
-        else:
-            self._put_in_quarantine(peer, f"its snapshot of step {self._steps[peer]} is not finite")
+    def _ask(self, peer: int, replica: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        to_bf16 = self._is_bf16 and not torch.is_autocast_enabled(self._device.type)
+        try:
+            if not to_bf16:
+                return self._outputs(replica, *inputs, **kwargs)
+            with torch.autocast(self._device.type, torch.bfloat16):
+                outputs = self._outputs(replica, *inputs, **kwargs)
+        except Exception as error:
+            raise UserError(
+                f"the model of group {peer} cannot predict for these inputs ({type(error).__name__}: {error}); "
+                "pass predict() what the student's forward takes, on its device"
+            ) from error
+        return outputs.to(self._dtype) if isinstance(outputs, Tensor) else outputs  # the student's, for the loss
 
-    def _look_for_the_lost(self, step: int) -> None:
-        """Not by staleness: a group that is behind, after a restart, may teach what it knows."""
-        patience = self._config.max_staleness or PATIENCE * self._config.exchange_interval
-        for peer, heard in self._heard.items():
-            if step - heard > patience:
-                self._put_in_quarantine(peer, f"not heard of for more than {patience} steps")
-
-    def _try(self, peer: int, outputs: Any, target: torch.Tensor) -> None:
-        self._untried.discard(peer)
-        loss = self._objective.cross_entropy(outputs, target).mean().item()
-        mean, guessing = self._groups.sum(loss) / self._groups.size, self._objective.chance_loss
-        if not mean <= guessing + WORSE_THAN_GUESSING:
-            numbers = f"{mean:.3g} nats, not {guessing:.3g}"
-            self._put_in_quarantine(peer, f"as it was at step {self._steps[peer]} it is worse than guessing: {numbers}")
-        elif self.quarantine.pop(peer, None):
-            self._say(f"group {peer} teaches again, as it was at step {self._steps[peer]}")
-
-    def _put_in_quarantine(self, peer: int, reason: str) -> None:
-        if peer not in self.quarantine:
-            self._say(f"group {peer} is not learned from, for now: {reason}")
-        self.quarantine[peer] = reason
-        self._untried.discard(peer)
-
-    def _say(self, message: str) -> None:
-        if self._groups.is_leader:
-            logger.warning(f"group {self._groups.group}: {message}")
-
-    def _replica_of(self, peer: int) -> nn.Module:
+    def _adopt(self, snapshot: Snapshot, step: int) -> None:
+        peer = snapshot.peer
+        if self._stream:  # on which the replica may still predict
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
         if peer not in self._replicas:
             self._replicas[peer] = self._spare_replica()
-        return self._replicas[peer]
+        self._payload.load(snapshot.shards, self._replicas[peer])
+        self._published[peer] = snapshot.step
+        logger.debug(f"group {self._topology.group}: adopted step {snapshot.step} of group {peer} after {step} steps")
+        self._quarantine.admit(peer, snapshot.step, step, self._replicas[peer])
 
     def _spare_replica(self) -> nn.Module:
-        """That of a peer no longer learned from, or a new one."""
+        """Return a new replica, or that of a group which is no longer a peer."""
         if len(self._replicas) < len(self._peers):
             return copy.deepcopy(self._student).eval().requires_grad_(False)
         former = next(peer for peer in self._replicas if peer not in self._peers)
-        del self._steps[former], self._heard[former]
-        self.quarantine.pop(former, None)
-        self._untried.discard(former)
+        del self._published[former]
+        self._quarantine.forget(former)
         return self._replicas.pop(former)
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    if tensor.is_floating_point() and tensor.numel():
-        tensor = torch.stack(torch.aminmax(tensor))  # NaN if any is; an eighth of the time that all numbers would take
-    return bool(tensor.isfinite().all())

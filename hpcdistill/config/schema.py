@@ -90,12 +90,6 @@ class CodistillConfig(Section):
         """True if groups learn from each other."""
         return self.weight > 0 and self.teachers == "peers"
 
-    def weight_at(self, step: int) -> float:
-        """Of the distillation term, in the step after `step` others."""
-        if step < self.burn_in:
-            return 0.0
-        return self.weight * min(1.0, (step - self.burn_in + 1) / (self.ramp + 1))
-
 
 class ExchangeConfig(Section):
     """Exchange of snapshots between groups."""

@@ -1,4 +1,4 @@
-"""What the training loop tells about itself: metrics for machines, one live line for people."""
+"""Records of a training: metrics for programs, a progress bar for people."""
 
 from __future__ import annotations
 
@@ -14,28 +14,26 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hpcdistill.codistill.fixed_teachers import FixedTeachers
-from hpcdistill.codistill.peer_teachers import Teachers
+from hpcdistill.codistill.session import Codistillation
 from hpcdistill.config.schema import Config
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
-from hpcdistill.exchange.traffic import TrafficStats
 from hpcdistill.storage.metrics import Metrics, Record
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.training.tensorboard import Events
 
 RECORD_EVERY = 10
-"""Steps between two records. The loss is looked at only then, so that a GPU need not wait for its host."""
+"""Steps between two records; the loss is read only then, because reading it makes a GPU wait for its host."""
 
 
 class Recorder:
-    """Follows one group's training; a context manager.
+    """Records of one group's training; a context manager.
 
     Args:
         config: the run.
-        groups: who is who; leaders write the metrics, the world's rank 0 shows the bar.
+        groups: the groups; leaders write the metrics, rank 0 of the world shows the progress bar.
         header: facts of the run, the first line of the metrics.
-        step: at which this start of the run begins.
+        step: the number of steps made before this start of the run.
     """
 
     def __init__(self, config: Config, groups: Groups, header: Record, step: int) -> None:
@@ -59,17 +57,15 @@ class Recorder:
         yield
         self._seconds[part] += time.perf_counter() - begin
 
-    def stepped(
-        self, step: int, loss: torch.Tensor, teachers: Teachers | FixedTeachers, traffic: TrafficStats, up_to_here: bool
-    ) -> None:
-        """Take note of one step; now and then, collectively over the group, make a record of the last few.
+    def record_step(self, step: int, loss: torch.Tensor, peers: Codistillation, flush: bool) -> None:
+        """Record one step; every few steps, collectively over the group, write a record of them.
 
         Args:
-            step: which one.
-            loss: of this rank.
-            teachers: their staleness is recorded, and who is in quarantine.
-            traffic: of this rank.
-            up_to_here: make a record now, because the run may go on from here; so no step is left out or told twice.
+            step: the number of steps made.
+            loss: this rank's loss, [].
+            peers: the session, whose staleness, quarantine and traffic are recorded.
+            flush: write the record now, because the next start of the run may continue from here; otherwise steps
+                would be missing from the metrics or be in them twice.
 
         Raises:
             UserError: a loss since the last record was not finite.
@@ -77,7 +73,7 @@ class Recorder:
         self._bar.update()
         self._losses += loss.detach()
         self._steps += 1
-        if step % RECORD_EVERY and not up_to_here:
+        if step % RECORD_EVERY and not flush:
             return
         mean = self._losses.item() / self._steps
         if not math.isfinite(mean):
@@ -85,12 +81,12 @@ class Recorder:
                 f"group {self._groups.group}: the loss became {mean} in the {self._steps} steps up to step {step}; "
                 "lower --optimizer.lr and go on from the last checkpoint with --resume"
             )
-        moved = self._groups.sum(traffic)
+        moved = self._groups.sum(peers.traffic)
         values = {
             "loss": self._groups.sum(mean) / self._groups.size,
             "steps": self._steps,
-            "staleness": teachers.staleness(step),
-            "quarantine": teachers.quarantine,
+            "staleness": peers.staleness,
+            "quarantine": dict(peers.quarantine),
             "part_seconds": {part: total / self._steps for part, total in self._seconds.items()},
             "bytes": {"published": moved.published, "fetched": moved.fetched, "discarded": moved.discarded},
         }
@@ -99,17 +95,17 @@ class Recorder:
         self._steps = 0
         self._seconds.clear()
 
-    def validated(self, step: int, loss: float) -> None:
+    def record_validation(self, step: int, loss: float) -> None:
         """Record a validation loss, in nats."""
         self._record(step, {"validation_loss": loss})
 
     def validating(self, batches: int) -> Iterator[int]:
-        """Count the batches of a validation, and show how far it is in place of the training's bar."""
+        """Yield the numbers of a validation's batches, with a progress bar in place of the training's."""
         with _bar(batches, "batch", self._shows, desc="validation") as bar:
             yield from bar
 
-    def saved(self, step: int, seconds: float) -> None:
-        """Record for how long making a checkpoint has kept training from going on."""
+    def record_checkpoint(self, step: int, seconds: float) -> None:
+        """Record the seconds for which training has waited for a checkpoint."""
         self._record(step, {"checkpoint_seconds": seconds})
 
     def __enter__(self) -> Recorder:
@@ -136,7 +132,7 @@ class Recorder:
 
 
 def _bar(total: int, unit: str, shown: bool, **options: Any) -> Any:
-    """A bar of `total` units that is shown for a while, if it takes long enough; `options` are those of tqdm."""
+    """Return a progress bar of `total` units that appears after a delay; `options` are those of tqdm."""
     # mpirun hands ranks a pipe and not the terminal, so a pipe alone does not mean a log; a batch job or CI does.
     logged = not sys.stderr.isatty() and any(name in os.environ for name in ("SLURM_JOB_ID", "CI"))
     interval = 30 if logged else 0.5
@@ -145,7 +141,7 @@ def _bar(total: int, unit: str, shown: bool, **options: Any) -> Any:
         "mininterval": interval,
         "delay": interval,
         "leave": logged,
-        "position": 0,  # where there is a bar already, this one takes its place for a while
+        "position": 0,  # takes the place of the training's bar for a while
         "dynamic_ncols": True,
         "bar_format": "{l_bar}{bar}{r_bar}\n" if logged else None,  # srun passes on whole lines only
     }

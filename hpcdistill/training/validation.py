@@ -1,4 +1,4 @@
-"""Validation of a group's model, which ends early when the run is asked to stop."""
+"""Validation of a group's model, which a stop request ends early."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hpcdistill.training.recorder import Recorder
 
 
 class Validation:
-    """The validation of one group's model; making one is collective over the group.
+    """Validation of one group's model; its constructor is collective over the group.
 
     Args:
-        model: what is validated, whose weights may change in between.
-        objective: how it is judged.
+        model: the model, whose weights may change between validations.
+        objective: computes outputs and losses.
         batches: this rank's share of the data.
-        groups: who is who.
+        groups: the groups.
     """
 
     def __init__(
@@ -31,24 +31,24 @@ class Validation:
         self._objective = objective
         self._batches = batches
         self._groups = groups
-        self._turns = max(groups.comm.allgather(len(batches)))  # as many votes on every rank
+        self._rounds = max(groups.comm.allgather(len(batches)))  # equal on all ranks: each round has a vote
 
     @torch.no_grad()
     def loss(self, stop: StopRequest, recorder: Recorder) -> float | None:
         """Compute the mean cross-entropy over the group's validation data. Collective over the group.
 
         Args:
-            stop: a request to stop is heeded before each batch.
-            recorder: shows how far it is.
+            stop: a request to stop ends the validation before the next batch.
+            recorder: shows the progress.
 
         Returns:
-            The mean in nats; None where the group has agreed to stop before it was known.
+            The mean in nats; None if the group has agreed to stop.
         """
         batches, total, count = iter(self._batches), 0.0, 0
         self._model.eval()
         try:
-            for _ in recorder.validating(self._turns):
-                if stop.agreed_now(self._groups.comm):  # a batch may take seconds, a vote does not
+            for _ in recorder.validating(self._rounds):
+                if stop.agreed_now(self._groups.comm):  # a batch may take seconds, a vote takes none
                     return None
                 batch = next(batches, None)
                 if batch is not None:

@@ -1,4 +1,4 @@
-"""A peer that would do harm is not learned from, with the reason said, until it is well again."""
+"""A peer whose snapshots would harm the student does not teach, with a reason, until a better one comes."""
 
 import math
 import time
@@ -11,9 +11,8 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from hpcdistill.codistill.peer_teachers import PATIENCE, WORSE_THAN_GUESSING, Teachers
-from hpcdistill.config.schema import CodistillConfig
-from hpcdistill.data.batches import Batch
+from hpcdistill.codistill.peer_teachers import PeerTeachers
+from hpcdistill.codistill.quarantine import MARGIN, Quarantine
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
@@ -21,15 +20,13 @@ from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.tasks.objective import Softmax
 
-BATCH = Batch((torch.eye(3),), torch.arange(3))
-CONFIG = CodistillConfig(burn_in=1, exchange_interval=1)
-
+PATIENCE = 20
 
 School = tuple["Student", "Peer", "Peer"]
 
 
 class Peer:
-    """A group that publishes a linear model, [3, 3], which is right by `skill` nats before the softmax."""
+    """A group that publishes a linear model, [3, 3], whose logit of the right class is `skill`, of others 0."""
 
     def __init__(self, exchange: FilesExchange, model: nn.Linear) -> None:
         self._exchange = exchange
@@ -43,21 +40,20 @@ class Peer:
 
 
 class Student:
-    """The group under test, which learns from groups 0 and 2."""
+    """The group under test, with groups 0 and 2 as teachers."""
 
-    def __init__(self, teachers: Teachers) -> None:
+    def __init__(self, teachers: PeerTeachers) -> None:
         self.teachers = teachers
 
     def hear(self, step: int, peer: int, of: int) -> int:
-        """Make `step` again and again, until the snapshot of step `of` has come; how many taught then."""
+        """Repeat `step` until the snapshot of step `of` has arrived; return how many peers teach then."""
         while self.teachers.staleness(step).get(peer) != step - of:
-            self.teachers.advance(step)
+            self.teachers.step(step)
             time.sleep(1e-3)
         return self.taught()
 
     def taught(self) -> int:
-        self.teachers.predict(BATCH)
-        return len(self.teachers.outputs())
+        return len(self.teachers.predict(torch.eye(3), target=torch.arange(3)))
 
 
 @pytest.fixture
@@ -66,17 +62,20 @@ def school(tmp_path: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
     folder = world.bcast(tmp_path)
     with ExitStack() as stack:
 
-        def join(group: int) -> tuple[Groups, FilesExchange, nn.Linear]:
-            groups, model = Groups.alone(world, group, 3, torch.device("cpu")), nn.Linear(3, 3, bias=False)
-            return groups, stack.enter_context(FilesExchange(groups, WeightPayload(model), folder)), model
+        def join(group: int) -> tuple[FilesExchange, nn.Linear]:
+            model = nn.Linear(3, 3, bias=False)
+            groups = Groups.alone(world, group, 3, torch.device("cpu"))
+            return stack.enter_context(FilesExchange(groups, WeightPayload(model), folder)), model
 
-        (_, first, one), (groups, exchange, model), (_, third, other) = map(join, range(3))
-        teachers = Teachers(CONFIG, model, exchange, WeightPayload(model), Topology("all", 1, 3), groups, Softmax(3))
-        yield Student(teachers), Peer(first, one), Peer(third, other)
+        first, (exchange, model), third = map(join, range(3))
+        quarantine = Quarantine(Groups.alone(world, 1, 3, torch.device("cpu")), PATIENCE, Softmax(3).excess_loss)
+        network = Topology("all", 1, 3)
+        teachers = PeerTeachers(model, exchange, WeightPayload(model), network, quarantine, interval=1, burn_in=1)
+        yield Student(teachers), Peer(*first), Peer(*third)
 
 
 @pytest.mark.parametrize("skill", [math.nan, math.inf])
-def test_what_is_not_finite_is_not_learned_from_until_it_is(
+def test_a_snapshot_that_is_not_finite_does_not_teach_until_the_next_one(
     skill: float, school: School, world: MPI.Intracomm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     student, first, third = school
@@ -85,41 +84,42 @@ def test_what_is_not_finite_is_not_learned_from_until_it_is(
     student.hear(1, peer=2, of=1)
     assert student.hear(1, peer=0, of=1) == 2
     first.publish(2, skill)
-    assert student.hear(2, peer=0, of=2) == 1  # the other one goes on teaching
+    assert student.hear(2, peer=0, of=2) == 1  # the other one still teaches
     assert student.teachers.quarantine == {0: "its snapshot of step 2 is not finite"}
     first.publish(3, skill=1.0)
     assert student.hear(3, peer=0, of=3) == 2
     assert student.teachers.quarantine == {}
     if world.rank == 0:
         said = capsys.readouterr().err
-        assert said.count("group 1: group 0 is not learned from, for now: its snapshot of step 2 is not finite") == 1
-        assert said.count("group 1: group 0 teaches again, as it was at step 3") == 1
+        reason = "its snapshot of step 2 is not finite"
+        assert said.count(f"group 1: group 0 is in quarantine and does not teach: {reason}") == 1
+        assert said.count("group 1: group 0 has left quarantine with its snapshot of step 3") == 1
 
 
-def test_who_is_not_heard_of_for_too_long_is_not_learned_from(school: School) -> None:
+def test_a_snapshot_without_a_successor_does_not_teach_for_ever(school: School) -> None:
     student, first, _ = school
     first.publish(1, skill=1.0)
     student.hear(1, peer=0, of=1)
-    student.teachers.advance(1 + PATIENCE)
+    student.teachers.step(1 + PATIENCE)
     assert student.taught() == 1
-    student.teachers.advance(2 + PATIENCE)
+    student.teachers.step(2 + PATIENCE)
     assert student.taught() == 0
-    assert student.teachers.quarantine == {0: f"not heard of for more than {PATIENCE} steps"}
+    assert student.teachers.quarantine == {0: f"no new snapshot of it for more than {PATIENCE} steps"}
     first.publish(7, skill=1.0)
-    assert student.hear(500, peer=0, of=7) == 1  # having been restarted it is behind, and welcome
+    assert student.hear(500, peer=0, of=7) == 1  # it is behind after a restart, and may teach
 
 
 @pytest.mark.parametrize(("loss", "teaches"), [(0.9, True), (1.1, False)])
-def test_who_is_much_worse_than_guessing_is_not_learned_from(loss: float, teaches: bool, school: School) -> None:
+def test_a_snapshot_that_is_worse_than_chance_does_not_teach(loss: float, teaches: bool, school: School) -> None:
     """Just inside the margin, and just outside."""
     student, first, _ = school
-    target = math.log(3) + loss * WORSE_THAN_GUESSING
+    target = math.log(3) + loss * MARGIN
     # The softmax of (skill, 0, 0) leaves 1 / (1 + 2 exp(-skill)) to the target, which is exp(-loss).
     first.publish(1, skill=-math.log((math.exp(target) - 1) / 2))
     assert student.hear(1, peer=0, of=1) == teaches
     assert bool(student.teachers.quarantine) != teaches
     if not teaches:
-        assert "as it was at step 1 it is worse than guessing: 1.65 nats, not 1.1" in student.teachers.quarantine[0]
+        assert "its snapshot of step 1 is 0.55 nats worse than a constant prediction" in student.teachers.quarantine[0]
         assert student.taught() == 0  # nor on the next batch
         first.publish(2, skill=1.0)
         assert student.hear(2, peer=0, of=2) == 1

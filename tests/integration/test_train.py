@@ -26,7 +26,7 @@ from hpcdistill.storage.metrics import read_metrics
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.tasks.registry import open_task
-from hpcdistill.training.loop import dropout_seed
+from hpcdistill.training.setup import dropout_seed
 from small_run import ALONE, LSTM, SMALL, Run, wait_until
 
 pytestmark = pytest.mark.launch

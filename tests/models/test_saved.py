@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import saved_models
-from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.config.schema import CodistillConfig
 from hpcdistill.errors import UserError
 from hpcdistill.evaluation.churn import churn
@@ -17,6 +16,7 @@ from hpcdistill.evaluation.evaluate import evaluate
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.state_file import load_state, save_state
 from hpcdistill.tasks.registry import open_task
+from hpcdistill.training.setup import fixed_teachers
 
 FACTORY = """
 import torch
@@ -73,7 +73,7 @@ def test_code_is_run_for_a_foreign_checkpoint_only_when_told(
     for use in (
         lambda **trust: evaluate([name], data, **trust),
         lambda **trust: churn(name, name, data, **trust),
-        lambda **trust: FixedTeachers(teaching, task, task.objective, cpu, **trust),
+        lambda **trust: fixed_teachers(teaching, task, task.objective, cpu, **trust),
     ):
         sys.modules.pop("their_model", None)
         with pytest.raises(UserError, match=r"belongs to .*, and names code .* = 'their_model:make'; add --trust"):

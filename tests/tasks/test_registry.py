@@ -8,7 +8,6 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.config.schema import CodistillConfig, DataConfig
 from hpcdistill.data.batches import Batch, Batches, Share
 from hpcdistill.data.images.store import Kind, write_images
@@ -23,7 +22,7 @@ from hpcdistill.tasks.images import ImageTask
 from hpcdistill.tasks.objective import Binary, Objective, Softmax
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.tasks.task import Task
-from hpcdistill.training.loop import training_share
+from hpcdistill.training.setup import fixed_teachers, training_share
 
 
 def language_task(tmp_path: Path) -> Task:
@@ -122,16 +121,9 @@ def test_the_loss_without_teachers_is_the_mean_cross_entropy(
 
 def test_a_prior_says_the_same_whatever_it_is_shown(tmp_path: Path) -> None:
     task = language_task(tmp_path)
-    teachers = FixedTeachers(CodistillConfig(teachers="unigram"), task, task.objective, torch.device("cpu"))
-    teachers.predict(Batch((), torch.zeros(2, 3, dtype=torch.int64)))
-    (logits,) = teachers.outputs()
+    teachers = fixed_teachers(CodistillConfig(teachers="unigram"), task, task.objective, torch.device("cpu"))
+    (logits,) = teachers.predict(target=torch.zeros(2, 3, dtype=torch.int64))
     assert torch.equal(logits, task.unigram().expand(2, 3, 256))
-    assert teachers.outputs() == []  # handed over
-
-
-def test_the_weight_rises_after_the_burn_in() -> None:
-    config = CodistillConfig(weight=2.0, burn_in=3, ramp=3)
-    assert [config.weight_at(step) for step in range(8)] == [0, 0, 0, 0.5, 1.0, 1.5, 2.0, 2.0]
 
 
 def test_what_is_random_in_a_batch_is_the_same_from_any_cursor_and_differs_by_rank() -> None:

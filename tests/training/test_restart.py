@@ -21,9 +21,9 @@ from hpcdistill.storage.checkpoints import KIND, Checkpoints
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.tasks.registry import open_task
-from hpcdistill.training.loop import training_share
 from hpcdistill.training.optimizer import build_optimizer
 from hpcdistill.training.restart import Restart
+from hpcdistill.training.setup import training_share
 
 
 @pytest.fixture

@@ -238,4 +238,6 @@ def _require_equal_payloads(groups: Groups, payload: Payload) -> None:
 
 @register_transport("window")
 def _open(groups: Groups, payload: Payload, degree: int, folder: Path | None) -> WindowExchange:
+    if len(groups.sizes) < groups.count:
+        raise UserError("transport 'window' joins groups of one job; use 'files' for groups that are jobs of their own")
     return WindowExchange(groups, payload, degree)

@@ -1,0 +1,31 @@
+"""Protocol of teachers, which peers and fixed models meet alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Teachers(Protocol):
+    """Models towards whose predictions the loss draws a group's student."""
+
+    @property
+    def quarantine(self) -> Mapping[int, str]:
+        """Reasons why peers do not teach for now, by peer."""
+
+    def predict(self, *inputs: Any, target: Tensor | None = None, **kwargs: Any) -> Sequence[Any]:
+        """Return the outputs of each active teacher, without gradient. Collective over the group.
+
+        Args:
+            inputs: what the student's forward takes.
+            target: the batch's target, for teachers that need it.
+            kwargs: what the student's forward takes by name.
+        """
+
+    def step(self, step: int) -> None:
+        """Publish and adopt snapshots after the student's optimizer step number `step`. Collective over the group."""
+
+    def staleness(self, step: int) -> dict[int, int]:
+        """Return by how many steps each peer's teacher is behind `step`, by peer; negative if it is ahead."""

@@ -1,0 +1,145 @@
+"""Parts of a group's training, built from the configuration of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hpcdistill.codistill.fixed_teachers import FixedTeachers
+from hpcdistill.codistill.session import Codistillation
+from hpcdistill.config.schema import CodistillConfig, Config
+from hpcdistill.data.batches import Share
+from hpcdistill.distributed.groups import Groups
+from hpcdistill.models.registry import build_model
+from hpcdistill.models.saved import SavedModel
+from hpcdistill.storage.run_dir import RunDir
+from hpcdistill.tasks.objective import TrainingObjective
+from hpcdistill.tasks.registry import open_task
+from hpcdistill.tasks.task import Task, TrainingBatches
+from hpcdistill.training.optimizer import build_optimizer
+from hpcdistill.training.tensorboard import require_tensorboard
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Data, model and optimizer of one group's training."""
+
+    task: Task
+    batches: TrainingBatches
+    """This rank's training batches."""
+    objective: TrainingObjective[Any]
+    model: nn.Module
+    average: AveragedModel | None
+    """Moving average of the model's weights, if there is one."""
+    optimizer: torch.optim.Optimizer
+    teachers: FixedTeachers | None
+    """Teachers that are not peers, if there are any."""
+
+    @property
+    def published(self) -> nn.Module:
+        """Model that is validated, and published to peers."""
+        return self.model if self.average is None else self.average.module
+
+
+def build_parts(config: Config, groups: Groups, trust: bool) -> Parts:
+    """Build what one group trains with. Collective over the world.
+
+    Args:
+        config: the run.
+        groups: the groups.
+        trust: let checkpoints of other users name the code of their models (`model.factory`).
+
+    Raises:
+        UserError: the data, a model or a checkpoint does not fit; or ranks see different data.
+    """
+    if config.train.tensorboard:
+        groups.from_leader(require_tensorboard)
+    task = open_task(config.data.path, warns=groups.world.rank == 0)
+    groups.require_same(f"data.path = {config.data.path}", task.store.identity)
+    batches = task.batches(config.data, training_share(config, groups))
+    torch.manual_seed(config.seed * groups.count + groups.group)  # differs between groups, not between their ranks
+    model = build_model(config.model, task.store).to(groups.device)
+    objective = task.fused_objective(model) if config.codistill.fused_linear else task.objective
+    teachers = fixed_teachers(config.codistill, task, objective, groups.device, trust)
+    torch.manual_seed(dropout_seed(config.seed, groups.group, groups.rank))
+    model, optimizer = groups.distribute(model, build_optimizer(config.optimizer, model))
+    return Parts(task, batches, objective, model, _average_of(model, config.train.average), optimizer, teachers)
+
+
+def open_session(config: Config, groups: Groups, parts: Parts) -> Codistillation:
+    """Open the configured session. Collective over the world.
+
+    Raises:
+        UserError: the groups' models differ, or the transport does not work here; on every rank.
+    """
+    objective = parts.objective
+    return Codistillation(
+        parts.model,
+        groups,
+        interval=config.codistill.exchange_interval,
+        burn_in=config.codistill.burn_in,
+        weight=config.codistill.weight,
+        ramp=config.codistill.ramp,
+        transport=config.exchange.transport,
+        topology=config.exchange.topology,
+        degree=config.exchange.degree,
+        codec=config.exchange.codec,
+        folder=RunDir(config.run_dir).exchange,
+        outputs=objective.outputs,
+        excess_loss=objective.excess_loss,
+        max_staleness=config.codistill.max_staleness,
+        teacher_precision=config.codistill.teacher_precision,
+        seed=config.seed,
+        published=parts.published,
+        teachers=parts.teachers,
+    )
+
+
+def training_share(config: Config, groups: Groups) -> Share:
+    """Return the share of the training data that this rank takes."""
+    part, parts = (groups.group, groups.count) if config.data.partition == "disjoint" else (0, 1)
+    return Share(part, parts, groups.rank, groups.size, seed=(config.seed, groups.group))
+
+
+def fixed_teachers(
+    config: CodistillConfig, task: Task, objective: TrainingObjective[Any], device: torch.device, trust: bool = False
+) -> FixedTeachers | None:
+    """Return the teachers that `codistill.teachers` names; None if these are peers.
+
+    Args:
+        config: names the teachers.
+        task: the data on which they predict.
+        objective: computes their outputs.
+        device: the device on which they predict.
+        trust: let checkpoints of other users name the code of their models.
+
+    Raises:
+        UserError: a checkpoint cannot be read, or is of a model for other data.
+    """
+    if config.teachers == "peers":
+        return None
+    models = [SavedModel.load(path, trust).build(task.store).to(device) for path in config.checkpoints]
+    if config.teachers == "checkpoints":
+        return FixedTeachers(models, objective.outputs)
+    prior = (objective.uniform if config.teachers == "uniform" else task.unigram()).to(device)
+    return FixedTeachers(constants=[lambda target: objective.constant_prediction(prior, target)])
+
+
+def dropout_seed(seed: int, group: int, rank: int) -> int:
+    """Return a seed below 2**64 that no other rank of the run has, whatever the number of ranks in each group.
+
+    On a CPU torch uses the last 32 bits only, in which hashes would collide among some ten thousand ranks. Therefore
+    these bits count the ranks, from a start that depends on the run's seed.
+    """
+    start = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    return start ^ (group << 20 | rank)
+
+
+def _average_of(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Return an exponential moving average of weights and running statistics; None if `decay` is 0."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None

@@ -1,0 +1,128 @@
+"""A training loop of one's own becomes one of codistillation by a few lines, on ranks and without."""
+
+import difflib
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from subprocess import CompletedProcess
+
+import pytest
+
+from repository import ROOT
+
+pytestmark = pytest.mark.launch
+
+Run = Callable[..., CompletedProcess[str]]
+
+PLAIN, OWN = "examples/plain_loop.py", "examples/own_loop.py"
+
+
+def code(path: str) -> list[str]:
+    """Return the lines after the docstring, without indentation and empty lines."""
+    lines = (ROOT / path).read_text().split('"""', 2)[2].splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def test_six_lines_and_an_import_are_enough() -> None:
+    changes = [line for line in difflib.ndiff(code(PLAIN), code(OWN)) if line[0] in "+-"]
+    added = [line for line in changes if line.startswith("+ ")]
+    assert sum("import" in line for line in added) == 1
+    assert len(added) - 1 <= 6
+    assert len(changes) - len(added) <= len(added)
+
+
+def losses(output: str) -> list[float]:
+    return [float(loss) for loss in re.findall(r"step \d+: loss ([\d.]+)", output)]
+
+
+def test_the_example_learns(mpirun: Run) -> None:
+    result = mpirun(4, OWN)
+    assert result.returncode == 0, result.stderr
+    assert len(losses(result.stdout)) == 16
+    assert losses(result.stdout)[-1] < losses(result.stdout)[0] < 2.3  # ln 10 is that of a constant prediction
+
+
+def test_the_example_runs_without_a_launcher() -> None:
+    """And learns as the plain loop, to the last digit that is printed."""
+    results = [
+        subprocess.run([sys.executable, path], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        for path in (PLAIN, OWN)
+    ]
+    assert [result.returncode for result in results] == [0, 0], results
+    assert results[0].stdout == results[1].stdout
+    assert "so it trains one model without peers instead of 2" in results[1].stderr
+
+
+COMPILED = """
+import torch
+from torch import nn
+from hpcdistill import Codistillation, Groups, codistillation_loss
+
+groups = Groups.create(2)
+torch.manual_seed(groups.world.rank)
+model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+compiled = torch.compile(model, backend="eager")
+optimizer = torch.optim.SGD(compiled.parameters(), lr=0.1)
+compiled, optimizer = groups.distribute(compiled, optimizer, micro_batches=2)
+taught, first, last = 0, None, None
+with Codistillation(compiled, groups, interval=5, burn_in=10) as peers:
+    step = 0
+    while groups.world.allreduce(not taught) or step < 100:  # until all have been taught
+        for _ in range(2):
+            inputs = torch.randn(32, 4)
+            target = inputs[:, :3].argmax(1)
+            teachers = peers.predict(inputs)
+            loss = codistillation_loss(compiled(inputs), target, teachers, distill_weight=peers.weight)
+            loss.div(2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        peers.step()
+        step += 1
+        taught += len(teachers)
+        first, last = first or loss.item(), loss.item()
+weights = groups.comm.allgather(model[0].weight.flatten().tolist())
+print("the same" if weights[0] == weights[1] else "apart", "learned" if last < first else "not learned", flush=True)
+"""
+
+
+def test_horovod_a_compiled_model_and_micro_batches_go_together(mpirun: Run) -> None:
+    result = mpirun(4, "-W", "error", "-c", COMPILED)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("the same learned") == 4
+
+
+ONE_RAISES = """
+import torch
+from hpcdistill import Codistillation, Groups
+groups = Groups.create(2)
+with Codistillation(torch.nn.Linear(2, 2), groups, interval=1, burn_in=0) as peers:
+    for step in range(10**6):
+        peers.step()
+        if groups.world.rank == 3 and step == 50:
+            raise RuntimeError("lightning")
+        groups.comm.Barrier()
+"""
+
+
+def test_an_exception_on_one_rank_ends_all(mpirun: Run) -> None:
+    result = mpirun(4, "-c", ONE_RAISES, timeout=60)
+    assert result.returncode != 0
+    assert "[world rank 3 of 4] Traceback" in result.stderr
+    assert "RuntimeError: lightning" in result.stderr
+
+
+DIFFERENT = """
+import torch
+from hpcdistill import Codistillation, Groups
+groups = Groups.create(2)
+with Codistillation(torch.nn.Linear(2, 2 + groups.group), groups):
+    pass
+"""
+
+
+def test_models_that_differ_end_all_with_a_word(mpirun: Run) -> None:
+    result = mpirun(4, "-c", DIFFERENT, timeout=60)
+    assert result.returncode != 0
+    assert "weight [3, 2] float32 there, weight [2, 2] float32 here" in result.stderr
+    assert "Traceback" not in result.stderr
