@@ -222,10 +222,10 @@ def _prepare_criteo(args: argparse.Namespace) -> int:
 
 def _prepare_table(args: argparse.Namespace) -> int:
     with _requires_pyarrow():
-        from hpcdistill.data.rows.prepare_table import Wishes, prepare_table
+        from hpcdistill.data.rows.prepare_table import ColumnChoices, prepare_table
 
-    wishes = Wishes(tuple(args.categorical), tuple(args.dense), tuple(args.drop))
-    prepare_table(args.input, args.output, args.label, args.positive, args.max_bad, args.processes, wishes)
+    choices = ColumnChoices(tuple(args.categorical), tuple(args.dense), tuple(args.drop))
+    prepare_table(args.input, args.output, args.label, args.positive, args.max_bad, args.processes, choices)
     return 0
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from hpcdistill.data.arrays import Numbers
 from hpcdistill.errors import UserError
-
-Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Batch(NamedTuple):

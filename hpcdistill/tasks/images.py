@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcdistill.config.schema import DataConfig
-from hpcdistill.data.batches import Batch, Batches, Numbers, Share, evenly_spread, require_one_each
+from hpcdistill.data.arrays import Numbers
+from hpcdistill.data.batches import Batch, Batches, Share, evenly_spread, require_one_each
 from hpcdistill.data.images.batches import Images
 from hpcdistill.data.images.store import ImageStore
 from hpcdistill.tasks.linear_objective import FusedSoftmax

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hpcdistill.data.arrays import Array
 from hpcdistill.tasks.objective import Binary, EvaluationObjective
 
 BINS = 10
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Scores(Protocol):

@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from hpcdistill.data.arrays import Array
 from hpcdistill.data.images.decode import Box, cut, decode, from_pixels, middle, to_pixels
-from hpcdistill.data.images.store import SMALL, Array, ImageStore, Pictures
+from hpcdistill.data.images.store import SMALL, ImageStore, Pictures
 from hpcdistill.errors import UserError
 
 USUAL_SIZE = 224

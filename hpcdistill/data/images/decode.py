@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcdistill.data.images.store import Array
+from hpcdistill.data.arrays import Array
 from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:

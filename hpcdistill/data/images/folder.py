@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from hpcdistill.data.arrays import Array
 from hpcdistill.data.images.decode import cut, decode, middle, to_pixels
 from hpcdistill.data.images.layout import SUFFIXES, class_names, is_picture, require_two
-from hpcdistill.data.images.store import Array, Pictures
-from hpcdistill.data.prepare.bad_records import bad_ones
+from hpcdistill.data.images.store import Pictures
+from hpcdistill.data.prepare.bad_records import bad_arrays
 from hpcdistill.data.prepare.folder import PassedOver, walk
 from hpcdistill.data.prepare.pieces import Piece, read_piece
 from hpcdistill.data.prepare.split import in_validation
@@ -186,7 +187,7 @@ def make_piece(side: int | None, files: list[File]) -> Piece:
         "label": np.array([file.label for file in good], np.int64),
         "validation": np.array([file.validation for file in good], bool),
         "histogram": histogram,
-    } | bad_ones(quotes)
+    } | bad_arrays(quotes)
 
 
 def read_images(path: Path) -> Iterator[tuple[str, Pictures, Array]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcdistill.data.images.store import Array
+from hpcdistill.data.arrays import Array
 from hpcdistill.errors import UserError
 
 UNSIGNED_BYTES = b"\0\0\x08"  # and, with one byte more, the number of dimensions

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from hpcdistill.data.arrays import Array
 from hpcdistill.data.images.folder import cut_into_tasks, list_files, make_piece, read_images
 from hpcdistill.data.images.idx import read_idx
-from hpcdistill.data.images.store import Array, Kind, Pictures, write_images
+from hpcdistill.data.images.store import Kind, Pictures, write_images
 from hpcdistill.data.prepare.bad_records import collect
 from hpcdistill.data.prepare.pieces import make_pieces, pieces_folder, read_piece, write_whole
 from hpcdistill.data.prepare.split import in_validation

@@ -19,11 +19,11 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
+from hpcdistill.data.arrays import Array
 from hpcdistill.data.store import PARTS, StoreFile, seal
 from hpcdistill.errors import UserError
 from hpcdistill.storage.hdf5 import atomic_file, growing
@@ -31,7 +31,6 @@ from hpcdistill.storage.hdf5 import atomic_file, growing
 SMALL = 64
 """Number of pixels a side up to which images are augmented by shifts and have a small model."""
 CHUNK_BYTES = 1 << 16  # at least one array; also the unit in which checksums are verified
-Array = np.ndarray[Any, np.dtype[Any]]
 Pictures = Array | list[bytes]
 """Arrays, uint8 [images, C, S, S], or encoded ones, the content of a file each."""
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 QUOTES = 3
 
 
-def bad_ones(quotes: Sequence[str]) -> Piece:
+def bad_arrays(quotes: Sequence[str]) -> Piece:
     """What a piece tells of what was bad: how many there were, and the first few of them."""
     return {
         "bad": np.array(len(quotes)),
@@ -33,7 +33,7 @@ def collect(paths: Iterable[Path], max_bad: int, things: str) -> list[Path]:
         UserError: they have more. Raised at the first piece with which there are too many.
     """
     collected, bad = count_bad(paths, max_bad, things)
-    tell_bad(*bad, things)
+    warn_of_bad(*bad, things)
     return collected
 
 
@@ -69,7 +69,7 @@ def require_few(count: int, quotes: Sequence[str], max_bad: int, things: str) ->
         )
 
 
-def tell_bad(count: int, quotes: Sequence[str], things: str) -> None:
+def warn_of_bad(count: int, quotes: Sequence[str], things: str) -> None:
     """Warn of the bad `things` that were passed over, if there were any."""
     if count:
         logger.warning("\n  ".join([f"passed over bad {things}: {count}, the first of them", *quotes[:QUOTES]]))

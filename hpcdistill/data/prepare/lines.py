@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from hpcdistill.data.prepare.packed import is_packed, unpacked
+from hpcdistill.data.prepare.compression import is_compressed, open_decompressed
 from hpcdistill.errors import UserError
 
 BLOCK_BYTES = 1 << 23
@@ -63,7 +63,7 @@ def read_blocks(paths: Sequence[Path], cut: Cut) -> Iterator[Block]:
         for path in paths:
             line, begin = 1, 0
             for text in _texts(path, cut, bar):
-                yield Block(path, line, row, begin, len(text), text if is_packed(path) else None)
+                yield Block(path, line, row, begin, len(text), text if is_compressed(path) else None)
                 count = count_lines(text)
                 line, row, begin = line + count, row + count, begin + len(text)
     if not row:
@@ -77,7 +77,7 @@ def head(path: Path) -> bytes:
         UserError: as `read_blocks`.
     """
     _size(path)
-    with unpacked(path) as (stream, _):
+    with open_decompressed(path) as (stream, _):
         return stream.read(HEAD_BYTES).removeprefix(MARK)
 
 
@@ -114,7 +114,7 @@ def _size(path: Path) -> int:
 
 
 def _texts(path: Path, cut: Cut, bar: Any) -> Iterator[bytes]:
-    with unpacked(path) as (stream, raw):
+    with open_decompressed(path) as (stream, raw):
         rest, before = b"", 0
         while chunk := stream.read(BLOCK_BYTES):
             rest += chunk

@@ -15,19 +15,17 @@ import shutil
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import h5py
-from tqdm import tqdm
 
+from hpcdistill.data.arrays import Array
 from hpcdistill.data.prepare.split import VALIDATION_SHARE
-from hpcdistill.data.rows.store import Array, Fields, Rows, write_rows
-from hpcdistill.data.store import PARTS
 from hpcdistill.errors import UserError
 from hpcdistill.storage.hdf5 import atomic_file, text, write_checked
 from hpcdistill.storage.hdf5_check import ERRORS, digest, require_whole
@@ -103,10 +101,10 @@ def make_pieces(
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(processes, context, initializer=_follow_parent) as pool:
         under_way = (pool.submit(_make, folder / f"{number}.h5", make, task) for number, task in enumerate(tasks))
-        yield from _in_order(under_way, processes + 1)
+        yield from in_order(under_way, processes + 1)
 
 
-def _in_order(started: Iterator[Future[Result]], ahead: int) -> Iterator[Result]:
+def in_order(started: Iterator[Future[Result]], ahead: int) -> Iterator[Result]:
     """Yield the results of futures, of which so many are started before they are asked for."""
     waiting: deque[Future[Result]] = deque()
     for future in started:
@@ -180,52 +178,3 @@ def write_whole(output: Path, folder: Path, write: Callable[[Path], dict[str, in
         )
     whole.replace(output)
     return sizes
-
-
-def join_pieces(
-    output: Path,
-    paths: list[Path],
-    rows: Callable[[Path], tuple[Rows, Array]],
-    fields: Fields,
-    source: str,
-    bayes_log_loss: Mapping[str, float] | None = None,
-) -> None:
-    """Put the store together from its pieces, and say how large it is.
-
-    Args:
-        output: the store, which appears whole or not at all.
-        paths: the pieces.
-        rows: reads those of a piece, and which of them are of the validation part, bool.
-        fields: as for `write_rows`.
-        source: as for `write_rows`.
-        bayes_log_loss: as for `write_rows`.
-
-    Raises:
-        UserError: a part has no rows.
-    """
-
-    def write(whole: Path) -> dict[str, int]:
-        return write_rows(whole, _by_part(paths, rows), fields, source, bayes_log_loss)
-
-    sizes = write_whole(output, paths[0].parent, write, "rows")
-    print(
-        f"{output}: {sizes['train']:,} training and {sizes['validation']:,} validation rows, {len(fields.dense)} dense "
-        f"and {len(fields.categorical)} categorical fields with {sum(fields.categorical.values()):,} ids"
-    )
-
-
-def _by_part(paths: list[Path], rows: Callable[[Path], tuple[Rows, Array]]) -> Iterator[tuple[str, Rows]]:
-    """Yield the rows of each part of each piece; the next piece is made ready while one is written."""
-
-    def split(path: Path) -> list[tuple[str, Rows]]:
-        all_rows, validation = rows(path)
-        first = len(validation) - int(validation.sum())
-        if validation[:first].any():
-            return [(part, all_rows.at(mask)) for part, mask in zip(PARTS, (~validation, validation), strict=True)]
-        # The training part comes first: nothing need be copied.
-        return [("train", all_rows.at(slice(first))), ("validation", all_rows.at(slice(first, None)))]
-
-    with ThreadPoolExecutor(1) as thread:
-        started = (thread.submit(split, path) for path in paths)
-        for parts in tqdm(_in_order(started, 1), desc="joining", total=len(paths), unit="piece"):
-            yield from parts

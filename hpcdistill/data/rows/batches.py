@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpcdistill.data.batches import Batch, Numbers, Share, evenly_spread, require_one_each, too_few
+from hpcdistill.data.arrays import Numbers
+from hpcdistill.data.batches import Batch, Share, evenly_spread, require_one_each, too_few
 from hpcdistill.data.rows.store import CHUNK_ROWS, Rows, RowStore
 from hpcdistill.errors import UserError
 

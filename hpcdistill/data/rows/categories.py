@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcdistill.data.arrays import Array
 from hpcdistill.data.prepare.pieces import Piece, read_piece
-from hpcdistill.data.rows.store import Array
 
 MERGE_VALUES = 1 << 18
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow
 
-from hpcdistill.data.rows.store import Array
+from hpcdistill.data.arrays import Array
 
 MISSING_WORDS = [
     *["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"],

@@ -15,9 +15,9 @@ import pyarrow
 import pyarrow.compute
 from pyarrow import types
 
+from hpcdistill.data.arrays import Array
 from hpcdistill.data.prepare.split import hash_texts
 from hpcdistill.data.rows.chunk import MISSING_WORDS, Chunk
-from hpcdistill.data.rows.store import Array
 from hpcdistill.errors import UserError
 
 ODD_SHARE = 0.05

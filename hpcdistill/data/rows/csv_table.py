@@ -14,7 +14,7 @@ import pyarrow.csv
 from hpcdistill.data.prepare.lines import Block, count_lines, head, quote, read_blocks
 from hpcdistill.data.rows.chunk import MISSING_WORDS, Chunk
 from hpcdistill.data.rows.columns import Column
-from hpcdistill.data.rows.records import AS_UTF8, Grammar
+from hpcdistill.data.rows.csv_records import AS_UTF8, Grammar
 from hpcdistill.errors import UserError
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}

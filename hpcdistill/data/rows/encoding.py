@@ -20,14 +20,15 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow
 
-from hpcdistill.data.prepare.bad_records import bad_ones
+from hpcdistill.data.arrays import Array
+from hpcdistill.data.prepare.bad_records import bad_arrays
 from hpcdistill.data.prepare.pieces import Piece, read_piece
 from hpcdistill.data.prepare.split import in_validation
 from hpcdistill.data.rows.categories import Counts, Vocabulary, add_counts, coded
 from hpcdistill.data.rows.chunk import Chunk
 from hpcdistill.data.rows.columns import Column, Seen, as_texts, is_missing, read_categories, read_numbers
 from hpcdistill.data.rows.label import SHOWN, Label
-from hpcdistill.data.rows.store import Array, Fields, Rows
+from hpcdistill.data.rows.store import Fields, Rows
 
 LARGEST = 1e38  # of float32, about
 
@@ -74,7 +75,7 @@ def make_piece(columns: Sequence[Column], chunk: Chunk) -> Piece:
         "validation": validation[order],
         "seen": np.frombuffer(told.encode(), np.uint8),
         **coded(codes, ~validation[order]),
-        **bad_ones([quotation for _, quotation in sorted(chunk.bad)]),
+        **bad_arrays([quotation for _, quotation in sorted(chunk.bad)]),
     }
 
 

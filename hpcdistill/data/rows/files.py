@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcdistill.data.prepare.packed import GZIP, ZSTD
+from hpcdistill.data.prepare.compression import GZIP, ZSTD
 from hpcdistill.errors import UserError
 
 logger = logging.getLogger(__name__)

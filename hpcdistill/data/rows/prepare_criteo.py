@@ -24,12 +24,14 @@ import numpy as np
 import pyarrow
 import pyarrow.csv
 
-from hpcdistill.data.prepare.bad_records import bad_ones, collect
+from hpcdistill.data.arrays import Array
+from hpcdistill.data.prepare.bad_records import bad_arrays, collect
 from hpcdistill.data.prepare.lines import Block, count_lines, fingerprint, last_line_end, quote, read_blocks
-from hpcdistill.data.prepare.pieces import Piece, join_pieces, make_pieces, pieces_folder, read_piece
+from hpcdistill.data.prepare.pieces import Piece, make_pieces, pieces_folder, read_piece
 from hpcdistill.data.prepare.split import in_validation
 from hpcdistill.data.rows.categories import Vocabulary, coded, count_training
-from hpcdistill.data.rows.store import Array, Fields, Rows
+from hpcdistill.data.rows.join import join_pieces
+from hpcdistill.data.rows.store import Fields, Rows
 from hpcdistill.errors import UserError
 
 INTEGERS = 13
@@ -123,7 +125,12 @@ def _piece(buckets: int | None, block: Block) -> Piece:
     validation = in_validation(lines.numbers)
     order = np.argsort(validation, kind="stable")  # the training part first, as it will be stored
     validation = validation[order]
-    piece = {"dense": lines.dense[order], "label": lines.label[order], "validation": validation, **bad_ones(lines.bad)}
+    piece = {
+        "dense": lines.dense[order],
+        "label": lines.label[order],
+        "validation": validation,
+        **bad_arrays(lines.bad),
+    }
     if buckets is None:
         encoded = [pyarrow.array(values).dictionary_encode() for values in lines.categories]
         columns = [(values.indices.to_numpy()[order], values.dictionary.to_numpy()) for values in encoded]

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hpcdistill.data.prepare.pieces import Piece, join_pieces, make_pieces, pieces_folder, read_piece
+from hpcdistill.data.arrays import Array
+from hpcdistill.data.prepare.pieces import Piece, make_pieces, pieces_folder, read_piece
 from hpcdistill.data.prepare.split import in_validation, mix
-from hpcdistill.data.rows.store import Array, Fields, Rows
+from hpcdistill.data.rows.join import join_pieces
+from hpcdistill.data.rows.store import Fields, Rows
 from hpcdistill.data.store import PARTS
 from hpcdistill.errors import UserError
 

@@ -16,16 +16,17 @@ from typing import Any, NamedTuple
 
 import pyarrow
 
-from hpcdistill.data.prepare.bad_records import Bad, count_bad, tell_bad
+from hpcdistill.data.prepare.bad_records import Bad, count_bad, warn_of_bad
 from hpcdistill.data.prepare.lines import fingerprint
-from hpcdistill.data.prepare.pieces import Piece, join_pieces, make_pieces, pieces_folder
+from hpcdistill.data.prepare.pieces import Piece, make_pieces, pieces_folder
+from hpcdistill.data.rows.column_warnings import column_warnings
 from hpcdistill.data.rows.columns import Column, Kind, Seen, kind_of_type, read_categories
 from hpcdistill.data.rows.csv_table import CsvTable
 from hpcdistill.data.rows.encoding import Encoding, make_piece, read_found
 from hpcdistill.data.rows.files import find_files
+from hpcdistill.data.rows.join import join_pieces
 from hpcdistill.data.rows.label import choose
 from hpcdistill.data.rows.parquet_table import ParquetTable
-from hpcdistill.data.rows.remarks import remarks
 from hpcdistill.errors import UserError, suggestion
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 Table = CsvTable | ParquetTable
 
 
-class Wishes(NamedTuple):
+class ColumnChoices(NamedTuple):
     """Columns that the user says something of, by name."""
 
     categorical: Sequence[str] = ()
@@ -41,7 +42,7 @@ class Wishes(NamedTuple):
     drop: Sequence[str] = ()
 
 
-NO_WISHES = Wishes()
+NO_CHOICES = ColumnChoices()
 
 
 def prepare_table(
@@ -51,7 +52,7 @@ def prepare_table(
     positive: str | None = None,
     max_bad: int = 0,
     processes: int | None = None,
-    wishes: Wishes = NO_WISHES,
+    choices: ColumnChoices = NO_CHOICES,
 ) -> None:
     """Turn a table into a store of rows; about 5 % of them, evenly spread, become the validation part.
 
@@ -63,7 +64,7 @@ def prepare_table(
         positive: which of the values is 1; see `label.choose`.
         max_bad: bad lines to pass over.
         processes: how many; by default one for each core.
-        wishes: which columns are of categories or of numbers, whatever their values are, and which are left out.
+        choices: which columns are of categories or of numbers, whatever their values are, and which are left out.
 
     Raises:
         UserError: a file cannot be read, the label is not as it should be, there is no such column, too many lines are
@@ -72,11 +73,11 @@ def prepare_table(
     files, is_parquet = find_files(inputs)
     state = fingerprint(files)
     table: Table = ParquetTable(files) if is_parquet else CsvTable(files)
-    names = _features(table, label, wishes)
-    columns = [_column(name, table, wishes) for name in names]
+    names = _features(table, label, choices)
+    columns = [_column(name, table, choices) for name in names]
     if isinstance(table, CsvTable):
         columns = _guess(table, columns)
-    with pieces_folder(output, "table", 2, state, label, wishes) as folder:
+    with pieces_folder(output, "table", 2, state, label, choices) as folder:
         paths, bad = _read(table, label, columns, folder, max_bad, processes)
         found = read_found(paths, columns)
         decided = _decide(columns, found.seen)
@@ -87,8 +88,8 @@ def prepare_table(
         chosen = choose(label, found.labels, positive)
         encoding = Encoding(columns, found, chosen)
         join_pieces(output, paths, encoding, encoding.fields, ", ".join(map(str, inputs)))
-    tell_bad(*bad, "lines")
-    for message in remarks(columns, found):
+    warn_of_bad(*bad, "lines")
+    for message in column_warnings(columns, found):
         logger.warning(message)
     print(f"{label} = {chosen.one!r} is 1, {chosen.zero!r} is 0")
     if chosen.is_guessed:
@@ -97,7 +98,7 @@ def prepare_table(
         )
 
 
-def _features(table: Table, label: str, wishes: Wishes) -> list[str]:
+def _features(table: Table, label: str, choices: ColumnChoices) -> list[str]:
     """Return the names of the columns that are to be learned from."""
     file, names = table.files[0], [name for name in table.names if name]
     if label not in names:
@@ -111,7 +112,7 @@ def _features(table: Table, label: str, wishes: Wishes) -> list[str]:
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{file} has two columns {twice!r}; rename one of them")
     wished: dict[str, str] = {label: "--label"}
-    for option, chosen in zip(("--categorical", "--dense", "--drop"), wishes, strict=True):
+    for option, chosen in zip(("--categorical", "--dense", "--drop"), choices, strict=True):
         for name in chosen:
             if name not in names:
                 raise UserError(f"{option} {name!r} is no column of {file}{suggestion(name, names)}")
@@ -124,17 +125,17 @@ def _features(table: Table, label: str, wishes: Wishes) -> list[str]:
             f"{file}: left out {left_out}: columns that number the rows, as pandas writes them, or have no name. To "
             "learn from one: --dense or --categorical COLUMN"
         )
-    features = [name for name in names if name != label and name not in index and name not in wishes.drop]
+    features = [name for name in names if name != label and name not in index and name not in choices.drop]
     if not features:
         raise UserError(f"{file} has no column to learn from besides the label {label!r}; check --input, --drop")
     return features
 
 
-def _column(name: str, table: Table, wishes: Wishes) -> Column:
+def _column(name: str, table: Table, choices: ColumnChoices) -> Column:
     typed = kind_of_type(name, table.types[name], table.files[0]) if name in table.types else None
-    if name in wishes.categorical:
+    if name in choices.categorical:
         return Column(name, "categorical", "user")
-    if name in wishes.dense:
+    if name in choices.dense:
         return Column(name, "dense", "user")
     return Column(name, typed or "dense", "file" if typed else None)
 

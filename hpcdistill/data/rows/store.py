@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from hpcdistill.data.arrays import Array
 from hpcdistill.data.store import PARTS, StoreFile, seal
 from hpcdistill.errors import UserError
 from hpcdistill.storage.hdf5 import atomic_file, growing
 
 CHUNK_ROWS = 1024  # also the unit in which checksums are verified
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Rows(NamedTuple):

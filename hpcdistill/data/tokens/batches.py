@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from hpcdistill.config.schema import DataConfig
-from hpcdistill.data.batches import Batch, Batches, Numbers, Share, evenly_spread, require_one_each
+from hpcdistill.data.arrays import Numbers
+from hpcdistill.data.batches import Batch, Batches, Share, evenly_spread, require_one_each
 from hpcdistill.data.tokens.store import TokenStore
 
 VALIDATION_SEQUENCES = 1024

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from hpcdistill.data.prepare.compression import is_compressed, open_decompressed
 from hpcdistill.data.prepare.lines import quote
-from hpcdistill.data.prepare.packed import is_packed, unpacked
 from hpcdistill.data.tokens.files import TextFile
 from hpcdistill.errors import UserError
 
@@ -49,8 +49,8 @@ def kind_of(path: Path, column: str | None) -> str:
     Raises:
         UserError: as `read_documents`, where the file has to be looked into.
     """
-    suffix = (Path(path.stem) if is_packed(path) else path).suffix.lower()
-    if suffix in (".parquet", ".pq") and not is_packed(path):
+    suffix = (Path(path.stem) if is_compressed(path) else path).suffix.lower()
+    if suffix in (".parquet", ".pq") and not is_compressed(path):
         return PARQUET
     if suffix in (".jsonl", ".ndjson") or (suffix == ".json" and _begins_with_records(path, column or USUAL_COLUMN)):
         return JSON_LINES
@@ -88,7 +88,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 def _read(path: Path, unit: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
     """Read a file, unpacked, by whatever `unit` takes of it."""
     size = 0
-    with unpacked(path) as (stream, raw):
+    with open_decompressed(path) as (stream, raw):
         while data := unit(stream):
             if not size and data.startswith(UTF_16):
                 raise NotTextError(path, "UTF-16 files, of which `iconv -f UTF-16 -t UTF-8` makes text")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hpcdistill.data.prepare.bad_records import require_few, tell_bad
+from hpcdistill.data.prepare.bad_records import require_few, warn_of_bad
 from hpcdistill.data.prepare.folder import PassedOver
 from hpcdistill.data.prepare.pieces import explained
 from hpcdistill.data.store import PARTS
@@ -93,7 +93,7 @@ def _deals(
     if column is not None and all(source.kind == TEXT for source in sources + validating):
         raise UserError(f"--column {column} is for Parquet and JSON lines, and there are none; leave it out")
     passed_over.tell()
-    tell_bad(len(quotes), quotes, "records")
+    warn_of_bad(len(quotes), quotes, "records")
     deals = deal_by_input(sources, validating) if validation else deal_out(sources)
     sizes = {"train": sum(deal.training_size for deal in deals)}
     sizes["validation"] = sum(deal.source.size for deal in deals) - sizes["train"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from hpcdistill.data.rows.store import Array
+from hpcdistill.data.arrays import Array
 from hpcdistill.data.store import PARTS, StoreFile, seal
 from hpcdistill.data.tokens.tokenizer import BYTES, encode
 from hpcdistill.errors import UserError

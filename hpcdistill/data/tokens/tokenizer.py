@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpcdistill.data.rows.store import Array
+from hpcdistill.data.arrays import Array
 from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:

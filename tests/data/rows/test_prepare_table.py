@@ -31,7 +31,7 @@ from hpcdistill.data.rows.chunk import MISSING_WORDS
 from hpcdistill.data.rows.columns import Column
 from hpcdistill.data.rows.csv_table import CsvTable
 from hpcdistill.data.rows.encoding import combine, make_piece, measure
-from hpcdistill.data.rows.prepare_table import Wishes, prepare_table
+from hpcdistill.data.rows.prepare_table import ColumnChoices, prepare_table
 from hpcdistill.data.rows.store import Fields, Rows, RowStore
 from hpcdistill.errors import UserError
 from peak_memory import peak_of
@@ -352,11 +352,19 @@ def test_a_folder_of_folders_is_refused(tmp_path: Path) -> None:
         (b"PK\3\4\0\0", {}, "zero bytes, as UTF-16, spreadsheets"),
         ("pay,a\n1,2\n".encode("utf-16"), {}, "zero bytes, as UTF-16"),
         (b"pay,a\r1,2\r", {}, "carriage returns only"),
-        (b"pay,a\n1,2\n", {"wishes": Wishes(drop=["pya"])}, r"--drop 'pya' is no column of .*did you mean 'pay'"),
-        (b"pay,a\n1,2\n", {"wishes": Wishes(dense=["pay"])}, "--dense 'pay': that column is in --label as well"),
         (
             b"pay,a\n1,2\n",
-            {"wishes": Wishes(categorical=["a"], drop=["a"])},
+            {"choices": ColumnChoices(drop=["pya"])},
+            r"--drop 'pya' is no column of .*did you mean 'pay'",
+        ),
+        (
+            b"pay,a\n1,2\n",
+            {"choices": ColumnChoices(dense=["pay"])},
+            "--dense 'pay': that column is in --label as well",
+        ),
+        (
+            b"pay,a\n1,2\n",
+            {"choices": ColumnChoices(categorical=["a"], drop=["a"])},
             "--drop 'a': that column is in --categorical as well; choose one",
         ),
     ],
@@ -422,9 +430,9 @@ def test_columns_become_what_the_user_says(tmp_path: Path, capsys: pytest.Captur
         [1000009418151094273 + row, row % 2, 14102100 + row % 24, random.choice([1002, 1005]), f"{row % 9:x}", row % 50]
         for row in range(500)
     ]
-    wishes = Wishes(categorical=["hour", "C1", "site_id"], dense=["C14"], drop=["id"])
+    choices = ColumnChoices(categorical=["hour", "C1", "site_id"], dense=["C14"], drop=["id"])
     text = "\n".join(",".join(map(str, row)) for row in [names, *rows])
-    prepare(tmp_path, text, "click", wishes=wishes)
+    prepare(tmp_path, text, "click", choices=choices)
     assert fields_of(tmp_path / "data.h5") == Fields(["C14"], {"hour": 26, "C1": 4, "site_id": 11})
     assert "warning" not in capsys.readouterr().err
     columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
@@ -445,19 +453,19 @@ def test_an_index_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("wishes", [Wishes(), Wishes(dense=["row"])])
+@pytest.mark.parametrize("choices", [ColumnChoices(), ColumnChoices(dense=["row"])])
 def test_the_index_of_pandas_is_left_out_unless_it_is_wanted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], wishes: Wishes
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], choices: ColumnChoices
 ) -> None:
     content = pyarrow.table(
         {"x": list(map(float, REALS)), "y": [0, 1] * 200, "row": range(400), "__index_level_1__": range(400)}
     )
     content = content.replace_schema_metadata({"pandas": '{"index_columns": ["row", {"kind": "range"}]}'})
     parquet.write_table(content, tmp_path / "a.parquet")
-    prepare_table([tmp_path / "a.parquet"], tmp_path / "data.h5", "y", wishes=wishes)
+    prepare_table([tmp_path / "a.parquet"], tmp_path / "data.h5", "y", choices=choices)
     left_out = capsys.readouterr().err.split("left out ")[1]
-    assert fields_of(tmp_path / "data.h5").dense == ["x", *wishes.dense]
-    assert ("'row'" in left_out.split(",")[0]) == (not wishes.dense)
+    assert fields_of(tmp_path / "data.h5").dense == ["x", *choices.dense]
+    assert ("'row'" in left_out.split(",")[0]) == (not choices.dense)
     assert "'__index_level_1__'" in left_out
 
 
@@ -474,7 +482,7 @@ def test_types_of_parquet_are_believed(tmp_path: Path, capsys: pytest.CaptureFix
     write_parquet(tmp_path / "a.parquet", columns)
     with pytest.raises(UserError, match=r"column 'nested' of .*a\.parquet has the type list.*--drop 'nested'"):
         prepare_table([tmp_path / "a.parquet"], tmp_path / "data.h5", "y")
-    prepare_table([tmp_path / "a.parquet"], tmp_path / "data.h5", "y", wishes=Wishes(drop=["nested"]))
+    prepare_table([tmp_path / "a.parquet"], tmp_path / "data.h5", "y", choices=ColumnChoices(drop=["nested"]))
     assert fields_of(tmp_path / "data.h5") == Fields(["real", "time"], {"codes": 42, "flag": 4})
     said = capsys.readouterr()
     assert "column 'real' is dense; 1 infinite values of 400 count as missing" in said.err

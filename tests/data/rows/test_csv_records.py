@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hpcdistill.data.rows.records import Grammar
+from hpcdistill.data.rows.csv_records import Grammar
 
 pytestmark = pytest.mark.alone
 

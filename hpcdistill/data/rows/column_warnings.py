@@ -12,7 +12,7 @@ MOST = 0.95
 SHOWN = 10
 
 
-def remarks(columns: Sequence[Column], found: Found) -> Iterator[str]:
+def column_warnings(columns: Sequence[Column], found: Found) -> Iterator[str]:
     """Yield a line for each column whose values are not all what the column is, and for columns that tell nothing."""
     dense, categorical = iter(found.moments), iter(found.counts)
     constant, different = [], []

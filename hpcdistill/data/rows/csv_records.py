@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcdistill.data.rows.store import Array
+from hpcdistill.data.arrays import Array
 
 AS_UTF8 = "save the file as UTF-8: iconv -f latin1 -t utf-8"
 QUOTE, LINE_END = ord('"'), ord("\n")

@@ -15,13 +15,13 @@ from hpcdistill.errors import UserError
 GZIP, ZSTD = (".gz",), (".zst", ".zstd")
 
 
-def is_packed(path: Path) -> bool:
+def is_compressed(path: Path) -> bool:
     """Tell by its name whether a file is packed."""
     return path.suffix.lower() in GZIP + ZSTD
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def open_decompressed(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Open a file whose name may end in .gz or .zst.
 
     Yields:
