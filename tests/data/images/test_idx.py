@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcdistill.data.images import prepare_images as images
 from hpcdistill.data.images.idx import read_idx
 from hpcdistill.data.images.prepare_images import prepare_images
 from hpcdistill.data.images.store import ImageStore
+from hpcdistill.data.prepare.split import in_validation
 from hpcdistill.errors import UserError
 from peak_memory import peak_of
 
@@ -32,11 +32,11 @@ def digits(count: int, side: int = 28) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_idx_files_become_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    monkeypatch.setattr(images, "IDX_IMAGES", 64)
+    monkeypatch.setattr("hpcdistill.data.images.prepare_images.IDX_IMAGES", 64)
     pixels, labels = digits(500)
     inputs = [write_idx(tmp_path / f"images{end}", pixels), write_idx(tmp_path / f"labels{end}", labels)]
     prepare_images(inputs, tmp_path / "data.h5")
-    chosen = images.in_validation(np.arange(500))
+    chosen = in_validation(np.arange(500))
     with ImageStore(tmp_path / "data.h5") as store:
         for part, mask in (("train", ~chosen), ("validation", chosen)):
             stored, numbers = store.read(part, np.arange(store.size(part)))

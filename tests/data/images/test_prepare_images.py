@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from hpcdistill.cli.main import main
-from hpcdistill.data.images import folder as image_folder
-from hpcdistill.data.images import prepare_images as images
+from hpcdistill.data.images.folder import File, _by_hash, cut_into_tasks, make_piece
 from hpcdistill.data.images.prepare_images import prepare_images
 from hpcdistill.data.images.store import ImageStore
 from hpcdistill.errors import UserError
@@ -52,12 +51,12 @@ def read_all(path: Path) -> dict[str, tuple[Any, list[int]]]:
 
 
 def test_a_folder_is_stored_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folder, "PIECE_IMAGES", 7)
+    monkeypatch.setattr("hpcdistill.data.images.folder.PIECE_IMAGES", 7)
     contents = write_folder(tmp_path / "in")
     prepare_images([tmp_path / "in"], tmp_path / "data.h5")
     parts = read_all(tmp_path / "data.h5")
     paths = [*contents]
-    taken = image_folder._by_hash(paths)
+    taken = _by_hash(paths)
     for part, mask in (("train", ~taken), ("validation", taken)):
         chosen = [path for path, is_there in zip(paths, mask, strict=True) if is_there]
         assert chosen
@@ -188,13 +187,12 @@ def test_bad_pictures_are_passed_over_up_to_a_number(tmp_path: Path, capsys: pyt
 
 def test_what_is_gone_since_it_was_listed_is_a_bad_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "in")
-    tasks = images.cut_into_tasks
 
-    def late(files: list[image_folder.File]) -> Any:
+    def late(files: list[File]) -> Any:
         Path(files[3].path).unlink()
-        return tasks(files)
+        return cut_into_tasks(files)
 
-    monkeypatch.setattr(images, "cut_into_tasks", late)
+    monkeypatch.setattr("hpcdistill.data.images.prepare_images.cut_into_tasks", late)
     with pytest.raises(UserError, match=r"0003.png: \[Errno 2\] No such file"):
         prepare_images([tmp_path / "in"], tmp_path / "data.h5")
 
@@ -203,22 +201,22 @@ def test_what_is_gone_since_it_was_listed_is_a_bad_picture(tmp_path: Path, monke
 def test_after_a_kill_it_goes_on_and_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None
 ) -> None:
-    monkeypatch.setattr(image_folder, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr("hpcdistill.data.images.folder.PIECE_BYTES", 20_000)
     write_folder(tmp_path / "in")
     prepare_images([tmp_path / "in"], tmp_path / "whole.h5", size=size, processes=1)
     with monkeypatch.context() as patch:
-        patch.setattr(images, "write_whole", killed)
+        patch.setattr("hpcdistill.data.images.prepare_images.write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare_images([tmp_path / "in"], tmp_path / "killed.h5", size=size, processes=2)
     pieces = sorted(tmp_path.glob("killed.h5.pieces-*/*.h5"))
     assert len(pieces) > 5
     pieces[1].unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(images, "make_piece", only_the_second)
+        patch.setattr("hpcdistill.data.images.prepare_images.make_piece", only_the_second)
         prepare_images([tmp_path / "in"], tmp_path / "killed.h5", size=size, processes=2)
     assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(images, "write_whole", killed)
+        patch.setattr("hpcdistill.data.images.prepare_images.write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare_images([tmp_path / "in"], tmp_path / "killed.h5", size=size)
     (tmp_path / "in" / "ant" / "0001.png").write_bytes(encoded(1234))  # after which no piece can be used
@@ -230,9 +228,9 @@ def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def only_the_second(size: int | None, files: list[image_folder.File]) -> Any:
+def only_the_second(size: int | None, files: list[File]) -> Any:
     assert not files[0].path.endswith("0000.png"), "a finished piece was made again"
-    return image_folder.make_piece(size, files)
+    return make_piece(size, files)
 
 
 def nothing(folder: Path) -> None:
@@ -252,7 +250,7 @@ def empty_class(folder: Path) -> None:
 def all_in_validation(folder: Path) -> None:
     write_folder(folder, 40)
     names = [f"cow/{number}.png" for number in range(200)]
-    chosen = [name for name, taken in zip(names, image_folder._by_hash(names), strict=True) if taken]
+    chosen = [name for name, taken in zip(names, _by_hash(names), strict=True) if taken]
     (folder / "cow").mkdir()
     (folder / chosen[0]).write_bytes(encoded(0))
 
@@ -378,7 +376,7 @@ def test_a_bad_picture_ends_the_command(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folder, "PIECE_BYTES", 1 << 20)
+    monkeypatch.setattr("hpcdistill.data.images.folder.PIECE_BYTES", 1 << 20)
     few, many = tmp_path / "few", tmp_path / "many"
     for folder, count in ((few, 10), (many, 200)):
         write_folder(folder, 40)

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcdistill.data.prepare import pieces
 from hpcdistill.data.prepare.pieces import Piece, make_pieces, pieces_folder, read_piece
-from hpcdistill.data.rows import prepare_synthetic as clicks
+from hpcdistill.data.rows import join, prepare_synthetic
 from hpcdistill.data.rows.prepare_synthetic import prepare_clicks
 from hpcdistill.data.rows.store import Rows
 from hpcdistill.errors import UserError
@@ -108,7 +107,7 @@ def test_an_output_that_cannot_be_is_told(tmp_path: Path) -> None:
 def test_a_preparation_killed_again_and_again_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clicks, "PIECE_ROWS", 1000)
+    monkeypatch.setattr(prepare_synthetic, "PIECE_ROWS", 1000)
     whole, killed, random = tmp_path / "whole.h5", tmp_path / "killed.h5", Random(0)
     prepare_clicks(whole, 10_000, processes=2)
 
@@ -132,14 +131,14 @@ def begin(output: Path, stopped: Path) -> None:
     """Prepare in a group of processes of its own, up to where half of the store is written."""
     os.setpgid(0, 0)
     (output.parent / "processes").write_text(str(os.getpgid(0)))
-    by_part = pieces._by_part
+    by_part = join._by_part
 
     def half(*args: Any) -> Iterator[tuple[str, Rows]]:
         yield from islice(by_part(*args), 10)
         stopped.touch()
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    pieces._by_part = half
+    join._by_part = half
     prepare_clicks(output, 10_000, processes=2)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdistill.data.batches import Batch, Share
-from hpcdistill.data.rows import batches as row_batches
+from hpcdistill.data.rows import batches
 from hpcdistill.data.rows.batches import RowBatches, deal, row_validation_batches
 from hpcdistill.data.rows.store import Fields, Rows, RowStore, write_rows
 from hpcdistill.errors import UserError
@@ -23,8 +23,8 @@ ROWS = st.sampled_from([1, 7, 8, 9, 50, 64, 120, 257, 400])
 @pytest.fixture(scope="module", autouse=True)
 def _small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_batches, "CHUNK_ROWS", BLOCK)
-        patch.setattr(row_batches, "POOL_ROWS", POOL)
+        patch.setattr(batches, "CHUNK_ROWS", BLOCK)
+        patch.setattr(batches, "POOL_ROWS", POOL)
         yield
 
 
@@ -169,6 +169,6 @@ def test_ranks_share_the_validation_rows(folder: Path, rows: int, size: int, bat
 
 
 def test_a_large_validation_part_is_sampled_evenly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_batches, "VALIDATION_BLOCKS", 3)
+    monkeypatch.setattr(batches, "VALIDATION_BLOCKS", 3)
     (batch,) = row_validation_batches(counting_store(folder, 1, 8 * BLOCK), 1000, 0, 1)
     assert numbers(batch) == [block * BLOCK + i for block in (0, 3, 7) for i in range(BLOCK)]

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.data.rows import categories as vocabulary
+from hpcdistill.data.rows import categories
 from hpcdistill.data.rows.categories import Counts, Vocabulary
 
 
 @given(pieces=st.lists(st.lists(st.integers(0, 9) | st.integers(0, 2**63 - 1))), least=st.integers(1, 4))
 def test_what_occurs_often_enough_is_found_however_it_is_merged(pieces: list[list[int]], least: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocabulary, "MERGE_VALUES", 5)
+        patch.setattr(categories, "MERGE_VALUES", 5)
         counts = Counts()
         for piece in pieces:
             counts.add(np.array(piece, np.int64))

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from hpcdistill.cli.main import main
-from hpcdistill.data.rows import prepare_synthetic as clicks
-from hpcdistill.data.rows import store as rows_module
 from hpcdistill.data.rows.prepare_synthetic import CARDINALITIES, DENSE, prepare_clicks, true_logits
 from hpcdistill.data.rows.store import RowStore
 from hpcdistill.errors import UserError
@@ -79,7 +77,7 @@ def test_ids_fill_their_range_the_low_ones_often(store: RowStore) -> None:
 def test_the_store_depends_on_the_seed_and_not_on_the_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clicks, "PIECE_ROWS", 500)
+    monkeypatch.setattr("hpcdistill.data.rows.prepare_synthetic.PIECE_ROWS", 500)
     command = ["prepare", "clicks", "--synthetic", "--rows", "2100"]
     for name, seed, processes in (("one", 1, 1), ("same", 1, 3), ("other", 2, 1)):
         options = [f"--output={tmp_path / name}", f"--seed={seed}", f"--processes={processes}"]
@@ -102,8 +100,8 @@ def test_too_few_rows_make_no_store(tmp_path: Path, rows: int, seed: int, messag
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HDF5 remembers where chunks are, in up to 32 MiB; small ones fill that in both cases."""
-    monkeypatch.setattr(clicks, "PIECE_ROWS", 1 << 13)
-    monkeypatch.setattr(rows_module, "CHUNK_ROWS", 4)
+    monkeypatch.setattr("hpcdistill.data.rows.prepare_synthetic.PIECE_ROWS", 1 << 13)
+    monkeypatch.setattr("hpcdistill.data.rows.store.CHUNK_ROWS", 4)
     few, many = 1 << 17, 1 << 19
     peaks = [peak_of(lambda rows=rows: prepare_clicks(tmp_path / f"{rows}.h5", rows)) for rows in (few, many)]
     more = (many - few) * (4 * DENSE + 4 * len(CARDINALITIES) + 1)

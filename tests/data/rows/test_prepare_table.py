@@ -25,8 +25,7 @@ from hpcdistill.cli.prepare import add_parser
 from hpcdistill.data.prepare import lines
 from hpcdistill.data.prepare.lines import Block
 from hpcdistill.data.prepare.split import in_validation
-from hpcdistill.data.rows import categories as vocabulary
-from hpcdistill.data.rows import parquet_table
+from hpcdistill.data.rows import categories, parquet_table
 from hpcdistill.data.rows.chunk import MISSING_WORDS
 from hpcdistill.data.rows.columns import Column
 from hpcdistill.data.rows.csv_table import CsvTable
@@ -557,7 +556,7 @@ def test_there_need_not_be_both_kinds_of_columns(tmp_path: Path, cell: str, dens
 @pytest.mark.launch
 def test_memory_does_not_grow_with_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 16)
-    monkeypatch.setattr(vocabulary, "MERGE_VALUES", 1000)
+    monkeypatch.setattr(categories, "MERGE_VALUES", 1000)
     few, many = (write(tmp_path / f"{count}.csv", table(2000) * count) for count in (10, 100))
     peaks = [peak_of(lambda path=path: prepare_table([path], tmp_path / "data.h5", "pay")) for path in (few, many)]
     more = 90 * 2000 * (4 * (8 + 8) + 8)  # in the pieces: a number and a hash for each column, and the label

@@ -14,7 +14,6 @@ from damaged_store import DAMAGES, make_damaged_store
 from hpcdistill.config.schema import DataConfig
 from hpcdistill.data.batches import Share
 from hpcdistill.data.tokens import documents
-from hpcdistill.data.tokens import prepare_text as text
 from hpcdistill.data.tokens.batches import sequence_batches, sequence_validation_batches
 from hpcdistill.data.tokens.prepare_text import prepare_text
 from hpcdistill.data.tokens.store import TokenStore, write_store
@@ -148,7 +147,7 @@ def test_a_store_does_not_depend_on_how_its_text_was_cut(tmp_path: Path, monkeyp
         (folder / name).write_bytes(content)
     contents = []
     for size in (1 << 16, 7, 1):
-        monkeypatch.setattr(text, "PIECE_BYTES", size)
+        monkeypatch.setattr("hpcdistill.data.tokens.prepare_text.PIECE_BYTES", size)
         monkeypatch.setattr(documents, "READ_BYTES", size)
         prepare_text([folder], tmp_path / "data.h5")
         with TokenStore(tmp_path / "data.h5") as store:

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdistill.cli.main import main
-from hpcdistill.data.tokens import prepare_text as text
 from hpcdistill.data.tokens import tokenizer
 from hpcdistill.data.tokens.parts import is_chosen
 from hpcdistill.data.tokens.prepare_text import prepare_text
@@ -143,8 +142,8 @@ def test_the_same_tokens_that_mean_something_else_have_another_identity(tmp_path
 
 
 def test_a_vocabulary_is_learned_from_a_sample_of_all_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "PIECE_BYTES", 100)
-    monkeypatch.setattr(text, "SAMPLE_BYTES", 5000)
+    monkeypatch.setattr("hpcdistill.data.tokens.prepare_text.PIECE_BYTES", 100)
+    monkeypatch.setattr("hpcdistill.data.tokens.prepare_text.SAMPLE_BYTES", 5000)
     (tmp_path / "a.txt").write_bytes(b"".join(b"%c" % letter * 10_000 for letter in b"abcdefghij"))
     seen: list[bytes] = []
 
@@ -152,7 +151,7 @@ def test_a_vocabulary_is_learned_from_a_sample_of_all_text(tmp_path: Path, monke
         seen.extend(pieces)
         return train_tokenizer(seen, vocabulary)
 
-    monkeypatch.setattr(text, "train_tokenizer", train)
+    monkeypatch.setattr("hpcdistill.data.tokens.prepare_text.train_tokenizer", train)
     prepare_text([tmp_path / "a.txt"], tmp_path / "data.h5", vocabulary=300)
     sample = b"".join(seen)
     assert 4900 <= len(sample) <= 5100
@@ -173,7 +172,7 @@ def test_too_little_text_for_so_many_tokens_is_said(tmp_path: Path, capsys: pyte
 
 @pytest.mark.launch
 def test_memory_does_not_grow_with_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "SAMPLE_BYTES", 1 << 18)
+    monkeypatch.setattr("hpcdistill.data.tokens.prepare_text.SAMPLE_BYTES", 1 << 18)
     monkeypatch.setattr(tokenizer, "BATCH_PIECES", 4)
     words = random_words(20_000)
     few, many = tmp_path / "few", tmp_path / "many"
