@@ -1,7 +1,7 @@
-"""How weights travel: where each byte of a shard lies on the wire, and how few bytes carry a parameter.
+"""Wire format and quantization of published weights.
 
-A teacher is stale anyway, so its weights bear rounding (Anil et al. 2018 suggest aggressive quantisation). Buffers,
-BatchNorm's statistics and counters among them, are few and sensitive: they always travel as they are.
+A teacher is stale anyway, so its weights tolerate rounding (Anil et al. 2018 suggest aggressive quantization). Buffers,
+such as BatchNorm's statistics and counters, are small and sensitive: they are always sent unchanged.
 """
 
 from __future__ import annotations
@@ -16,52 +16,52 @@ from hpcdistill.exchange.layout import Layout, Piece, aligned
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CODECS = {"fp32": FLOATS, "bf16": (torch.float64, torch.float32, torch.bfloat16), "int8": FLOATS}
-"""By codec, the dtypes of the parameters that it carries."""
+"""Dtypes of the parameters that each codec carries."""
 
 BLOCK = 256
-"""Parameters that share one scale under `int8`: 4 bytes in 256 for it, and an outlier coarsens only its block."""
+"""Parameters that share one scale under `int8`. The scale costs 4 bytes in 256; an outlier affects its block only."""
 
 TINY = torch.finfo(torch.float32).tiny
 
 CHUNK = 1024
-"""Blocks quantised at a time: 1 MiB of float32, which stays in a core's cache from one pass over it to the next."""
+"""Blocks quantized at a time: 1 MiB of float32, which stays in a core's cache between the passes over it."""
 
 
 @dataclass
 class _Chunk:
-    """Successive blocks [begin, end) of a shard, and the pieces in them; each begins with a block of its own."""
+    """Consecutive blocks [begin, end) of a shard, and the pieces in them; each piece begins with a new block."""
 
     begin: int
     end: int
     pieces: list[tuple[int, Piece]]
-    """With the number of the chunk's element at which each begins."""
+    """Pieces, each with the index of its first element in the chunk."""
 
     def of(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The pieces in the model."""
+        """Return the pieces as views of the model's tensors."""
         return [piece.of(tensors) for _, piece in self.pieces]
 
     def runs(self, blocks: torch.Tensor) -> list[torch.Tensor]:
-        """The pieces in fp32 [end - begin, BLOCK]."""
+        """Return the pieces as views of `blocks`, float32 [end - begin, BLOCK]."""
         flat = blocks.view(-1)
         return [flat[first : first + piece.numel] for first, piece in self.pieces]
 
 
 class Packing:
-    """One shard of a model as flat bytes.
+    """Encoding of one shard of a model as flat bytes.
 
-    Codecs: `fp32` carries parameters as they are, float64 rounded to float32. `bf16` rounds to bfloat16, relative
-    error at most 2⁻⁸. `int8` takes blocks of `BLOCK` successive elements of a parameter to the nearest of 255 multiples
-    of the block's largest magnitude / 127: error at most 1/254 of that magnitude. What is not finite in a parameter is
-    not finite after any of them (under `int8`, somewhere in its block).
+    Codecs: `fp32` sends parameters unchanged, float64 rounded to float32. `bf16` rounds to bfloat16; the relative error
+    is at most 2⁻⁸. `int8` rounds each block of `BLOCK` consecutive elements of a parameter to the nearest of 255
+    multiples of the block's largest magnitude / 127; the error is at most 1/254 of that magnitude. NaN and infinity
+    stay non-finite under every codec (under `int8`, somewhere in their block).
 
     Args:
-        layout: the model's.
+        layout: layout of the model.
         codec: a key of `CODECS`.
-        rank: whose shard.
-        size: into how many shards the model is cut.
+        rank: number of the shard.
+        size: number of shards.
 
     Attributes:
-        nbytes: of the shard on the wire, a multiple of 64.
+        nbytes: length of the encoded shard in bytes, a multiple of 64.
     """
 
     def __init__(self, layout: Layout, codec: str, rank: int, size: int) -> None:
@@ -71,7 +71,7 @@ class Packing:
         self._dtypes = [_dtype_on_the_wire(piece, codec) for piece in self._copied]
         self._chunks = _chunks([piece for piece in pieces if quantises and piece.entry.is_weight])
         self._blocks = blocks = self._chunks[-1].end if self._chunks else 0
-        # Scales, blocks, then what is merely copied, each piece aligned for its dtype.
+        # Scales, blocks, then the pieces that are only copied, each aligned for its dtype.
         lengths = [blocks * 4, blocks * BLOCK]
         lengths += [piece.numel * dtype.itemsize for piece, dtype in zip(self._copied, self._dtypes, strict=True)]
         offsets = [0, *accumulate(map(aligned, lengths))]
@@ -79,11 +79,11 @@ class Packing:
         self.nbytes = offsets[-1]
 
     def encode(self, tensors: list[torch.Tensor], wire: torch.Tensor) -> None:
-        """Write the shard of the model whose `tensors` these are into `wire`.
+        """Encode the shard of a model into `wire`.
 
         Args:
-            tensors: in layout order.
-            wire: uint8 [nbytes], 16-byte aligned, on the tensors' device.
+            tensors: tensors of the model, in layout order.
+            wire: memory to write to, uint8 [nbytes], 16-byte aligned, on the tensors' device.
         """
         if self._copied:
             torch._foreach_copy_(self._copies(wire), [piece.of(tensors) for piece in self._copied])
@@ -92,13 +92,13 @@ class Packing:
             blocks = scratch[: chunk.end - chunk.begin].zero_()
             torch._foreach_copy_(chunk.runs(blocks), chunk.of(tensors))
             largest = torch.maximum(blocks.amax(1, keepdim=True), blocks.amin(1, keepdim=True).neg_())
-            scales = largest.div_(127).clamp_min_(TINY)  # by which a block of zeros can be divided, too
+            scales = largest.div_(127).clamp_min_(TINY)  # never 0, so that a block of zeros can be divided by it
             self._scales(wire, chunk).copy_(scales)
             self._integers(wire, chunk).copy_(blocks.div_(scales).round_())
 
     def decode(self, wire: torch.Tensor, tensors: list[torch.Tensor]) -> None:
-        """Write what `wire` holds into the model whose `tensors` these are, on whatever device."""
-        wire = wire.to(tensors[0].device)  # at once rather than tensor by tensor
+        """Decode the shard in `wire` into the `tensors` of a model, on any device."""
+        wire = wire.to(tensors[0].device)  # in one copy rather than tensor by tensor
         if self._copied:
             torch._foreach_copy_([piece.of(tensors) for piece in self._copied], self._copies(wire))
         scratch = torch.empty(min(self._blocks, CHUNK), BLOCK, device=wire.device)
@@ -121,7 +121,7 @@ class Packing:
 
 
 def require_codec(codec: str, layout: Layout) -> None:
-    """Raise a `UserError` where a parameter's dtype is not one that `codec` carries."""
+    """Raise a `UserError` if `codec` does not carry the dtype of a parameter."""
     for entry in layout.entries:
         if entry.is_weight and entry.dtype not in CODECS[codec]:
             able = [name for name, dtypes in CODECS.items() if entry.dtype in dtypes]
@@ -130,7 +130,7 @@ def require_codec(codec: str, layout: Layout) -> None:
 
 
 def _chunks(pieces: list[Piece]) -> list[_Chunk]:
-    """The pieces, cut where a chunk is full."""
+    """Divide the pieces among chunks of `CHUNK` blocks; cut a piece where a chunk is full."""
     chunks: list[_Chunk] = []
     for piece in pieces:
         first = piece.first

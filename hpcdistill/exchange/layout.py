@@ -1,4 +1,4 @@
-"""What a snapshot holds: a model's parameters and buffers in one flat order, cut into one shard for each rank."""
+"""Flat layout of a model's parameters and buffers, and its division into one shard for each rank."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 from hpcdistill.errors import UserError
 
-ALIGNMENT = 64  # bytes; a multiple of every dtype's size, so that a cut between shards never splits an element
+ALIGNMENT = 64  # bytes; a multiple of every dtype's size, so that no element is split between shards
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies in the flat order; `offset` and `nbytes` in bytes of the model's own memory."""
+    """Place of one tensor in the flat layout; `offset` and `nbytes` in bytes of the model's own dtypes."""
 
     name: str
     shape: tuple[int, ...]
@@ -23,7 +23,7 @@ class Entry:
     offset: int
     nbytes: int
     is_weight: bool
-    """A parameter of floating point, which may be rounded; all else, counters and running statistics, may not."""
+    """True for floating-point parameters, which may be rounded; False for buffers and integers, which may not."""
 
     def __str__(self) -> str:
         return f"{self.name} {list(self.shape)} {str(self.dtype).removeprefix('torch.')}"
@@ -31,7 +31,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Piece:
-    """The elements [first, last) of the tensor that the layout lists as number `index`."""
+    """Elements [first, last) of tensor number `index` of the layout."""
 
     index: int
     entry: Entry
@@ -40,24 +40,28 @@ class Piece:
 
     @property
     def numel(self) -> int:
-        """How many elements."""
+        """Number of elements."""
         return self.last - self.first
 
     def of(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """The piece in the memory of the model whose tensors these are: 1-D."""
+        """Return the piece as a 1-D view of a model's `tensors`."""
         return tensors[self.index].view(-1)[self.first : self.last]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The order and place of a model's tensors in `nbytes` bytes, the same for every equal model."""
+    """Order and place of a model's tensors in `nbytes` bytes; equal for equal models."""
 
     entries: tuple[Entry, ...]
     nbytes: int
 
     @classmethod
     def of(cls, model: nn.Module) -> Layout:
-        """The layout of `model`."""
+        """Return the layout of `model`.
+
+        Raises:
+            ValueError: a tensor is not contiguous.
+        """
         entries = []
         offset = 0
         for name, tensor in snapshot_tensors(model).items():
@@ -68,11 +72,11 @@ class Layout:
 
     @property
     def digest(self) -> str:
-        """Equal for two layouts if and only if names, shapes, dtypes and order are."""
+        """Digest that is equal for two layouts if and only if names, shapes, dtypes and order are equal."""
         return hashlib.blake2b("\n".join(map(str, self.entries)).encode(), digest_size=16).hexdigest()
 
     def difference(self, other: Layout) -> str:
-        """The first entry in which two layouts differ, in words; empty when they are equal."""
+        """Describe the first difference between two layouts; return an empty string if they are equal."""
         for mine, theirs in zip(self.entries, other.entries, strict=False):
             if str(mine) != str(theirs):
                 return f"{mine} against {theirs}"
@@ -81,7 +85,7 @@ class Layout:
         return ""
 
     def shard(self, rank: int, size: int) -> list[Piece]:
-        """What `rank` of `size` carries: an equal share of the bytes, in layout order."""
+        """Return shard `rank` of `size`: an equal share of the bytes, in layout order."""
         length = aligned(-(-self.nbytes // size))
         begin, end = rank * length, (rank + 1) * length
         pieces = []
@@ -94,10 +98,10 @@ class Layout:
         return pieces
 
     def tensors(self, model: nn.Module) -> list[torch.Tensor]:
-        """The model's own tensors, detached, in layout order.
+        """Return the tensors of `model`, detached, in layout order.
 
         Raises:
-            UserError: a tensor's name, shape or dtype is not the layout's.
+            UserError: a tensor's shape or dtype differs from the layout.
         """
         tensors = [tensor.detach() for tensor in snapshot_tensors(model).values()]
         expected = [(entry.shape, entry.dtype) for entry in self.entries]
@@ -110,7 +114,7 @@ class Layout:
 
 
 def snapshot_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name; tied parameters once.
+    """Return parameters and persistent buffers by name; tied parameters once.
 
     Raises:
         ValueError: a tensor is not contiguous, so that its memory cannot be viewed flat.
@@ -125,5 +129,5 @@ def snapshot_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def aligned(nbytes: int) -> int:
-    """The next multiple of `ALIGNMENT`."""
+    """Round up to a multiple of `ALIGNMENT`."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT

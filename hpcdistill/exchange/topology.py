@@ -1,4 +1,7 @@
-"""Whom a group learns from. Its traffic and its memory grow with their number, not with that of all groups."""
+"""Topology of the exchange: the peers that a group learns from.
+
+Traffic and memory grow with their number, not with the number of groups.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topology:
-    """The network of one group.
+    """Peers of one group.
 
     Args:
-        name: "all" others; "ring": the next one, so that knowledge goes round; "pairs": groups 0 and 1 learn from
-            each other, 2 and 3, and so on, which takes an even number of groups; "k-random": `degree` others, drawn
-            anew for each exchange interval.
-        group: which group asks.
-        groups: how many there are.
-        degree: how many peers "k-random" draws.
-        seed: of the draws.
+        name: "all": all other groups; "ring": the next group; "pairs": groups 0 and 1 learn from each other, 2 and 3,
+            and so on, for an even number of groups; "k-random": `degree` other groups, drawn anew for each exchange
+            interval.
+        group: the group whose peers these are.
+        groups: number of groups.
+        degree: number of peers that "k-random" draws.
+        seed: seed of the draws.
     """
 
     name: str
@@ -27,7 +30,7 @@ class Topology:
     seed: int = 0
 
     def peers(self, interval: int) -> list[int]:
-        """The groups whose snapshots to fetch during an exchange interval, by number; always equally many."""
+        """Return the numbers of the peers in an exchange interval; always the same number of them."""
         if self.name == "ring":
             return [(self.group + 1) % self.groups]
         if self.name == "pairs":

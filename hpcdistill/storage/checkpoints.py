@@ -118,8 +118,8 @@ class Checkpoints:
             )
         if unknown := self._owner.keys() - known.keys():
             logger.warning(
-                f"checkpoint {path} is of an older version and does not tell {', '.join(sorted(unknown))}; see that "
-                "this is as it was"
+                f"checkpoint {path} is of an older version and does not tell {', '.join(sorted(unknown))}; make "
+                "sure that it is unchanged"
             )
 
     def _is_usable(self, path: Path) -> bool:
@@ -137,7 +137,7 @@ class Checkpoints:
             link.unlink(missing_ok=True)
             link.hardlink_to(path)
             link.replace(self._best)
-        except OSError:  # as of filesystems without hard links
+        except OSError:  # as on filesystems without hard links
             self.save_best(state)
 
 

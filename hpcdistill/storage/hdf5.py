@@ -1,4 +1,4 @@
-"""HDF5 files that are either whole or not there."""
+"""Atomic writing of HDF5 files, and datasets with checksums."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from hpcdistill.storage.whole_file import whole_file
 Array = np.ndarray[Any, np.dtype[Any]]
 CHUNK_NBYTES = 1 << 20
 VERSION = "v110"
-"""Of the file format: the oldest one in which all that HDF5 writes beside data has a checksum."""
+"""Version of the file format: the oldest in which all structures that HDF5 writes beside data have checksums."""
 
 
 @contextmanager
 def atomic_file(path: Path, userblock_size: int = 0) -> Iterator[tuple[h5py.File, FileIO]]:
-    """Write a new HDF5 file that appears at `path`, complete and on disk, only when the block ends well.
+    """Open a new HDF5 file that appears at `path`, complete and on disk, when the block ends without an exception.
 
-    All of HDF5's own structures in it have checksums; HDF5 1.10 (2016) and later read them.
+    HDF5's own structures in it have checksums; HDF5 1.10 (2016) and later read them.
 
     Yields:
-        The HDF5 file, and the file under its temporary name. When the caller closes the former itself it may change
-        the bytes of the latter (the user block) before they are made durable.
+        The HDF5 file, and the underlying file under its temporary name. A caller that closes the HDF5 file itself may
+        then change bytes of the underlying file (its user block) before they are made durable.
 
     Raises:
-        OSError: as of any write; what was at `path` before is untouched.
+        OSError: the file cannot be written; the previous one at `path` is untouched.
     """
     with whole_file(path) as file, _Disk(file.fileno(), "r+", closefd=False) as disk:
         try:
@@ -42,7 +42,7 @@ def atomic_file(path: Path, userblock_size: int = 0) -> Iterator[tuple[h5py.File
 
 
 def growing(group: h5py.Group, name: str, dtype: Any, length: int, *shape: int) -> h5py.Dataset:
-    """Make an empty dataset [0, *shape] that can be resized, in chunks of `length` with a Fletcher-32 checksum each."""
+    """Create an empty, resizable dataset [0, *shape] in chunks of `length` rows with a Fletcher-32 checksum each."""
     return group.create_dataset(
         name,
         (0, *shape),
@@ -55,7 +55,7 @@ def growing(group: h5py.Group, name: str, dtype: Any, length: int, *shape: int) 
 
 
 def write_checked(group: h5py.Group, name: str, values: Array) -> None:
-    """Write an array in chunks of a megabyte with a Fletcher-32 checksum each; scalars and empty ones have none."""
+    """Write an array in chunks of 1 MiB with a Fletcher-32 checksum each; scalars and empty arrays have none."""
     if values.ndim == 0 or values.size == 0:
         group[name] = values
     else:
@@ -64,22 +64,22 @@ def write_checked(group: h5py.Group, name: str, values: Array) -> None:
 
 
 def text(value: str) -> Array:
-    """Make a value of fixed length, UTF-8, that HDF5 keeps beside its checksums; text of any length has none."""
+    """Return text as a fixed-length UTF-8 value, which HDF5 checksums; variable-length text has no checksum."""
     encoded = value.encode()
     return np.array(encoded, h5py.string_dtype("utf-8", len(encoded) or 1))
 
 
 class _Disk(FileIO):
-    """A file for HDF5 to write to, which keeps it from seeing that the disk takes no more.
+    """File for HDF5 to write to, which hides failed writes from it and keeps the first error.
 
-    HDF5 does not recover from a write that failed: it cannot close the file any more, raises whatever type of error it
-    finds, and crashes the process when that ends. So it is told that all is well, and the error is kept.
+    HDF5 does not recover from a failed write: it cannot close the file any more, raises errors of various types, and
+    crashes the process at exit.
     """
 
     error: OSError | None = None
 
     def write(self, data: Any, /) -> int:
-        """All of `data`, or keep the error."""
+        """Write all of `data`, or keep the error."""
         rest = memoryview(data)
         try:
             while rest and not self.error:
@@ -89,7 +89,7 @@ class _Disk(FileIO):
         return len(data)
 
     def truncate(self, size: int | None = None, /) -> int:
-        """To `size`, or keep the error."""
+        """Resize to `size`, or keep the error."""
         try:
             return super().truncate(size)
         except OSError as error:

@@ -1,6 +1,6 @@
-"""Checks that HDF5 does not make: that all of a file is there, and that all of it is in the file.
+"""Checks of HDF5 files that HDF5 does not make: all data is there, and all of it is in the file itself.
 
-Of a chunk that is missing HDF5 makes zeros, of a link another file. Needs h5py alone: see `look_apart`.
+HDF5 reads a missing chunk as zeros, and follows links to other files. Needs h5py alone: see `look_apart`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import numpy as np
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
-"""All that h5py raises over files that are damaged."""
+"""Exceptions that h5py raises for damaged files."""
 
-CHECKSUM_NBYTES = 4  # that Fletcher-32 adds to a chunk
+CHECKSUM_NBYTES = 4  # added to each chunk by Fletcher-32
 LOOK_SECONDS = 10.0
 
 
 def require_whole(file: h5py.File) -> None:
-    """See that each dataset has all its bytes, in this file, each chunk with its Fletcher-32 checksum.
+    """Check that each dataset has all its bytes in this file, and a Fletcher-32 checksum on each chunk.
 
     Takes 0.1 s for a million chunks.
 
     Raises:
-        ValueError: it has not; or there are links other than hard ones, or two to one object.
-        OSError: or another of `ERRORS`, as h5py found damage.
+        ValueError: a dataset is not complete, or there are links other than hard ones, or two to one object.
+        OSError: h5py found damage; it may raise any of `ERRORS`.
     """
     for item in _objects(file):
         if isinstance(item, h5py.Dataset):
@@ -40,10 +40,10 @@ def require_whole(file: h5py.File) -> None:
 
 
 def digest(file: h5py.File) -> str:
-    """Return a digest of all in a file that has no checksum of its own, and of what its datasets are.
+    """Return a digest of everything in a file that has no checksum of its own.
 
-    That is all names, attributes, shapes, types and chunk sizes, and the content of datasets without chunks. The root's
-    attribute `digest` is left out.
+    These are names, attributes, shapes, dtypes and chunk sizes, and the content of datasets without chunks. The
+    attribute `digest` of the root is left out.
     """
     found = hashlib.blake2b(digest_size=16)
     for item in _objects(file):
@@ -59,11 +59,11 @@ def digest(file: h5py.File) -> str:
 
 
 def look_apart(path: Path) -> str:
-    """Return what is wrong with a file whose structure has no checksums, in words; nothing where nothing is found.
+    """Check, in a separate process, a file whose structure has no checksums; return the problem, or an empty string.
 
-    Over a damaged one HDF5 may crash, or never come back. So a process of its own looks first, for a bounded time.
+    On a damaged file HDF5 may crash or never return, so the process has a time limit.
     """
-    limit = LOOK_SECONDS + path.stat().st_size / 1e9  # even rows, of small chunks, take less
+    limit = LOOK_SECONDS + path.stat().st_size / 1e9  # even rows, in small chunks, take less
     try:
         command, unlocked = [sys.executable, __file__, str(path)], {**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE"}
         look = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=unlocked)
@@ -75,7 +75,7 @@ def look_apart(path: Path) -> str:
 
 
 def _objects(file: h5py.File) -> Iterator[h5py.Group | h5py.Dataset]:
-    """Yield all groups and datasets, by name."""
+    """Yield all groups and datasets, in the order of their names."""
     waiting = [file["/"]]
     seen = set(waiting)
     while waiting:
@@ -94,7 +94,7 @@ def _require_whole(data: h5py.Dataset) -> None:
     if data.is_virtual or data.external:
         raise ValueError(f"the content of {data.name} is in other files")
     if data.dtype.kind == "O" and data.shape == ():
-        return  # one string, which lies elsewhere in the file
+        return  # one string, stored elsewhere in the file
     if data.chunks is None:
         nbytes = data.size * data.dtype.itemsize
     else:
@@ -110,7 +110,7 @@ def _require_whole(data: h5py.Dataset) -> None:
 
 
 def _require_each_chunk(data: h5py.Dataset) -> None:
-    """See that the index of chunks, which has no checksum in old files, names each once, with a place of its own."""
+    """Check that the index of chunks, which has no checksum in old files, has each chunk once, at its own place."""
     chunks: list[h5py.h5d.StoreInfo] = []
     data.id.chunk_iter(chunks.append)
     count, nbytes = _chunk_count(data), _chunk_nbytes(data)
@@ -131,7 +131,7 @@ def _chunk_nbytes(data: h5py.Dataset) -> int:
 def _look(path: str) -> None:
     with h5py.File(path, "r", locking=False) as file:
         require_whole(file)
-        digest(file)  # so all attributes have been read
+        digest(file)  # reads all attributes
         for item in _objects(file):
             if isinstance(item, h5py.Dataset) and item.chunks:
                 _require_each_chunk(item)

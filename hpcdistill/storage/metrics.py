@@ -1,4 +1,4 @@
-"""What a run has done, as JSON lines that anyone can read while it goes on."""
+"""Metrics of a run: JSON lines that can be read while the run goes on."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ Record = dict[str, Any]
 
 
 class Metrics:
-    """One group's metrics file: a header line, then one line for each record.
+    """Metrics file of one group, open for writing: a header line, then one line for each record.
 
-    Opened again at a restart, it forgets the steps that the restart will repeat and goes on. A disk that takes no more
-    costs records and a warning, not the run.
+    At a restart, the records of steps that will be repeated are removed, and new ones appended. When the disk is full,
+    records are lost, with a warning; the run goes on.
 
     Args:
         path: the file; its folder is made.
-        header: facts of the run, the first line; `starts`, a fact of each time that the run was started, is added.
-        step: of the restart, 0 for a new run.
+        header: facts of the run, for the first line; `starts`, with an entry for each start of the run, is added.
+        step: step of the restart, 0 for a new run.
 
     Raises:
-        UserError: the file cannot be made; what was there before is untouched.
+        UserError: the file cannot be written; the previous one is untouched.
     """
 
     def __init__(self, path: Path, header: Record, step: int) -> None:
@@ -56,7 +56,7 @@ class Metrics:
         self._complete = True
 
     def record(self, step: int, values: Record) -> None:
-        """Append one line; `seconds` of training so far, earlier starts included, is added."""
+        """Append a record of `step`; `seconds` of training so far, including earlier starts, is added."""
         seconds = self._elapsed + time.perf_counter() - self._started
         line = _line({"step": step, "seconds": round(seconds, 3), **values})
         size = self._file.tell()
@@ -66,8 +66,8 @@ class Metrics:
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            with contextlib.suppress(OSError):  # of a disk that takes nothing at all any more
-                self._file.truncate(size)  # no half line that the next one would be glued to
+            with contextlib.suppress(OSError):  # as when the disk accepts nothing at all
+                self._file.truncate(size)  # no partial line that the next one would continue
                 self._file.seek(size)
             if self._complete:
                 logger.warning(f"records are missing from {self._file.name}, from step {step} on: {error}")
@@ -79,7 +79,7 @@ class Metrics:
 
 
 def _start(step: int) -> Record:
-    """Where and when the run goes on."""
+    """Return the facts of this start of the run."""
     facts = {"step": step, "time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
     slurm = {"slurm_job": "SLURM_JOB_ID", "slurm_restart_count": "SLURM_RESTART_COUNT"}
     return facts | {key: int(os.environ[name]) for key, name in slurm.items() if name in os.environ}
@@ -90,20 +90,20 @@ def _line(record: Record) -> bytes:
 
 
 def read_metrics(path: Path) -> tuple[Record, list[Record]]:
-    """Header and records of a metrics file, both empty where there is none.
+    """Read the header and the records of a metrics file, both empty if there is no file.
 
-    Damaged lines, as a node leaves them that loses power, are left out with a warning; so is, without a word, an end
-    that is being written.
+    Damaged lines, as after a power failure, are left out with a warning; an incomplete last line, which may be being
+    written, is left out silently.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
         lines = path.read_bytes().rpartition(b"\n")[0].splitlines() if path.is_file() else []
-    except FileNotFoundError:  # it has gone meanwhile
+    except FileNotFoundError:  # it was removed meanwhile
         lines = []
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; mend its permissions, or move it away") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}; correct its permissions, or move it away") from None
     header: Record = {}
     records, damaged = [], []
     for number, line in enumerate(lines, start=1):
@@ -139,7 +139,7 @@ def _is_time(value: Any) -> bool:
 
 
 def _is_step(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 10**10  # as many digits as a checkpoint's name has
+    return type(value) is int and 0 <= value < 10**10  # the digits in a checkpoint's name
 
 
 def _is_by_name(value: Any, kind: Callable[[Any], bool], names: str = ".*") -> bool:
@@ -157,7 +157,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "staleness": lambda value: _is_by_name(value, _is_number, r"\d{1,9}"),
     "quarantine": lambda value: _is_by_name(value, lambda reason: isinstance(reason, str), r"\d{1,9}"),
 }
-"""Validity of what readers rely on in a record; the first two fields are in each."""
+"""Checks of the fields that readers rely on; every record has the first two."""
 
 
 def _is_record(value: Any) -> bool:
@@ -175,7 +175,7 @@ def _is_header(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class GroupMetrics:
-    """What one group has told so far."""
+    """Metrics of one group so far."""
 
     path: Path
     group: int
@@ -183,10 +183,10 @@ class GroupMetrics:
     records: list[Record]
 
     def number(self, key: str) -> int:
-        """A positive number that the header holds, such as "config.train.steps".
+        """Return a positive number of the header, such as "config.train.steps".
 
         Raises:
-            UserError: it does not.
+            UserError: the header has no such number.
         """
         value: Any = self.header
         for name in key.split("."):
@@ -199,7 +199,7 @@ class GroupMetrics:
         return int(value)
 
     def column(self, key: str) -> tuple[list[int], list[Any]]:
-        """Steps and values of the records that have `key`."""
+        """Return the steps and values of the records that have `key`."""
         chosen = [record for record in self.records if key in record]
         return [record["step"] for record in chosen], [record[key] for record in chosen]
 
@@ -210,18 +210,18 @@ class GroupMetrics:
 
     @property
     def restarts(self) -> int:
-        """How often the run has been started again."""
+        """Number of restarts of the run."""
         return len(self.header.get("starts", [])[1:])
 
 
 def read_run(run_dir: Path) -> list[GroupMetrics]:
-    """The metrics of each group of a run that has begun, by number.
+    """Read the metrics of each group of a run that has begun, in the order of their numbers.
 
     Raises:
-        UserError: there is none.
+        UserError: no group has begun.
     """
     files = [(path, group, *read_metrics(path)) for group, path in RunDir(run_dir).find_metrics().items()]
-    told = [GroupMetrics(path, group, header, records) for path, group, header, records in files if header or records]
-    if not told:
+    read = [GroupMetrics(path, group, header, records) for path, group, header, records in files if header or records]
+    if not read:
         raise UserError(f"{run_dir} holds no metrics of a run; name the run_dir of a training")
-    return told
+    return read

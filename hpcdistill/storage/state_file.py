@@ -1,10 +1,10 @@
-r"""Nested dictionaries of tensors in HDF5 files: atomic, checksummed, and exact.
+r"""HDF5 files of nested dictionaries of tensors, written atomically, with a checksum, bit for bit.
 
-    user block (512 bytes)   "hpcdistill <kind> 2 <bytes of the file> blake2b <hex digest of all that follows>\n"
-    /<key>/…                 the state's nested dictionaries; leaves as bytes, with dtype and shape as attributes
+    user block (512 bytes)   "hpcdistill <kind> 2 <bytes of the file> blake2b <hex digest of the rest of the file>\n"
+    /<key>/…                 the nested dictionaries; leaves are bytes, with dtype and shape as attributes
 
-HDF5 tools skip the user block, so the files open in h5dump and h5py like any other. Files of version 1, which do not
-say their size, are read as well.
+HDF5 tools skip the user block, so that h5dump and h5py open these files like any other. Files of version 1, which lack
+their size, are read as well.
 """
 
 from __future__ import annotations
@@ -29,19 +29,24 @@ from hpcdistill.storage.hdf5 import atomic_file
 from hpcdistill.storage.hdf5_check import ERRORS, require_whole
 
 State = dict[str, Any]
-"""Nested dictionaries with string keys; leaves are tensors or what JSON can express."""
+"""Nested dictionaries with string keys; leaves are tensors or JSON values."""
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 USER_BLOCK_NBYTES = 512
 VERSION = 2
-PART_NBYTES = 4 << 20  # written at a time: HDF5 has one lock, and another thread may want to read its data
+PART_NBYTES = 4 << 20  # written at a time: HDF5 has one lock, and another thread may be waiting to read data
 
 
 def save_state(path: Path, kind: str, state: State) -> None:
-    """Write a file of this kind, which appears whole and on disk or not at all.
+    """Write a file; it appears at `path` complete and on disk, or not at all.
+
+    Args:
+        path: the file; its folder is made.
+        kind: word that says what the file is, such as "checkpoint".
+        state: content of the file.
 
     Raises:
-        OSError: what was at `path` before is untouched.
+        OSError: the file cannot be written; the previous one at `path` is untouched.
     """
     with atomic_file(path, USER_BLOCK_NBYTES) as (file, raw):
         _write(file, state)
@@ -52,20 +57,21 @@ def save_state(path: Path, kind: str, state: State) -> None:
 
 
 def load_state(path: Path, kind: str, most: int | None = None) -> State:
-    """Read all that is in the file of this kind at `path`, tensors on the CPU.
+    """Read a file; tensors are on the CPU.
 
-    Neither more is read than its first bytes ask for, nor is more memory taken than it has bytes.
+    A damaged or foreign file can make it neither read nor allocate more bytes than the file has.
 
     Args:
         path: the file.
-        kind: as it was saved.
-        most: bytes that it may have.
+        kind: the word with which it was saved.
+        most: largest size of the file in bytes; None for any.
 
     Raises:
-        UserError: of another kind or newer, too large, truncated, damaged, or not as `save_state` makes them.
+        UserError: the file is of another kind or a newer format, too large, truncated, damaged, or not written by
+            `save_state`.
     """
     try:
-        # Not waiting for whoever would write to a pipe of that name.
+        # Non-blocking: if it is a named pipe, this must not wait for a writer.
         with FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as raw:
             _require_intact(raw, path, kind, most)
             return _content(raw, path, kind)
@@ -99,7 +105,7 @@ def _require_intact(raw: FileIO, path: Path, kind: str, most: int | None) -> Non
 
 
 def _content(raw: FileIO, path: Path, kind: str) -> State:
-    """Read a file whose checksum is right, which anyone can compute: it need not be one of ours."""
+    """Read a file whose checksum is right. Anyone can compute the checksum, so the content is checked as well."""
     try:
         with h5py.File(raw, "r") as file:
             require_whole(file)
@@ -110,7 +116,7 @@ def _content(raw: FileIO, path: Path, kind: str) -> State:
 
 
 def on_host(state: State) -> State:
-    """A copy in the host's memory, which stays as it is whatever becomes of the tensors in `state`."""
+    """Return a copy of `state` in host memory that shares no memory with its tensors."""
     return {key: _on_host(value) for key, value in state.items()}
 
 
@@ -121,7 +127,7 @@ def _on_host(value: Any) -> Any:
 
 
 def difference(name: str, theirs: Any, mine: Any) -> str:
-    """In words, where a value in a file differs from one's own."""
+    """Describe where a value in a file (there) differs from this run's (here); of lists, the first difference."""
     if isinstance(theirs, list) and isinstance(mine, list):
         for before, now in zip(theirs, mine, strict=False):
             if before != now:
@@ -155,7 +161,7 @@ def _write(group: h5py.Group, state: State) -> None:
         if isinstance(value, dict):
             _write(group.create_group(key), value)
         elif isinstance(value, torch.Tensor):
-            # As bytes: HDF5 has no bfloat16, and bytes come back exactly.
+            # As bytes: HDF5 has no bfloat16, and bytes are exact.
             flat = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()
             leaf = group.create_dataset(key, flat.shape, flat.dtype)
             for begin in range(0, len(flat), PART_NBYTES):

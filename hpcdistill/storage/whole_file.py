@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and that no link leads astray."""
+"""Atomic writing of files, safe against symbolic links."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[FileIO]:
-    """Make a file that appears at `path`, complete and on disk, only when the block ends well.
+    """Open a file that appears at `path`, complete and on disk, when the block ends without an exception.
 
-    It grows beside `path` under a hidden name that cannot be guessed, `.NAME.<16 hex digits>`, so that neither a link
-    that somebody put there nor another writer is met. A link at `path` itself is replaced; its target stays as it is.
+    Until then it has a hidden, random name beside `path`, `.NAME.<16 hex digits>`, which collides neither with another
+    writer's nor with a symbolic link put there by someone else. A link at `path` is replaced; its target is untouched.
 
     Yields:
         The empty file, unbuffered, open for reading and writing.
 
     Raises:
-        OSError: as of any write, or there is something else than a file at `path`. It is untouched.
+        OSError: the file cannot be written, or `path` exists and is not a regular file. What is there is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
@@ -31,7 +31,7 @@ def whole_file(path: Path) -> Iterator[FileIO]:
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "it exists and is no regular file", str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with FileIO(temporary, "x+") as file:  # exclusively: not through a link either
+    with FileIO(temporary, "x+") as file:  # "x" does not follow a link either
         try:
             yield file
             os.fsync(file.fileno())
@@ -42,10 +42,14 @@ def whole_file(path: Path) -> Iterator[FileIO]:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file at once; see `whole_file`. Text becomes UTF-8; of a file name that is none, the bytes are escaped.
+    """Write a file atomically; see `whole_file`.
+
+    Args:
+        path: the file; its folder is made.
+        content: bytes, or text to encode as UTF-8; surrogates, as in file names that are not UTF-8, are escaped.
 
     Raises:
-        OSError: what was at `path` before is untouched.
+        OSError: the file cannot be written; the previous one at `path` is untouched.
     """
     rest = memoryview(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
     with whole_file(path) as file:
@@ -54,10 +58,10 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def open_to_append(path: Path) -> FileIO:
-    """Open a file for appending, unbuffered; it is made where it is missing.
+    """Open a file for appending, unbuffered; make it if it is missing.
 
     Raises:
-        OSError: also where it is a link.
+        OSError: the file cannot be opened, or is a symbolic link.
     """
     return FileIO(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 

@@ -142,7 +142,7 @@ def test_a_checksum_is_not_validity(content: State, message: str, tmp_path: Path
 def test_what_an_older_version_did_not_tell_is_taken_to_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoints(tmp_path, seed=0).save(7, STATE, is_best=False)
     assert checkpoints(tmp_path, seed=0, identity="ab", batch=8).newest(strict=True) == STATE
-    assert "of an older version and does not tell batch, identity; see that" in capsys.readouterr().err
+    assert "of an older version and does not tell batch, identity; make sure that" in capsys.readouterr().err
     with pytest.raises(UserError, match="is of another run: seed = 0 there, 1 here; give"):
         checkpoints(tmp_path, seed=1, identity="ab", batch=8).newest(strict=False)
 
