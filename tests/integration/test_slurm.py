@@ -108,7 +108,8 @@ def test_one_world_over_two_nodes(cluster: Cluster) -> None:
     assert {node for _, _, node in lines} == {"node1", "node2"}
 
 
-@pytest.mark.parametrize(("nodes", "ranks"), [(1, 2), (2, 2), (4, 4)])
+# Two nodes, with two and four ranks, are those of `test_time_is_up_and_the_run_goes_on`.
+@pytest.mark.parametrize(("nodes", "ranks"), [(1, 2), (4, 4)])
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
 def test_the_main_job(
     launcher: str, nodes: int, ranks: int, cluster: Cluster, tokens: Path, mpirun_site: Path, tmp_path: Path
