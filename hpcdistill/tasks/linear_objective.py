@@ -24,14 +24,6 @@ class Hidden(NamedTuple):
     bias: Tensor | None
     """[V]"""
 
-    def to(self, dtype: torch.dtype) -> Hidden:
-        """Return `self` unchanged: the loss takes teachers of any dtype."""
-        return self
-
-    def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Mark the states as used by `stream`; see `torch.Tensor.record_stream`."""
-        self.states.record_stream(stream)
-
 
 class FusedSoftmax(TrainingObjective[Hidden]):
     """Training objective like `Softmax`, for models with a method `hidden` and an `nn.Linear` named `head`.

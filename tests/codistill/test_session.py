@@ -161,6 +161,22 @@ def test_a_step_that_is_left_out_leaves_no_publish_out(world: MPI.Intracomm, tmp
         assert bool(student.traffic.published) == (world.rank == 0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU: needs a side stream")
+def test_on_a_gpu_a_reader_waits_for_the_side_stream(world: MPI.Intracomm, tmp_path: Path) -> None:
+    models = (linear().cuda(), linear().cuda())
+
+    def outputs(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        if torch.cuda.current_stream() != torch.cuda.default_stream():
+            torch.cuda._sleep(10**8)  # clock cycles: a tenth of a second or so
+        return model(inputs)
+
+    with joined(world, tmp_path, models, outputs=outputs) as pair:
+        hear(pair)
+        inputs = INPUTS.cuda()
+        (teacher,) = pair[0].predict(inputs)
+        assert torch.equal(teacher, models[1](inputs))
+
+
 def test_the_weight_rises_after_the_burn_in() -> None:
     session = Codistillation(nn.Linear(4, 3), Groups.single(), weight=2.0, burn_in=3, ramp=3)
     weights = []

@@ -1,20 +1,29 @@
 """A training loop of one's own becomes one of codistillation by a few lines, on ranks and without."""
 
 import difflib
+import math
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 
+from hpcdistill import Codistillation, Groups, codistillation_loss, linear_codistillation_loss
 from repository import ROOT
 
 pytestmark = pytest.mark.launch
 
 Run = Callable[..., CompletedProcess[str]]
 
+PAGE = (ROOT / "docs/own_loop.md").read_text()
 PLAIN, OWN = "examples/plain_loop.py", "examples/own_loop.py"
 
 
@@ -24,12 +33,76 @@ def code(path: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def stripped(diff: str) -> list[str]:
+    """Return the changed lines of a diff in order, without indentation and empty lines."""
+    lines = [(line[0], line[1:].strip()) for line in diff.splitlines() if line[:1] in ("+", "-")]
+    return sorted(f"{sign} {text}" for sign, text in lines if text)
+
+
 def test_six_lines_and_an_import_are_enough() -> None:
     changes = [line for line in difflib.ndiff(code(PLAIN), code(OWN)) if line[0] in "+-"]
+    (shown,) = re.findall(r"^```diff\n(.*?)^```$", PAGE, re.M | re.S)
+    assert stripped(shown) == sorted(changes)
     added = [line for line in changes if line.startswith("+ ")]
     assert sum("import" in line for line in added) == 1
     assert len(added) - 1 <= 6
     assert len(changes) - len(added) <= len(added)
+
+
+class Model(nn.Module):
+    """A trunk and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Linear(4, 8), nn.Linear(8, 3, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.trunk(inputs))
+
+
+def names() -> dict[str, Any]:
+    """Return what the page's Python takes for granted, for one process that fixed teachers teach."""
+    model, groups = Model(), Groups.single()
+    inputs, target = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+
+    def gpt(**batch: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=model(batch["input_ids"] * batch["attention_mask"]))
+
+    return {
+        "math": math,
+        "torch": torch,
+        "Codistillation": Codistillation,
+        "codistillation_loss": codistillation_loss,
+        "linear_codistillation_loss": linear_codistillation_loss,
+        "cross_entropy": cross_entropy,
+        "groups": groups,
+        "model": model,
+        "trained": Model(),
+        "gpt": gpt,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "peers": Codistillation(model, groups),
+        "loader": [(inputs, target)] * 8,
+        "inputs": inputs,
+        "tokens": inputs,
+        "mask": torch.ones(()),
+        "target": target,
+    }
+
+
+@pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S))
+def test_the_page_s_python_works(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = names()
+    before = space["model"].head.weight.detach().clone()
+    exec(block, space)
+    if "optimizer.step()" in block:
+        assert not torch.equal(space["model"].head.weight, before)
+    elif "loss = " in block:
+        space["loss"].backward()
+        assert space["model"].head.weight.grad.norm() > 0
+    if "trained" in block:
+        (teacher,) = space["teachers"]
+        assert torch.equal(teacher, space["trained"](space["inputs"]))
 
 
 def losses(output: str) -> list[float]:
@@ -37,8 +110,10 @@ def losses(output: str) -> list[float]:
 
 
 def test_the_example_learns(mpirun: Run) -> None:
-    result = mpirun(4, OWN)
+    result = mpirun(4, OWN, env={"HPCDISTILL_DEBUG": "1"})
     assert result.returncode == 0, result.stderr
+    for group in (0, 1):
+        assert re.search(rf"group {group}: adopted step \d+ of group {1 - group} after \d+ steps", result.stderr)
     assert len(losses(result.stdout)) == 16
     assert losses(result.stdout)[-1] < losses(result.stdout)[0] < 2.3  # ln 10 is that of a constant prediction
 
