@@ -1,4 +1,4 @@
-"""Real disks that are full, read-only or damaged, and writers that are killed, cost what they must and no more."""
+"""Disks that are full, read-only or damaged, and writers that are killed, cost no more than what they affect."""
 
 import json
 import mmap
@@ -50,21 +50,21 @@ SYSTEM = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
 
 @dataclass(frozen=True)
 class Disk:
-    """A filesystem that only the processes of one mount namespace see."""
+    """Filesystem that only the processes of one mount namespace see."""
 
     inside: Path
-    """Where they see it."""
+    """Path at which they see it."""
     pid: int
-    """One of them, which keeps the namespace."""
+    """Process that keeps the namespace."""
 
     @property
     def path(self) -> Path:
-        """Where this process sees it."""
+        """Path at which this process sees it."""
         return Path(f"/proc/{self.pid}/root{self.inside}")
 
     @property
     def enter(self) -> list[str]:
-        """What runs a command in the namespace."""
+        """Command that runs another command in the namespace."""
         user = [] if IS_ROOT else ["--user", "--preserve-credentials"]
         return ["nsenter", f"--target={self.pid}", *user, "--mount", f"--wd={Path.cwd()}"]
 
@@ -72,13 +72,13 @@ class Disk:
         subprocess.run([*self.enter, "mount", *arguments], check=True)
 
     def fill(self, leave: int) -> None:
-        """Leave so many bytes."""
+        """Fill the disk, except for `leave` bytes."""
         self.empty()
         free = os.statvfs(self.path)
         (self.path / "ballast").write_bytes(bytes(free.f_bavail * free.f_frsize - leave))
 
     def empty(self) -> None:
-        """Take away what `fill` has put there."""
+        """Remove what `fill` has written."""
         (self.path / "ballast").unlink(missing_ok=True)
 
     def litter(self) -> list[Path]:
@@ -87,7 +87,7 @@ class Disk:
 
 @contextmanager
 def mounted(inside: Path, *arguments: str | Path) -> Iterator[Disk]:
-    """A disk until the block ends, or this process."""
+    """Mount a disk for the time of the block; it ends with this process, too."""
     inside.mkdir()
     namespace = ["unshare", "--mount", *([] if IS_ROOT else ["--user", "--map-root-user"])]
     command = [*namespace, "sh", "-c", 'mount "$@" && echo mounted && read -r _', "sh", *arguments, inside]
@@ -118,8 +118,8 @@ def ext4(tmp_path: Path) -> Iterator[Disk]:
         yield disk
 
 
-def newest_step(checkpoints: Checkpoints, strict: bool = True) -> int:
-    state = checkpoints.newest(strict)
+def newest_step(run: RunDir, group: int = 0, strict: bool = True) -> int:
+    state = Checkpoints(run, group, keep=2, owner={}).newest(strict)
     assert state
     return int(state["step"])
 
@@ -130,9 +130,8 @@ def newest_step(checkpoints: Checkpoints, strict: bool = True) -> int:
 def test_a_disk_that_fills_up_costs_checkpoints_and_records_but_not_the_run(train: Run, tmpfs: Disk) -> None:
     options = (*ALONE, f"--run_dir={tmpfs.inside}/run", "--checkpoint.interval=5")
     run = partial(train, 1, *options, within=tmpfs.enter)
-    checkpoints = Checkpoints(RunDir(tmpfs.path / "run"), group=0, keep=2, owner={})
     assert run("--train.steps=10").returncode == 0
-    tmpfs.fill(leave=2 * PAGE)  # which a checkpoint outgrows at once, and the metrics in the course of the run
+    tmpfs.fill(leave=2 * PAGE)  # too little for a checkpoint, and later for the metrics
     full = run("--train.steps=200", "--train.validate_every=100", "--resume")
     assert full.returncode == 0, full.stderr
     for step in range(15, 201, 5):
@@ -142,32 +141,32 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_records_but_not_the_run(trai
     assert "warning: no report: [Errno 28]" in full.stderr
     assert "Traceback" not in full.stderr
     assert tmpfs.litter() == []
-    assert newest_step(checkpoints) == 10
+    assert newest_step(RunDir(tmpfs.path / "run")) == 10
     *lines, end = RunDir(tmpfs.path / "run").metrics(0).read_text().split("\n")
     assert end == ""
     assert all(json.loads(line) for line in lines)
     tmpfs.empty()
     assert run("--train.steps=20", "--resume=strict").returncode == 0
-    assert newest_step(checkpoints) == 20
+    assert newest_step(RunDir(tmpfs.path / "run")) == 20
     header, records = read_metrics(RunDir(tmpfs.path / "run").metrics(0))
     assert [start["step"] for start in header["starts"]] == [0, 10, 10]
     assert [record["step"] for record in records if "loss" in record] == [5, 10, 15, 20]
 
 
 def test_a_checkpoint_fails_cleanly_wherever_the_disk_becomes_full(tmpfs: Disk) -> None:
-    """HDF5 would do all but that, so at each page: see `hdf5._Disk`."""
+    """Check every page, because HDF5 itself does not survive this: see `hdf5._Disk`."""
     checkpoints = Checkpoints(RunDir(tmpfs.path), group=0, keep=2, owner={})
     state = {"step": 1} | {str(layer): {"weight": torch.randn(2000), "betas": [0.9, 0.999]} for layer in range(20)}
     checkpoints.save(1, state, is_best=True)
     files_before = list(tmpfs.path.rglob("*"))
-    needed = checkpoints.paths()[0].stat().st_size // PAGE
+    needed = RunDir(tmpfs.path).checkpoint(0, 1).stat().st_size // PAGE
     for pages in range(needed):
         tmpfs.fill(leave=pages * PAGE)
         with pytest.raises(OSError, match="No space left on device"):
             checkpoints.save(2, state, is_best=True)
         tmpfs.empty()
         assert list(tmpfs.path.rglob("*")) == files_before
-    assert newest_step(checkpoints) == 1
+    assert newest_step(RunDir(tmpfs.path)) == 1
     tmpfs.fill(leave=(needed + 1) * PAGE)
     checkpoints.save(2, state, is_best=True)
 
@@ -216,7 +215,7 @@ def be_full(disk: Disk) -> None:
 
 
 def be_read_only(disk: Disk) -> None:
-    """By a second mount over the first one, which can not be changed while files are open, nor without root."""
+    """Mount read-only over the first mount, which cannot be changed while files are open, nor without root."""
     spare = disk.inside.with_name("spare")
     spare.mkdir()
     disk.mount("--bind", disk.inside, spare)
@@ -242,7 +241,7 @@ def test_a_disk_that_takes_nothing_is_refused_at_the_start(
 
 
 def break_down(disk: Disk) -> None:
-    """What ext4 does to itself after a hardware error: even files that are open take nothing more."""
+    """Abort the filesystem as ext4 does after a hardware error: open files cannot be written either."""
     disk.mount("-o", "remount,abort", disk.inside)
 
 
@@ -259,11 +258,11 @@ def test_a_disk_that_becomes_read_only_does_not_end_the_run(
     if kind == "ext4" and not IS_ROOT:
         pytest.skip("not root: a disk that breaks is NOT TESTED here")
     disk = request.getfixturevalue(kind)
-    checkpoints = [Checkpoints(RunDir(disk.path / "run"), group, keep=2, owner={}) for group in (0, 1)]
+    run = RunDir(disk.path / "run")
     with ThreadPoolExecutor() as pool:
         options = (f"--run_dir={disk.inside}/run", "--train.steps=300", "--train.validate_every=300")
         job = pool.submit(train, 2, *options, within=disk.enter)
-        wait_until(lambda: job.done() or all(group.paths() for group in checkpoints))
+        wait_until(lambda: job.done() or run.find_groups() == [0, 1])
         go_bad(disk)
         result = job.result()
     assert result.returncode == 0, result.stderr
@@ -271,16 +270,16 @@ def test_a_disk_that_becomes_read_only_does_not_end_the_run(
     for what in lost:
         assert f"warning: {what}" in result.stderr
     assert "[Errno 30] Read-only file system" in result.stderr
-    for group in checkpoints:
-        assert newest_step(group) < 300
+    for group in (0, 1):
+        assert newest_step(run, group) < 300
 
 
 # Damaged
 
 
 @pytest.fixture
-def restart_files(data: Path, tmp_path: Path) -> Checkpoints:
-    """Two real checkpoints of steps 1 and 2."""
+def restart_files(data: Path, tmp_path: Path) -> RunDir:
+    """Make a run folder with real checkpoints of steps 1 and 2."""
     config = config_class()(
         run_dir=tmp_path, groups=1, data={"path": data}, codistill={"weight": 0}, model={"hidden": 8}
     )
@@ -293,11 +292,11 @@ def restart_files(data: Path, tmp_path: Path) -> Checkpoints:
             model(*next(batches).inputs).sum().backward()
             optimizer.step()
             restart.save(step, last=True)
-    return Checkpoints(RunDir(tmp_path), group=0, keep=2, owner={})
+    return RunDir(tmp_path)
 
 
 def places(path: Path) -> dict[str, int]:
-    """A byte of each part of a state file: of every dataset, of the user block, and of HDF5's own."""
+    """Return the offset of a byte in each part of a state file: datasets, user block, HDF5's structures."""
     content, found = path.read_bytes(), {}
 
     def note(name: str, item: h5py.HLObject) -> None:
@@ -317,8 +316,8 @@ def flipped(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :]
 
 
-def test_a_flipped_bit_anywhere_in_a_checkpoint_is_found(restart_files: Checkpoints) -> None:
-    path = restart_files.paths()[0]
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_found(restart_files: RunDir) -> None:
+    path = restart_files.checkpoint(0, 2)
     content, parts = path.read_bytes(), places(path)
     assert {name.split("/")[1] for name in parts if "/" in name} >= {"model", "optimizer", "rng", "step"}
     for place in parts.values():
@@ -326,8 +325,8 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_found(restart_files: Checkpoi
         assert_refused(restart_files, path)
 
 
-def test_a_truncated_checkpoint_is_refused_at_every_length(restart_files: Checkpoints) -> None:
-    path = restart_files.paths()[0]
+def test_a_truncated_checkpoint_is_refused_at_every_length(restart_files: RunDir) -> None:
+    path = restart_files.checkpoint(0, 2)
     content = path.read_bytes()
     for length in sorted({0, 1, 100, 512, 513, 520, 608, len(content) // 2, *places(path).values()}):
         path.write_bytes(content[:length])
@@ -336,10 +335,10 @@ def test_a_truncated_checkpoint_is_refused_at_every_length(restart_files: Checkp
     assert newest_step(restart_files) == 2
 
 
-def assert_refused(checkpoints: Checkpoints, path: Path) -> None:
+def assert_refused(run: RunDir, path: Path) -> None:
     with pytest.raises(UserError, match=r"is damaged|is not a checkpoint"):
         load_state(path, KIND)
-    assert newest_step(checkpoints, strict=False) == 1
+    assert newest_step(run, strict=False) == 1
 
 
 def test_a_flipped_bit_anywhere_in_a_snapshot_is_found(tmp_path: Path) -> None:
@@ -385,10 +384,10 @@ def test_a_checkpoint_writer_killed_at_any_moment_costs_one_checkpoint_at_most(t
         assert (assert_whole(newest) if newest else 0) >= complete[0]
         interrupted += any(folder.glob(".*"))
         checkpoints.remove_temporary_files()
-        steps = {path.name: assert_whole(load_state(path, KIND)["state"]) for path in folder.iterdir()}
+        steps = {path.name: assert_whole(load_state(path, KIND)["state"]) for path in folder.glob("*")}
         best = steps.pop("g0-best.h5", 0)
         assert best >= complete[1]
         assert best % 3 == 0
-        assert len(steps) <= 3  # the two that stay, and one that had yet to go
+        assert len(steps) <= 3  # two are kept; one may not have been removed yet
     assert interrupted
     assert complete[1] > 0
