@@ -36,7 +36,7 @@ class Payload(ABC):
 
     @abstractmethod
     def nbytes(self, rank: int, size: int) -> int:
-        """Return the length of shard `rank` when the state is cut into `size` shards; the same for every step."""
+        """Return the length of shard `rank` of `size` in bytes: a multiple of 64, and the same for every step."""
 
     @abstractmethod
     def encode(self, rank: int, size: int, wire: torch.Tensor) -> None:
@@ -131,24 +131,3 @@ class Exchange(ABC):
     def _require_open(self) -> None:
         if self._closing.is_set():
             raise RuntimeError("the exchange has been freed already; open a new one")
-
-
-class NoExchange(Exchange):
-    """Exchange of a group without peers."""
-
-    def set_peers(self, peers: list[int]) -> None:
-        """No-op: there are no peers."""
-
-    def publish(self, step: int) -> bool:
-        """Return False: there are no peers."""
-        return False
-
-    def collect(self) -> Iterator[Snapshot]:
-        """Yield nothing: there are no peers."""
-        return iter(())
-
-    def free(self) -> None:
-        """No-op: there is nothing to free."""
-
-    def abandon(self) -> None:
-        """No-op: there is nothing to stop."""
