@@ -16,7 +16,7 @@ def check_arguments(groups: Groups, with_peers: bool, **arguments: Any) -> None:
 
     Args:
         groups: the groups.
-        with_peers: whether groups are to teach each other.
+        with_peers: True if this group teaches others and learns from them.
         arguments: the other arguments by name.
 
     Raises:
@@ -35,9 +35,10 @@ def check_arguments(groups: Groups, with_peers: bool, **arguments: Any) -> None:
             f"max_staleness = {patience} ends before the next snapshot, after interval = {interval} steps; "
             "use a few intervals, or None"
         )
-    if with_peers and groups.count > 1:
+    if with_peers:
         _check_network(groups, arguments)
-    groups.require_same("Codistillation", ", ".join(f"{name} = {arguments[name]!r}" for name in SAME))
+    same = {"with peers": with_peers} | {name: arguments[name] for name in SAME}
+    groups.require_same("Codistillation", ", ".join(f"{name} = {value!r}" for name, value in same.items()))
 
 
 def _check_network(groups: Groups, arguments: dict[str, Any]) -> None:

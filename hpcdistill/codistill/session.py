@@ -42,8 +42,8 @@ class Codistillation:
     ```
 
     The group's model is published every `interval` steps; after `burn_in` steps the newest snapshots of its peers are
-    its teachers. No group ever waits for another, but at the end of the block, where their exchange is closed together.
-    An exception in the block abandons the exchange at once.
+    its teachers. No group waits for another, except at the end of the block, where the groups of a job close the
+    exchange together. An exception in the block abandons the exchange at once.
 
     All ranks of a group make the same calls in the same order. Without peers (one group, `weight=0`, or a process
     without MPI) it does nothing, and `predict` returns an empty list.
@@ -97,9 +97,10 @@ class Codistillation:
         published: nn.Module | None = None,
         teachers: FixedTeachers | None = None,
     ) -> None:
+        with_peers = groups.count > 1 and weight > 0 and teachers is None
         check_arguments(
             groups,
-            weight > 0 and teachers is None,
+            with_peers,
             interval=interval,
             burn_in=burn_in,
             weight=weight,
@@ -118,12 +119,14 @@ class Codistillation:
         self._has_ended = False
         self._exchange: Exchange | None = None
         self._teachers: Teachers = teachers or FixedTeachers()
-        if teachers is not None or weight == 0 or groups.count == 1:
+        if not with_peers:
             return
         payload = WeightPayload(student if published is None else _unwrap(published), codec)
+        if difference := self._layout.difference(payload.layout):
+            raise ValueError(f"published differs from the student: {difference}; publish an average of its weights")
         network = Topology(topology, groups.group, groups.count, degree, seed)
         self._exchange = open_exchange(
-            transport, groups, payload, len(network.peers(0)), Path(folder) if folder else None
+            transport, groups, payload, len(network.peers(0)), None if folder is None else Path(folder)
         )
         self._teachers = PeerTeachers(
             student,
@@ -155,6 +158,7 @@ class Codistillation:
         self._require_open()
         return self._teachers.predict(*inputs, target=target, **kwargs)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def step(self, step: int | None = None) -> None:
         """Count an optimizer step; publish and adopt snapshots when due. Waits for no other group.
 

@@ -128,7 +128,7 @@ class Groups:
 
     @property
     def is_single(self) -> bool:
-        """Whether this process runs without MPI."""
+        """True in a process that runs without MPI."""
         return isinstance(self.world, SingleProcess)
 
     @property

@@ -45,7 +45,7 @@ class Milestones:
             stopping: the group has agreed to stop: save, and leave a validation that is due to the next start.
 
         Returns:
-            Whether to stop: as agreed before, or because a signal has ended the validation.
+            True if the training has to stop: as agreed before, or because a signal has ended the validation.
         """
         return self._validate_and_save(step, self._validates(step), self._saves(step), stopping)
 

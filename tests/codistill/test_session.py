@@ -133,6 +133,13 @@ def test_a_model_in_place_of_the_student_is_published(world: MPI.Intracomm, tmp_
     assert torch.equal(teacher, average(INPUTS))
 
 
+def test_another_model_cannot_be_published(world: MPI.Intracomm) -> None:
+    with pytest.raises(
+        ValueError, match=r"weight \[3, 4\] float32 against weight \[2, 4\] float32; publish an average"
+    ):
+        Codistillation(linear(), sole(world, 0), published=nn.Linear(4, 2))
+
+
 def test_snapshots_are_tried_on_the_target(world: MPI.Intracomm, tmp_path: Path) -> None:
     """The peer's model is well, as the judge is told, and then is not."""
     excess = 0.4
@@ -309,5 +316,8 @@ def test_arguments_that_differ_between_ranks_are_refused(world: MPI.Intracomm) -
     if world.size == 1:
         pytest.skip("ranks: one cannot differ from others")
     groups = Groups.split(world, (world.size,), torch.device("cpu"))
-    with pytest.raises(UserError, match=r"Codistillation differs between ranks: interval = 1, .* interval = 2"):
+    with pytest.raises(UserError, match=r"Codistillation differs between ranks: .*interval = 1, .* interval = 2"):
         Codistillation(nn.Linear(4, 3), groups, interval=1 + (world.rank > 0))
+    each = Groups.split(world, (1,) * world.size, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"with peers = True, .* with peers = False"):
+        Codistillation(nn.Linear(4, 3), each, weight=float(world.rank == 0))
