@@ -21,14 +21,14 @@ Predictions = dict[int, torch.Tensor]
 def model_of(group: int) -> nn.Module:
     torch.manual_seed(group)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
-    model(torch.randn(32, 4))  # moves the batch norm statistics
+    model(torch.randn(32, 4))  # changes the running statistics
     return model
 
 
 def predictions_until(
     done: Callable[[Predictions], bool], groups: Groups, topology: str, precision: str = "full"
 ) -> Predictions:
-    """What each peer's teacher predicts for `INPUTS`, after the first step at which all ranks are `done`."""
+    """Return each teacher's prediction for `INPUTS` after the first step at which all ranks are `done`."""
     student = model_of(groups.group)
     with Codistillation(
         student, groups, interval=10, burn_in=20, topology=topology, teacher_precision=precision
@@ -54,7 +54,7 @@ def test_teachers_are_the_peers_in_eval_mode_without_gradient(groups: Groups) ->
 
 
 def test_changing_peers_take_each_others_place(groups: Groups) -> None:
-    """Of all others, one teaches at a time, and it is always one of them as it was."""
+    """Check that one group at a time teaches, that its predictions are those of its model, and that all take turns."""
     truth = {peer: model_of(peer).eval()(INPUTS) for peer in groups.peers}
     heard: set[int] = set()
 
@@ -73,4 +73,4 @@ def test_teachers_can_compute_in_bf16(groups: Groups) -> None:
     exact = model_of(peer).eval()(INPUTS)
     error = (predictions[peer] - exact).abs().max()
     assert predictions[peer].dtype == torch.float32  # the student's
-    assert 0 < error < 0.02 * exact.abs().max()  # a few roundings of 2⁻⁸, and not none
+    assert 0 < error < 0.02 * exact.abs().max()  # rounding errors of bfloat16, and not zero

@@ -96,7 +96,7 @@ def test_a_snapshot_that_is_not_finite_does_not_teach_until_the_next_one(
         assert said.count("group 1: group 0 has left quarantine with its snapshot of step 3") == 1
 
 
-def test_a_snapshot_without_a_successor_does_not_teach_for_ever(school: School) -> None:
+def test_a_snapshot_without_a_successor_expires(school: School) -> None:
     student, first, _ = school
     first.publish(1, skill=1.0)
     student.hear(1, peer=0, of=1)
@@ -111,7 +111,7 @@ def test_a_snapshot_without_a_successor_does_not_teach_for_ever(school: School) 
 
 @pytest.mark.parametrize(("loss", "teaches"), [(0.9, True), (1.1, False)])
 def test_a_snapshot_that_is_worse_than_chance_does_not_teach(loss: float, teaches: bool, school: School) -> None:
-    """Just inside the margin, and just outside."""
+    """Test a loss just inside the margin, and one just outside."""
     student, first, _ = school
     target = math.log(3) + loss * MARGIN
     # The softmax of (skill, 0, 0) leaves 1 / (1 + 2 exp(-skill)) to the target, which is exp(-loss).

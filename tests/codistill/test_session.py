@@ -1,4 +1,4 @@
-"""A session: predictions of whatever a model takes and gives, the weight, states, and calls that make no sense."""
+"""A session: inputs and outputs of its teachers, the schedule of the weight, states, and errors."""
 
 import io
 from collections import UserDict
@@ -35,7 +35,7 @@ def inert() -> Codistillation:
 
 
 class Structured(nn.Module):
-    """A model of a dictionary and a named argument, which gives an object with logits, as Hugging Face's do."""
+    """Model of a dictionary and a named argument, which returns an object with logits, like Hugging Face models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def process_group() -> Any:
     dist.destroy_process_group()
 
 
-def test_what_wraps_a_student_is_taken_off(world: MPI.Intracomm, tmp_path: Path, process_group: None) -> None:
+def test_wrapped_students_are_unwrapped(world: MPI.Intracomm, tmp_path: Path, process_group: None) -> None:
     inside = two(linear)
     wrapped = DistributedDataParallel(torch.compile(inside[0], backend="eager"))
     with joined(world, tmp_path, (wrapped, inside[1])) as pair:
@@ -141,7 +141,7 @@ def test_another_model_cannot_be_published(world: MPI.Intracomm) -> None:
 
 
 def test_snapshots_are_tried_on_the_target(world: MPI.Intracomm, tmp_path: Path) -> None:
-    """The peer's model is well, as the judge is told, and then is not."""
+    """Check a snapshot whose excess loss is accepted, and a later one whose is not."""
     excess = 0.4
 
     def excess_loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -160,7 +160,7 @@ def test_snapshots_are_tried_on_the_target(world: MPI.Intracomm, tmp_path: Path)
         assert "0.6 nats worse than a constant prediction" in pair[0].quarantine[1]
 
 
-def test_a_step_that_is_left_out_leaves_no_publish_out(world: MPI.Intracomm, tmp_path: Path) -> None:
+def test_skipped_step_numbers_skip_no_publish(world: MPI.Intracomm, tmp_path: Path) -> None:
     with joined(world, tmp_path, two(linear), interval=10) as (student, _):
         student.step(9)
         assert student.traffic.published == 0
@@ -174,7 +174,7 @@ def test_on_a_gpu_a_reader_waits_for_the_side_stream(world: MPI.Intracomm, tmp_p
 
     def outputs(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         if torch.cuda.current_stream() != torch.cuda.default_stream():
-            torch.cuda._sleep(10**8)  # clock cycles: a tenth of a second or so
+            torch.cuda._sleep(10**8)  # clock cycles: about a tenth of a second
         return model(inputs)
 
     with joined(world, tmp_path, models, outputs=outputs) as pair:
@@ -201,7 +201,7 @@ def test_without_peers_nothing_teaches(inert: Codistillation) -> None:
 
 
 def train(steps: int, checkpoint: io.BytesIO | None = None) -> tuple[nn.Module, io.BytesIO]:
-    """A student of a fixed teacher, from the beginning or from a checkpoint, until `steps`; and its checkpoint."""
+    """Train with a fixed teacher until `steps`, from `checkpoint` if given; return the model and its checkpoint."""
     torch.manual_seed(0)
     teacher, model = nn.Linear(4, 3).requires_grad_(False), nn.Linear(4, 3)
     optimizer = torch.optim.Adam(model.parameters())
@@ -226,7 +226,7 @@ def train(steps: int, checkpoint: io.BytesIO | None = None) -> tuple[nn.Module, 
     return model, file
 
 
-def test_a_run_goes_on_as_if_it_had_not_stopped() -> None:
+def test_a_resumed_run_is_bit_identical() -> None:
     straight, _ = train(10)
     _, checkpoint = train(6)
     resumed, _ = train(10, checkpoint)

@@ -1,4 +1,4 @@
-"""Ranks go on together only if they have been told the same."""
+"""Ranks with different settings are refused."""
 
 import pytest
 from mpi4py import MPI

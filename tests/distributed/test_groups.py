@@ -1,4 +1,4 @@
-"""Groups: of a process without a launcher, and of ranks of which one fails."""
+"""Groups without a launcher, errors of the launch, and gradients of micro-batches."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every process ends, whatever it may print, wait for or be given."""
+"""Every process ends: with output that fails, calls that hang, and ranks that have different settings."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
 groups = Groups.create(2)
 if groups.group == 0:
     end_job(RuntimeError("cannot be told"))
-groups.world.Barrier()  # for ever
+groups.world.Barrier()  # forever
 """
 
 
@@ -53,7 +53,7 @@ sys.exit(main(["train", *sys.argv[1:], *(["--codistill.weight=0"] if rank == "1"
 """
 
 
-def test_ranks_that_were_told_different_things_end(mpirun: Run, tmp_path: Path) -> None:
+def test_ranks_with_different_settings_end(mpirun: Run, tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text(f'run_dir = "{tmp_path / "run"}"\ndata.path = "none.h5"')
     result = mpirun(2, "-c", RANKS_DIFFER, config, timeout=60)
@@ -62,7 +62,7 @@ def test_ranks_that_were_told_different_things_end(mpirun: Run, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
-OPENS_FOR_EVER = """
+OPENS_FILES_FOREVER = """
 from itertools import count
 from hpcdistill.distributed.launch import end_job
 try:
@@ -73,7 +73,7 @@ except OSError as error:
 
 
 def test_too_few_open_files_are_told_of() -> None:
-    command = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", sys.executable, "-c", OPENS_FOR_EVER]
+    command = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", sys.executable, "-c", OPENS_FILES_FOREVER]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert (

@@ -1,4 +1,4 @@
-"""The examples do what they say."""
+"""The example of a Hugging Face model trains and teaches."""
 
 from collections.abc import Callable
 from pathlib import Path

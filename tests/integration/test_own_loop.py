@@ -1,4 +1,4 @@
-"""A training loop of one's own becomes one of codistillation by a few lines, on ranks and without."""
+"""A plain training loop codistils after a few changed lines, with ranks and without."""
 
 import difflib
 import math
@@ -61,7 +61,7 @@ class Model(nn.Module):
 
 
 def names() -> dict[str, Any]:
-    """Return what the page's Python takes for granted, for one process that fixed teachers teach."""
+    """Return the names that the page's Python uses, for a process without peers."""
     model, groups = Model(), Groups.single()
     inputs, target = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
 
@@ -119,7 +119,7 @@ def test_the_example_learns(mpirun: Run) -> None:
 
 
 def test_the_example_runs_without_a_launcher() -> None:
-    """And learns as the plain loop, to the last digit that is printed."""
+    """Check that it prints the same losses as the plain loop."""
     results = [
         subprocess.run([sys.executable, path], cwd=ROOT, capture_output=True, text=True, timeout=60)
         for path in (PLAIN, OWN)
@@ -143,7 +143,7 @@ compiled, optimizer = groups.distribute(compiled, optimizer, micro_batches=2)
 taught, first, last = 0, None, None
 with Codistillation(compiled, groups, interval=5, burn_in=10) as peers:
     step = 0
-    while groups.world.allreduce(not taught) or step < 100:  # until all have been taught
+    while groups.world.allreduce(not taught) or step < 100:  # until every rank has had a teacher
         for _ in range(2):
             inputs = torch.randn(32, 4)
             target = inputs[:, :3].argmax(1)
@@ -196,7 +196,7 @@ with Codistillation(torch.nn.Linear(2, 2 + groups.group), groups):
 """
 
 
-def test_models_that_differ_end_all_with_a_word(mpirun: Run) -> None:
+def test_models_that_differ_end_all_ranks_with_a_message(mpirun: Run) -> None:
     result = mpirun(4, "-c", DIFFERENT, timeout=60)
     assert result.returncode != 0
     assert "weight [3, 2] float32 there, weight [2, 2] float32 here" in result.stderr

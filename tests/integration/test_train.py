@@ -1,4 +1,4 @@
-"""The main job on real ranks: it trains, teaches, restarts, and ends cleanly whatever it is given."""
+"""The train command on real ranks: groups train, teach each other, restart, and end with clear errors."""
 
 import json
 import os
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.launch
 @given(st.integers(0, 2**70), st.lists(st.integers(1, 30), min_size=1, max_size=30))
 def test_no_two_ranks_draw_the_same_dropout(seed: int, sizes: list[int]) -> None:
     ranks = [(group, rank) for group, size in enumerate(sizes) for rank in range(size)]
-    seeds = {dropout_seed(seed, *rank) % 2**32 for rank in ranks}  # a CPU's generator looks at no more
+    seeds = {dropout_seed(seed, *rank) % 2**32 for rank in ranks}  # the generator of a CPU uses the last 32 bits
     assert len(seeds) == len(ranks)
     torch.manual_seed(dropout_seed(seed, *ranks[-1]))
     assert dropout_seed(seed + 1, *ranks[-1]) % 2**32 not in seeds
@@ -46,7 +46,7 @@ def load(path: Path) -> State:
 
 
 def test_groups_train_and_teach_each_other(train: Run, tmp_path: Path) -> None:
-    # So many steps that what is learned outweighs an early teacher, whom a peer that lags leaves in its place for long.
+    # Enough steps to recover from an early teacher, which stays for long if the peer is slow.
     result = train(4, "--train.steps=120")
     assert result.returncode == 0, result.stderr
     assert "120/120" in result.stderr  # the progress bar's last line
@@ -55,7 +55,7 @@ def test_groups_train_and_teach_each_other(train: Run, tmp_path: Path) -> None:
         assert header["config"]["groups"] == 2
         assert header["ranks_per_group"] == 2
         validation = [record["validation_loss"] for record in records if "validation_loss" in record]
-        assert validation[-1] < validation[0] < 5.5  # ln 256 = 5.545 is guessing
+        assert validation[-1] < validation[0] < 5.5  # ln 256 = 5.545 is the loss of chance
         taught = [record for record in records if record.get("staleness")]
         assert taught, "no teacher ever arrived"
         assert all(record["step"] >= 10 and str(1 - group) in record["staleness"] for record in taught)
@@ -66,7 +66,7 @@ def test_groups_train_and_teach_each_other(train: Run, tmp_path: Path) -> None:
 
 def test_unequal_groups_learn_from_changing_peers_in_few_bytes(train: Run, tmp_path: Path) -> None:
     fancy = ("--exchange.topology=k-random", "--exchange.codec=int8", "--codistill.teacher_precision=bf16")
-    # So far apart that on no machine a publish is due, and left out, before the last one has been announced.
+    # An interval so long that even on a slow machine no publish is skipped because the last one is under way.
     apart = ("--train.steps=200", "--codistill.exchange_interval=25")
     result = train(4, "--groups=3", "--group_sizes=2,1,1", *apart, *fancy)
     assert result.returncode == 0, result.stderr
@@ -81,7 +81,7 @@ def test_unequal_groups_learn_from_changing_peers_in_few_bytes(train: Run, tmp_p
 
 
 def test_groups_that_are_jobs_of_their_own_teach_each_other(train: Run, tmp_path: Path) -> None:
-    """Whenever they begin and end: the second one here long after the first."""
+    """Test jobs that start at different times: group 0 starts long after group 1."""
     alone = ("--exchange.transport=files", "--train.steps=400")
     with ThreadPoolExecutor() as pool:
         jobs = [pool.submit(train, 2, "--group=1", *alone)]
@@ -96,7 +96,7 @@ def test_groups_that_are_jobs_of_their_own_teach_each_other(train: Run, tmp_path
 
 
 def test_a_fused_head_learns_the_same(train: Run, tmp_path: Path) -> None:
-    """On the same way, until roundings have added up."""
+    """Compare losses step by step, within the rounding errors that add up."""
     taught = ("--codistill.teachers=unigram", "--codistill.burn_in=5", "--codistill.weight=0.5", "--groups=1")
     for name, fused in (("plain", "false"), ("fused", "true")):
         options = (f"--codistill.fused_linear={fused}", f"--run_dir={tmp_path / name}")
@@ -120,8 +120,8 @@ def test_peers_with_fused_heads_teach_each_other(train: Run, tmp_path: Path) -> 
 
 
 def test_image_models_teach_each_other(train: Run, tmp_path: Path) -> None:
-    """Of stripes that lie or stand, which random shifts do not change."""
-    labels = np.arange(64) // 2 % 2  # both for each group
+    """Train on horizontal and vertical stripes, which random shifts do not change."""
+    labels = np.arange(64) // 2 % 2  # each group gets both labels
     lying = np.zeros((64, 1, 8, 8), np.uint8)
     lying[:, :, ::2] = np.random.default_rng(0).integers(50, 256, (64, 1, 1, 1))
     stripes = np.where(labels[:, None, None, None], lying.swapaxes(2, 3), lying)
@@ -137,7 +137,7 @@ def test_image_models_teach_each_other(train: Run, tmp_path: Path) -> None:
         header, records = read_metrics(RunDir(tmp_path / "run").metrics(group))
         assert header["unit"] == "image"
         losses = [record["validation_loss"] for record in records if "validation_loss" in record]
-        assert losses[-1] < 0.5  # ln 2 = 0.693 is guessing
+        assert losses[-1] < 0.5  # ln 2 = 0.693 is the loss of chance
         assert any(record.get("staleness") for record in records)
 
 
@@ -160,7 +160,7 @@ def test_click_models_teach_each_other(train: Run, tmp_path: Path) -> None:
 
 
 def test_a_saved_model_teaches(train: Run, data: Path, tmp_path: Path) -> None:
-    """A student on whom its advice weighs heavily predicts more like it than one who has never heard of it."""
+    """Compare a student with a large distillation weight to one without a teacher."""
     long = ("--groups=1", "--train.steps=150", "--codistill.burn_in=0")
     assert train(1, *long, "--codistill.weight=0", "--seed=1", "--train.average=0.9").returncode == 0
     teacher = tmp_path / "run" / "checkpoints" / "g0-best.h5"
@@ -200,8 +200,8 @@ def test_a_saved_model_for_other_data_is_refused(train: Run, tmp_path: Path) -> 
     assert "checkpoint no.h5 cannot be read" in result.stderr
 
 
-def test_a_group_that_stands_still_is_not_waited_for(train: Run, tmp_path: Path) -> None:
-    """Both transports are tried at once: most of the time nothing happens."""
+def test_groups_do_not_wait_for_a_suspended_group(train: Run, tmp_path: Path) -> None:
+    """Test both transports at once: most of the time the test waits."""
     with ThreadPoolExecutor() as pool:
         trials = [pool.submit(stand_still, train, tmp_path / name, name) for name in ("window", "files")]
     for trial in trials:
@@ -209,7 +209,7 @@ def test_a_group_that_stands_still_is_not_waited_for(train: Run, tmp_path: Path)
 
 
 def stand_still(train: Run, run: Path, transport: str) -> None:
-    """Stop a group; its staleness shows, and it goes on as if nothing had been."""
+    """Suspend a group; the other one trains on, its staleness grows, and the group finishes after it resumes."""
     paths = [RunDir(run).metrics(group) for group in (0, 1)]
 
     def last_step(group: int) -> int:
@@ -230,11 +230,11 @@ def stand_still(train: Run, run: Path, transport: str) -> None:
         assert job.result().returncode == 0
     assert last_step(1) == 500
     staleness = [record["staleness"]["1"] for record in read_metrics(paths[0])[1] if "1" in record.get("staleness", {})]
-    assert staleness[-1] > 500 - stopped_at - 10  # 10: at the most, from one record to the next
+    assert staleness[-1] > 500 - stopped_at - 10  # 10: steps between two records
 
 
 def test_groups_begin_apart_and_ranks_of_a_group_stay_together(train: Run, tmp_path: Path) -> None:
-    # Whom a group would learn from does not matter to those that learn from nobody.
+    # Without codistillation a topology that needs more groups is accepted.
     result = train(4, "--codistill.weight=0", "--train.steps=3", "--exchange.topology=k-random", "--exchange.degree=9")
     assert result.returncode == 0, result.stderr
     weights = [
@@ -315,7 +315,7 @@ def test_a_damaged_checkpoint_falls_back_or_is_refused(train: Run, tmp_path: Pat
     lenient = train(2, *ALONE, "--train.steps=20", "--resume")
     assert lenient.returncode == 0, lenient.stderr
     assert f"{newest} is damaged" in lenient.stderr
-    assert load(newest)["state"]["step"] == 20  # made again
+    assert load(newest)["state"]["step"] == 20  # written again
 
 
 def test_a_run_is_never_overwritten_by_accident(train: Run) -> None:
@@ -328,7 +328,7 @@ def test_a_run_is_never_overwritten_by_accident(train: Run) -> None:
     assert "is of another run: tensors has embedding.weight [256, 16]" in foreign.stderr
 
 
-SLOW_TO_JUDGE = """
+SLOW_TO_VALIDATE = """
 import os, sys, time
 from pathlib import Path
 from torch import nn
@@ -346,19 +346,17 @@ class Model(nn.Module):
         return self.embedding(tokens)
 
 if __name__ == "__main__":
-    sys.modules["slow_to_judge"] = sys.modules["__main__"]
+    sys.modules["slow_to_validate"] = sys.modules["__main__"]
     sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_signal_in_a_validation_leaves_a_checkpoint_and_the_validation_to_the_next_start(
-    mpirun: Run, data: Path, tmp_path: Path
-) -> None:
-    """The validation would take a minute, with each batch a second."""
+def test_a_validation_that_a_signal_ends_is_made_by_the_next_start(mpirun: Run, data: Path, tmp_path: Path) -> None:
+    """Interrupt a validation that takes a second for each of its batches."""
     config, path = tmp_path / "small.toml", RunDir(tmp_path / "run").metrics(0)
-    model = '[model]\nname = "factory"\nfactory = "slow_to_judge:Model"\n'
+    model = '[model]\nname = "factory"\nfactory = "slow_to_validate:Model"\n'
     config.write_text(f'run_dir = "{tmp_path / "run"}"\n{SMALL.replace(LSTM, model)}')
-    run = partial(mpirun, 2, "-c", SLOW_TO_JUDGE, "train", config, f"--data.path={data}", *ALONE)
+    run = partial(mpirun, 2, "-c", SLOW_TO_VALIDATE, "train", config, f"--data.path={data}", *ALONE)
     with ThreadPoolExecutor() as pool:
         job = pool.submit(run, "--train.steps=20", env={"IS_SLOW": str(tmp_path / "slow")})
         wait_until(lambda: job.done() or (tmp_path / "slow").exists())
@@ -373,7 +371,7 @@ def test_a_signal_in_a_validation_leaves_a_checkpoint_and_the_validation_to_the_
     assert [record["step"] for record in read_metrics(path)[1] if "validation_loss" in record] == [20]
     assert load(tmp_path / "run" / "checkpoints" / "g0-best.h5")["state"]["step"] == 20
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    result = run("--train.steps=10", "--resume=strict")  # fewer than have been made
+    result = run("--train.steps=10", "--resume=strict")  # fewer than were made
     assert result.returncode == 0, result.stderr
     assert "20 steps of train.steps = 10 are made already: nothing to do" in result.stdout
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
@@ -420,7 +418,7 @@ def test_a_start_that_fails_leaves_no_folder(train: Run, tmp_path: Path) -> None
         (2, ["--optimizer.lr=1e30"], "the loss became nan in the 10 steps up to step 10"),
     ],
 )
-def test_bad_input_ends_every_rank_with_a_word(train: Run, ranks: int, options: list[str], message: str) -> None:
+def test_bad_input_ends_every_rank_with_a_message(train: Run, ranks: int, options: list[str], message: str) -> None:
     result = train(ranks, *options)
     assert result.returncode != 0
     assert message in result.stderr
@@ -429,7 +427,7 @@ def test_bad_input_ends_every_rank_with_a_word(train: Run, ranks: int, options: 
 
 def test_a_damaged_store_ends_the_job(train: Run, data: Path, tmp_path: Path) -> None:
     content = bytearray(data.read_bytes())
-    with h5py.File(data) as file:  # the whole of the training part
+    with h5py.File(data) as file:  # all of the training part
         begin, count = file["train"].id.get_chunk_info(0).byte_offset, file["train"].id.get_storage_size()
     content[begin : begin + count : 1000] = bytes(len(content[begin : begin + count : 1000]))
     (tmp_path / "damaged.h5").write_bytes(content)
@@ -454,7 +452,7 @@ job.start_mpi()
 """
 
 
-def test_who_waits_for_a_rank_that_never_comes_gives_up(mpirun: Run) -> None:
+def test_a_start_without_one_rank_times_out(mpirun: Run) -> None:
     result = mpirun(2, "-c", ONE_NEVER_STARTS_MPI, timeout=60)
     assert result.returncode != 0
     assert "Timeout (0:00:02)!" in result.stderr

@@ -1,4 +1,4 @@
-"""Two groups in one process, which teach each other through files."""
+"""Sessions of two groups in one process, which exchange through files."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ Pair = tuple[Codistillation, Codistillation]
 
 
 def sole(world: MPI.Intracomm, group: int, count: int = 2) -> Groups:
-    """All ranks as one of `count` groups, each of which is a world of its own."""
+    """Make all ranks one of `count` groups that are worlds of their own."""
     return Groups.alone(world, group, count, CPU)
 
 
 @contextmanager
 def joined(world: MPI.Intracomm, folder: Path, models: tuple[nn.Module, nn.Module], **options: Any) -> Iterator[Pair]:
-    """A student and its peer, of these models; `options` are the student's."""
+    """Open the sessions of a student and its peer, with these models; `options` are arguments of the student's."""
     common: dict[str, Any] = {"interval": 1, "burn_in": 0, "transport": "files", "folder": world.bcast(folder)}
     with ExitStack() as stack:
         student, peer = (
@@ -34,7 +34,7 @@ def joined(world: MPI.Intracomm, folder: Path, models: tuple[nn.Module, nn.Modul
 
 
 def exchange_until(pair: Pair, done: Callable[[], bool]) -> None:
-    """Let both make steps until all ranks are `done`."""
+    """Make steps in both sessions until all ranks are `done`."""
     while not MPI.COMM_WORLD.allreduce(done(), op=MPI.LAND):  # bounded by the test's timeout
         for session in pair:
             session.step()
@@ -42,5 +42,5 @@ def exchange_until(pair: Pair, done: Callable[[], bool]) -> None:
 
 
 def hear(pair: Pair) -> None:
-    """Let both make steps until the student has its teacher."""
+    """Make steps in both sessions until the student has a teacher."""
     exchange_until(pair, lambda: bool(pair[0].staleness))

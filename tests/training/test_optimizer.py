@@ -1,4 +1,4 @@
-"""The learning rate is a function of the step, and the optimizer what its name says."""
+"""Learning rate schedules, and the optimizers by their names."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_a_step_moves_weights_by_the_rate_of_that_step(name: str) -> None:
     optimizer = build_optimizer(config, model)
     for step, rate in enumerate((0.25, 0.5)):
         before = model.weight.item()
-        model.weight.grad = torch.ones(1, 1)  # Adam's steps, too, are then as long as its rate
+        model.weight.grad = torch.ones(1, 1)  # the first step of Adam is as long as its learning rate
         set_learning_rate(optimizer, config, step, steps=2)
         optimizer.step()
         assert before - model.weight.item() == pytest.approx(rate, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Validation: the mean over all ranks' batches, few items where few are wanted, and an end where one is asked for."""
+"""Validation: the mean over all ranks' batches, a limit of items, and an early end after a signal."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 class Batches(list[Batch]):
-    """Validation batches that count how many of them are taken, one of which brings a signal along."""
+    """Validation batches that count how many were taken; taking one of them sends this process a signal."""
 
     taken = 0
 
@@ -48,7 +48,7 @@ def batch(rank: int, number: int) -> Batch:
 
 @pytest.fixture
 def alone(world: MPI.Intracomm) -> Groups:
-    """All ranks in one group."""
+    """Make all ranks one group."""
     return Groups.split(world, (world.size,), CPU)
 
 
@@ -79,7 +79,7 @@ def test_a_signal_to_one_rank_ends_a_validation_of_all(alone: Groups, recorder: 
     assert model.training
 
 
-def test_a_signal_that_came_before_leaves_nothing_to_look_at(alone: Groups, recorder: Recorder) -> None:
+def test_a_signal_before_a_validation_ends_it_at_once(alone: Groups, recorder: Recorder) -> None:
     batches = Batches([batch(0, number) for number in range(50)])
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -101,7 +101,7 @@ AVAILABLE = {"token": 12, "row": 100, "image": 100}
 
 @pytest.mark.parametrize("unit", STORES)
 @pytest.mark.parametrize("items", [None, 1, 7, 11, 10_000])
-def test_at_most_so_many_items_are_looked_at_evenly_spread(unit: str, items: int | None, tmp_path: Path) -> None:
+def test_validation_items_are_limited_and_evenly_spread(unit: str, items: int | None, tmp_path: Path) -> None:
     task = open_task(STORES[unit](tmp_path / "store.h5"))
     config = DataConfig(path=tmp_path, sequence_length=8, batch_size=3)
     with task.store:
