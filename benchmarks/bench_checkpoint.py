@@ -1,9 +1,9 @@
-"""What training loses to a checkpoint: the time in which it waits, against a plain copy of the same bytes.
+"""Cost of a checkpoint for training: the time for which training waits, beside a plain copy of the same bytes.
 
     python benchmarks/bench_checkpoint.py
 
-Then, in turns, blocks of steps of the demo's model without a checkpoint, with one that is written beside them, and with
-one that is waited for.
+Then blocks of steps of the demo's model, in turn: without a checkpoint, with one that is written while the steps go on,
+and with one that is waited for.
 """
 
 import statistics
@@ -30,7 +30,7 @@ HIDDEN = {"the demo's model": 128, "a larger one": 1024}
 
 
 class Training:
-    """A language model on noise, and its checkpoints."""
+    """Training of a language model on random tokens, and its checkpoints."""
 
     def __init__(self, hidden: int, folder: str) -> None:
         self.model = LSTMLanguageModel(vocabulary=256, hidden=hidden, layers=2, projection=0, dropout=0.0)
@@ -43,25 +43,25 @@ class Training:
         self.step()  # makes the optimizer's state
 
     def step(self) -> None:
-        """One of the optimizer."""
+        """Make one step of the optimizer."""
         logits = self.model(self._tokens).flatten(0, 1)
         functional.cross_entropy(logits, self._tokens.flatten()).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def save(self) -> float:
-        """Make a checkpoint; for how many seconds training would have waited."""
+        """Make a checkpoint; return the seconds for which training would have waited."""
         begin = time.perf_counter()
         self.restart.save(next(self._numbers))
         return time.perf_counter() - begin
 
     def wait(self) -> None:
-        """Until the checkpoint is on disk."""
+        """Wait until the checkpoint is on disk."""
         if self.restart._writing:
             self.restart._writing.join()
 
     def state(self) -> list[torch.Tensor]:
-        """All that a checkpoint copies."""
+        """Return the tensors that a checkpoint copies."""
         moments = [value for values in self.optimizer.state.values() for value in values.values()]
         return [*self.model.state_dict().values(), *moments]
 
@@ -69,7 +69,7 @@ class Training:
 def main() -> None:
     """Measure, print and write."""
     parser = make_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="of each contender, in turns (default: 9)")
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each contender, in turn (default: 9)")
     default = Path(__file__).parent / "results" / "checkpoint-cpu.json"
     parser.add_argument("--output", type=Path, default=default, help=f"raw results as JSON (default: {default})")
     options = parser.parse_args()
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def measure_wait(name: str, training: Training, rounds: int) -> dict[str, Any]:
-    """Seconds in which training waits for a checkpoint, until it is written, and of a plain copy; prints a line."""
+    """Measure the wait for a checkpoint, its writing and a plain copy, in seconds; print a line of the table."""
     state = training.state()
     seconds: dict[str, list[float]] = {"wait": [], "write": [], "copy": []}
     for _ in range(rounds):
@@ -105,7 +105,7 @@ def measure_wait(name: str, training: Training, rounds: int) -> dict[str, Any]:
 
 
 def measure_blocks(training: Training, rounds: int) -> dict[str, list[float]]:
-    """Seconds of `INTERVAL` steps of each kind."""
+    """Return the seconds of each block of `INTERVAL` steps, by kind of block."""
 
     def steps() -> None:
         for _ in range(INTERVAL):
@@ -124,7 +124,7 @@ def measure_blocks(training: Training, rounds: int) -> dict[str, list[float]]:
 
 
 def summary(copies: dict[str, Any], blocks: dict[str, list[float]]) -> str:
-    """In words."""
+    """Describe the results."""
     step = statistics.median(blocks["none"]) / INTERVAL
     share = statistics.median(copies["seconds"]["wait"]) / INTERVAL / step
     lost = {name: 100 * (ratio(blocks, name, "none") - 1) for name in ("beside", "waited for")}

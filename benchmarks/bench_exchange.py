@@ -1,11 +1,11 @@
-"""The one-sided exchange against plain copies of the same bytes, and what training loses to it.
+"""Speed of the one-sided exchange beside plain copies of the same bytes, and its cost for training.
 
     mpirun -np 4 python benchmarks/bench_exchange.py
     tools/two_nodes.sh -n 2 python benchmarks/bench_exchange.py    # over TCP
 
-First each rank publishes a shard of its own and fetches that of the rank half the world away, by the code that the
-exchange is made of, in turns with copies: first all ranks at once, then rank 0 alone. Then rank 0 trains a small model
-with and without exchange, in turns, while the others, as if on other nodes, only publish, as often as it does.
+First each rank publishes a shard of its own and fetches that of the rank half the world away, with the exchange's own
+code, in turn with copies: first all ranks at once, then rank 0 alone. Then rank 0 trains a small model with and without
+exchange, in turn, while the other ranks only publish, as often as it does, as if they trained on other nodes.
 """
 
 import statistics
@@ -46,10 +46,14 @@ INTERVAL = 50
 def main() -> None:
     """Measure, print and write."""
     parser = make_parser(__doc__)
-    parser.add_argument("--mb", type=int, nargs="+", default=[4, 64, 400], help="of a shard, in MiB of float32")
-    parser.add_argument("--codecs", nargs="+", default=list(CODECS), choices=CODECS, help="how weights travel")
-    parser.add_argument("--rounds", type=int, default=15, help="of publish, fetch and copies, in turns (default: 15)")
-    parser.add_argument("--pairs", type=int, default=7, help="of training with and without exchange (default: 7)")
+    parser.add_argument("--mb", type=int, nargs="+", default=[4, 64, 400], help="size of a shard, in MiB of float32")
+    parser.add_argument(
+        "--codecs", nargs="+", default=list(CODECS), choices=CODECS, help="formats of published weights"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of publish, fetch and copies (default: 15)")
+    parser.add_argument(
+        "--pairs", type=int, default=7, help="pairs of trainings with and without exchange (default: 7)"
+    )
     parser.add_argument("--output", type=Path, help="raw results as JSON (default: benchmarks/results/exchange-….json)")
     options = parser.parse_args()
     if WORLD.size < 2:
@@ -82,7 +86,7 @@ def say(text: str) -> None:
 
 
 def measure(megabytes: int, codec: str, alone: bool, rounds: int) -> dict[str, Any]:
-    """Seconds of publishing and fetching a shard, and of copying as many bytes; of each rank that takes part."""
+    """Measure publishing, fetching and copying a shard; return the seconds of each rank that takes part."""
     model = nn.ParameterList(torch.randn(megabytes * 2**18 // 8) for _ in range(8))
     layout = Layout.of(model)
     packing = Packing(layout, codec, rank=0, size=1)
@@ -128,14 +132,14 @@ def measure(megabytes: int, codec: str, alone: bool, rounds: int) -> dict[str, A
 
 
 def at_rest(comm: MPI.Intracomm) -> None:
-    """A barrier that leaves the cores to those who still work, and serves their reads."""
+    """Wait for all ranks without occupying a core, and progress MPI for their reads."""
     request = comm.Ibarrier()
     while not request.Test():
         time.sleep(1e-3)
 
 
 def rate(seconds: dict[str, list[float]], work: str, nbytes: int) -> float:
-    """GB/s of one rank: the median over ranks and rounds."""
+    """Return the GB/s of one rank: the median over ranks and rounds."""
     return nbytes / statistics.median(seconds[work]) / 1e9
 
 
@@ -146,7 +150,7 @@ HEADER = """\
 
 
 def line(result: dict[str, Any]) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     seconds = {work: [value for rank in result["seconds"] for value in rank[work]] for work in result["seconds"][0]}
     publish = "" if result["alone"] else f"{ratio(seconds, 'publish', 'copy weights'):.2f}"
     return (
@@ -161,7 +165,7 @@ def line(result: dict[str, Any]) -> str:
 
 
 def measure_training(pairs: int) -> dict[str, Any]:
-    """Seconds per step of rank 0 with and without exchange, block by block, and what the exchange did meanwhile."""
+    """Measure the seconds per step of rank 0 with and without exchange, and the traffic, block by block."""
     groups = Groups.split(WORLD, (1,) * WORLD.size, CPU)
     torch.manual_seed(0)
     model = LSTMLanguageModel(vocabulary=256, hidden=544, layers=2, projection=0, dropout=0.0)  # 20 MB
@@ -176,7 +180,7 @@ def measure_training(pairs: int) -> dict[str, Any]:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, after_step: Callable[[int], None]) -> tuple[float, float]:
-    """Seconds per step of two intervals, and how many of them `after_step` took; a third before them warms up."""
+    """Train for one interval to warm up and two more; return their seconds per step, in all and in `after_step`."""
     after = []
     for step in range(1, 3 * INTERVAL + 1):
         if step == INTERVAL + 1:
@@ -195,7 +199,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, after_step: Callab
 def with_exchange(
     groups: Groups, model: nn.Module, optimizer: torch.optim.Optimizer, interval: float
 ) -> dict[str, Any]:
-    """Rank 0 trains and learns from one peer; the others publish every `interval` seconds until it is done."""
+    """Train on rank 0 with one peer as teacher; have the others publish every `interval` seconds until it is done."""
     topology = Topology("ring", groups.group, groups.count)
     done = WORLD.Dup()
     payload = WeightPayload(model)
@@ -219,7 +223,7 @@ def with_exchange(
 
 
 def summary(training: dict[str, Any]) -> str:
-    """The slow-down in words."""
+    """Describe the slowdown."""
     blocks = training["blocks"]
     lost = sorted(100 * (block["with"] / block["without"] - 1) for block in blocks)
     inside = statistics.median(100 * block["advance"] / block["with"] for block in blocks)

@@ -1,9 +1,9 @@
-"""Runs that are killed at random, and go on: python benchmarks/kill_storm.py --rounds 60.
+"""Runs that are killed at random and resumed: python benchmarks/kill_storm.py --rounds 60.
 
 Each round trains a small model on two ranks, sends a random signal to a random process of the job at a random moment,
-and resumes. The job has to end by itself and leave no process behind; the resumed one has to finish, with each step
-made once; a lone group has to end with the very bits of a run that was left in peace. Prints a table by signal, and
-what went wrong; ends with 1 if anything did. Needs MPICH's mpirun.
+and resumes. The job must end by itself and leave no process behind; the resumed run must finish, with each step made
+once; a run of one group must end with the same bits as an uninterrupted one. Prints a table by signal, and every
+problem; exits with 1 if there was any. Needs MPICH's mpirun.
 """
 
 import os
@@ -52,7 +52,7 @@ ROLES = ("rank 0", "rank 1", "both ranks", "mpirun", "its proxy")
 SIGNALS = ("KILL", "KILL", "KILL", "TERM", "INT", "HUP", "STOP")
 STOPPED_SECONDS = 3.0  # from SIGSTOP to SIGCONT
 END_SECONDS = 90.0
-"""For a job to end after a signal, which may come at its very beginning, and its processes to be gone."""
+"""Time for a job and its processes to end after a signal, which may come while they start."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Round:
 
 
 class Job:
-    """A training of `run_dir` under mpirun."""
+    """Training in `run_dir`, under mpirun."""
 
     def __init__(self, folder: Path, run_dir: Path, kind: str, *options: str) -> None:
         self._mark = f"--run_dir={run_dir}".encode()
@@ -89,7 +89,7 @@ class Job:
             )
 
     def ranks(self) -> list[int]:
-        """The numbers of the processes that train, by rank."""
+        """Return the process ids of the ranks, in the order of ranks."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             words, variables, state = (_read(folder / name) for name in ("cmdline", "environ", "stat"))
@@ -98,8 +98,8 @@ class Job:
                 found.append((rank, int(folder.name)))
         return [pid for _, pid in sorted(found)]
 
-    def of(self, role: str) -> list[int]:
-        """The processes that play a role, as far as there are any yet."""
+    def pids(self, role: str) -> list[int]:
+        """Return the process ids of one of `ROLES`; none if they have not started yet."""
         if role == "mpirun":
             return [self.process.pid]
         if role == "its proxy":
@@ -118,36 +118,38 @@ class Job:
 
 
 def main() -> None:
-    """Run all rounds and print what came of them."""
+    """Run all rounds and print their outcome."""
     parser = make_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=60, help="how many runs to kill")
-    parser.add_argument("--seed", type=int, default=0, help="of what is done to them")
+    parser.add_argument("--rounds", type=int, default=60, help="number of runs to kill (default: 60)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of kinds, signals, processes and moments (default: 0)"
+    )
     options = parser.parse_args()
-    chance = random.Random(options.seed)
+    rng = random.Random(options.seed)
     rounds = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "run.toml").write_text(RUN)
         prepare_text([Path(os.__file__).parent / "asyncio"], folder / "data.h5", include="*.py")
         begin = time.monotonic()
-        left_in_peace = Job(folder, folder / "peace", "alone")
-        if not left_in_peace.ends(END_SECONDS) or left_in_peace.process.returncode:
-            raise SystemExit(f"no run ends here even when left in peace:\n{left_in_peace.log.read_text()}")
+        undisturbed = Job(folder, folder / "undisturbed", "alone")
+        if not undisturbed.ends(END_SECONDS) or undisturbed.process.returncode:
+            raise SystemExit(f"no run ends here even without a signal:\n{undisturbed.log.read_text()}")
         duration = time.monotonic() - begin
-        expected = _last_state(folder / "peace", 0)
+        expected = _last_state(folder / "undisturbed", 0)
         for _ in range(options.rounds):
-            kind, role, number = chance.choice(list(KINDS)), chance.choice(ROLES), chance.choice(SIGNALS)
-            rounds.append(Round(kind, role, number, chance.uniform(0, 1.2 * duration)))
+            kind, role, number = rng.choice(list(KINDS)), rng.choice(ROLES), rng.choice(SIGNALS)
+            rounds.append(Round(kind, role, number, rng.uniform(0, 1.2 * duration)))
             _kill_and_resume(rounds[-1], folder, expected)
-            print(f"{rounds[-1]}: {'; '.join(rounds[-1].problems) or 'well'}", file=sys.stderr, flush=True)
-    print("| signal | rounds | s until the job had ended, median | at most | problems |\n|---|---|---|---|---|")
+            print(f"{rounds[-1]}: {'; '.join(rounds[-1].problems) or 'no problem'}", file=sys.stderr, flush=True)
+    print("| signal | rounds | s until the job has ended, median | maximum | problems |\n|---|---|---|---|---|")
     for number in dict.fromkeys(SIGNALS):
-        those = [each for each in rounds if each.number == number]
-        if those:
-            seconds = [each.ended for each in those]
-            problems = sum(map(len, (each.problems for each in those)))
+        matching = [each for each in rounds if each.number == number]
+        if matching:
+            seconds = [each.ended for each in matching]
+            problems = sum(map(len, (each.problems for each in matching)))
             times = f"{statistics.median(seconds):.1f} | {max(seconds):.1f}"
-            print(f"| SIG{number} | {len(those)} | {times} | {problems} |")
+            print(f"| SIG{number} | {len(matching)} | {times} | {problems} |")
     raise SystemExit(any(each.problems for each in rounds))
 
 
@@ -155,7 +157,7 @@ def _kill_and_resume(this: Round, folder: Path, expected: State) -> None:
     run_dir = folder / "run"
     job = Job(folder, run_dir, this.kind)
     time.sleep(this.delay)
-    pids, begin = job.of(this.role), time.monotonic()
+    pids, begin = job.pids(this.role), time.monotonic()
     for pid in pids:
         _send(pid, signal.Signals[f"SIG{this.number}"])
     if this.number == "STOP":
@@ -171,12 +173,12 @@ def _kill_and_resume(this: Round, folder: Path, expected: State) -> None:
     else:
         this.problems += _faults(run_dir, groups=1 if this.kind == "alone" else 2)
         if this.kind == "alone" and not _is_same(_last_state(run_dir, 0), expected):
-            this.problems.append("not the bits of a run left in peace")
-    said = job.log.read_text(errors="replace")
-    if "Traceback" in said:
+            this.problems.append("not the bits of an uninterrupted run")
+    log = job.log.read_text(errors="replace")
+    if "Traceback" in log:
         this.problems.append("a traceback")
     if this.problems:
-        print(said, file=sys.stderr)
+        print(log, file=sys.stderr)
     shutil.rmtree(run_dir, ignore_errors=True)
     job.log.unlink()
 

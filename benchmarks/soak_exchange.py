@@ -1,16 +1,16 @@
-"""Two groups publish and fetch as fast as they can and look at every byte they are given: is any of it torn or mixed?
+"""Soak test of the exchange: two groups publish and fetch at full speed, and check each byte of each snapshot.
 
     mpirun -np 4 python benchmarks/soak_exchange.py [--slot-bytes BYTES ...] [--fetches N ...]
 
-Each half of the ranks is a group. All elements of its model are one number, which tells group and step. A snapshot is
-torn where a shard holds several numbers, mixed where its shards are not all of the step that it claims. The first such
-snapshot is described and ends the job with exit code 1; otherwise a table is printed in the end.
+Each half of the ranks is a group. All elements of its model are one number, which encodes group and step. A snapshot is
+torn if one of its shards holds several numbers, and mixed if its shards are not all of the step that it claims. The
+first such snapshot is described and ends the job with exit status 1; otherwise a table is printed at the end.
 
-A fetch is one read of one shard by one rank, whether it was accepted or not. Not accepted are those overwritten (the
-peer wrote to the slot meanwhile) and outdated (another rank of the group already had a newer version).
+A fetch is one read of one shard by one rank, accepted or not. It is not accepted if it was overwritten (the peer wrote
+to the slot meanwhile) or outdated (another rank of the group already had a newer version).
 
-This is the exchange of training but for its pace. Its threads look around each millisecond rather than every five, and
-now and then hesitate between hearing of a version and reading it: else readers and writers would hardly ever meet.
+This is the exchange of training except for its timing. Its threads poll every millisecond instead of every five, and
+sometimes pause between learning of a version and reading it; otherwise readers and writers would hardly ever collide.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from measure import ends_all_ranks, machine, make_parser, write_json
 
 SLOT_BYTES = (4096, 4 * 2**20, 64 * 2**20)
 FETCHES = (1_000_000, 100_000, 5_000)
-NUMBERS = 2**23  # of each group: float32 holds those of two groups exactly
+NUMBERS = 2**23  # for each group: float32 represents those of two groups exactly
 
 
 class Uniform(nn.Module):
-    """A model of `nbytes`, weights and buffers, whose every element is meant to be the same number."""
+    """Model of `nbytes`, weights and buffers, all of whose elements should be the same number."""
 
     def __init__(self, nbytes: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Uniform(nn.Module):
 
 
 class HesitantReader(Reader):
-    """Lets a writer catch up, by some milliseconds before one read in five."""
+    """Reader that pauses for some milliseconds before one read in five, so that a writer may overtake it."""
 
     def _slots(self, version: int) -> Generator[bool, None, list[int]]:
         if random.random() < 0.2:
@@ -59,7 +59,7 @@ class HesitantReader(Reader):
 
 
 class Tally:
-    """Counts of all ranks, added up again and again until the first has reached `target`; nobody waits for a sum."""
+    """Counts of all ranks, summed repeatedly and without waiting, until the first has reached `target`."""
 
     def __init__(self, world: MPI.Intracomm, target: int) -> None:
         self._comm = world.Dup()
@@ -69,11 +69,11 @@ class Tally:
 
     @property
     def reached(self) -> bool:
-        """Whether this rank knows that the target is reached; the others know it too, or soon will."""
+        """Knowledge of this rank that the target is reached; the other ranks have it too, or soon will."""
         return bool(self._sum[0] >= self._target)
 
     def renew(self, *counts: int) -> list[int]:
-        """The newest sum that is complete; where it is new, begin the next one, to which this rank gives `counts`."""
+        """Return the newest complete sum; if it is new, begin the next one with this rank's `counts`."""
         if not self.reached and self._request.Test():
             self._sum[:] = self._next
             if not self.reached:
@@ -82,13 +82,13 @@ class Tally:
         return self._sum.tolist()
 
     def free(self) -> None:
-        """Collective over the world, once the target is reached."""
+        """Free the communicator. Collective over the world, after the target is reached."""
         self._comm.Free()
 
 
 @ends_all_ranks
 def main() -> None:
-    """Soak each slot size in turn, print the table, write the results."""
+    """Test each slot size in turn, print the table, write the results."""
     options = parse()
     torch.set_num_threads(1)
     window.Reader, window.IDLE_SECONDS = HesitantReader, 2e-3  # type: ignore[attr-defined]
@@ -104,11 +104,19 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse and check the command line."""
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--slot-bytes", type=int, nargs="+", default=SLOT_BYTES, help=f"of a rank's shard (default: {SLOT_BYTES})")
-    add("--fetches", type=int, nargs="+", default=FETCHES, help=f"of all ranks, for each size (default: {FETCHES})")
+    add(
+        "--slot-bytes", type=int, nargs="+", default=SLOT_BYTES, help=f"sizes of a rank's shard (default: {SLOT_BYTES})"
+    )
+    add(
+        "--fetches",
+        type=int,
+        nargs="+",
+        default=FETCHES,
+        help=f"fetches of all ranks, for each size (default: {FETCHES})",
+    )
     add("--output", type=Path, help="raw results as JSON, such as benchmarks/results/soak-MACHINE.json")
     options = parser.parse_args()
     if len(options.fetches) != len(options.slot_bytes):
@@ -121,7 +129,7 @@ def parse() -> argparse.Namespace:
 
 
 def soak(groups: Groups, slot_bytes: int, fetches: int) -> dict[str, Any]:
-    """Exchange at full speed until all ranks together have read so many shards. Collective over the world."""
+    """Exchange at full speed until all ranks together have made `fetches` fetches. Collective over the world."""
     slot = STAMP_NBYTES + slot_bytes
     model, replica = Uniform(slot_bytes * groups.size), Uniform(slot_bytes * groups.size)
     payload = WeightPayload(model)
@@ -135,7 +143,7 @@ def soak(groups: Groups, slot_bytes: int, fetches: int) -> dict[str, Any]:
     ):
         exchange.set_peers(groups.peers)
         begin = time.perf_counter()
-        # A group ends as one; and neither much before the other, which would have nothing new to fetch.
+        # All ranks of a group end together, and both groups at about the same time: a group alone has nothing to fetch.
         while not groups.comm.allreduce(tally.reached, MPI.LAND):
             if published:
                 step += 1
@@ -143,7 +151,7 @@ def soak(groups: Groups, slot_bytes: int, fetches: int) -> dict[str, Any]:
                     piece.fill_(number(groups.group, step))
             published = exchange.publish(step)
             if not published:
-                time.sleep(2e-4)  # lets go of Python's lock, as computing does: the other thread needs it
+                time.sleep(2e-4)  # releases the GIL, as computing does, for the exchange's thread
             for snapshot in exchange.collect():
                 require_whole(snapshot, payload, replica)
                 delivered += groups.is_leader
@@ -169,7 +177,7 @@ def soak(groups: Groups, slot_bytes: int, fetches: int) -> dict[str, Any]:
 
 
 def number(group: int, step: int) -> int:
-    """Which number tells this group and step."""
+    """Return the number that encodes a group and a step."""
     return NUMBERS * group + step % NUMBERS
 
 
@@ -197,7 +205,7 @@ HEADER = (
 
 
 def line(result: dict[str, Any]) -> str:
-    """A row of the Markdown table."""
+    """Return a row of the Markdown table."""
     *counts, seconds, nbytes = result.values()
     rates = f"{result['fetches'] / seconds:.0f} | {nbytes / seconds / 1e9:.2f}"
     return f"| {' | '.join(map(str, counts))} | {seconds:.1f} | {rates} |"
