@@ -1,8 +1,8 @@
-"""One owner of a group's files in a run folder.
+"""Ownership of a group's files in a run folder.
 
-Two jobs in one folder would mix their checkpoints and metrics: a run submitted twice, a requeue while the old node
-still runs. So the leader of each group makes a file that says who writes there, which no second one can make, and
-renews its time every few seconds. Locks of the file system would be simpler, but on many clusters there are none.
+Two jobs in one folder would mix their checkpoints and metrics, as when a run is submitted twice, or requeued while the
+old node still runs. So the leader of each group creates a file that names the owner, which no other process can create,
+and renews its modification time every few seconds. File locks would be simpler, but many clusters have none.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
-"""An owner on another host whose file is older than this is gone; one that wakes up later finds itself replaced."""
+"""Age at which the file of an owner on another host counts as abandoned; an owner that resumes later must end."""
 
 LOOK_SECONDS = 0.2
-MAX_NBYTES = 1 << 16  # of an owner's file, which another may have put there
+MAX_NBYTES = 1 << 16  # read of an owner file, which anyone may have written
 
 
 @contextmanager
 def owned(run: RunDir, groups: Groups) -> Iterator[None]:
-    """Make the folder of the run, and own the files of this world's groups there for the time of the block.
+    """Make the folder of a run, and own the files of this world's groups in it during the block.
 
-    Collective over the world. Folders that were made for nothing are removed in the end.
+    Collective over the world. Folders that are still empty at the end are removed.
 
     Raises:
-        UserError: the folder takes no files, or another process owns those of one of the groups; on every rank, and
-            nothing has been touched.
+        UserError: files cannot be written there, or another process owns the files of one of the groups; on every rank,
+            before anything is changed.
     """
     claim = Claim(run, groups.group) if groups.is_leader else None
     taken = groups.world.allgather(_take(run, claim))
@@ -62,10 +62,10 @@ def owned(run: RunDir, groups: Groups) -> Iterator[None]:
 
 
 class Claim:
-    """The right to write a group's files in a run folder.
+    """Right to write a group's files in a run folder.
 
-    An owner on this host is gone when its process is; one on another host, when its file has not been renewed for
-    `STALE_SECONDS`. All times are the file server's: hosts may disagree.
+    An owner on this host has ended when its process has; an owner on another host, when its file has not been renewed
+    for `STALE_SECONDS`. All times are the file server's, because the clocks of hosts may differ.
 
     Args:
         run: folder of the run, which exists.
@@ -79,10 +79,10 @@ class Claim:
         self._thread = threading.Thread(target=self._renew, name="owner", daemon=True)
 
     def take(self) -> None:
-        """Make the file, in place of one whose owner is gone; that may take `STALE_SECONDS` to find out.
+        """Create the file, replacing that of an owner that has ended; finding that out may take `STALE_SECONDS`.
 
         Raises:
-            UserError: the owner is not gone, or the file cannot be made.
+            UserError: the owner still runs, or the file cannot be created.
         """
         try:
             while not self._make():
@@ -101,7 +101,7 @@ class Claim:
         self._released.set()
         if self._thread.is_alive():
             self._thread.join(HEARTBEAT_SECONDS)
-        if self._thread.is_alive():  # the file server does not answer it, and would not answer here
+        if self._thread.is_alive():  # the file server does not answer that thread, nor would it answer this one
             return
         with suppress(OSError):
             owner = _read(self._path)
@@ -135,7 +135,7 @@ class Claim:
             )
 
     def _is_renewed(self, owner: _Owner) -> bool:
-        """Wait until the file is renewed or stale; whether it was renewed."""
+        """Wait until the file is renewed or stale; return True if it was renewed."""
         age = max(_time_of(self._path.parent) - owner.time, 0)
         if age < STALE_SECONDS:
             logger.warning(
@@ -152,7 +152,7 @@ class Claim:
         return False
 
     def _remove(self, owner: _Owner) -> None:
-        """Remove this owner's file; one that somebody else has made in its place stays."""
+        """Remove this owner's file, but not one that another process has created in its place."""
         grave = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")
         with suppress(FileNotFoundError):
             self._path.rename(grave)
@@ -168,7 +168,7 @@ class Claim:
         while not self._released.wait(HEARTBEAT_SECONDS):
             try:
                 self._renew_once()
-            except OSError:  # the disk takes nothing, which others say; from another host this run may seem gone
+            except OSError:  # the disk is full, of which others warn; from another host this run may seem to have ended
                 pass
             except UserError as error:
                 if not self._released.is_set():
@@ -191,7 +191,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class _Owner:
-    """An owner's file as it was read."""
+    """Content and time of an owner file."""
 
     content: bytes
     time: float
@@ -199,7 +199,7 @@ class _Owner:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Contents of the file, as `_this_process` makes them; empty where it is not, or not yet, whole."""
+        """Facts in the file, as `_this_process` makes them; empty if the file is incomplete."""
         try:
             facts = json.loads(self.content)
         except ValueError:
@@ -213,7 +213,7 @@ class _Owner:
         return f"scancel {facts['slurm_job']}" if "slurm_job" in facts else f"kill {facts.get('pid')} on that host"
 
     def is_alive(self) -> bool | None:
-        """Return whether its process runs; None where that cannot be seen from here."""
+        """Return True if its process runs, False if not, None if that cannot be seen from here."""
         pid, start = self.facts.get("pid"), self.facts.get("process_start")
         if self.facts.get("place") != _place() or not isinstance(pid, int):
             return None
@@ -221,7 +221,7 @@ class _Owner:
             os.kill(pid, 0)
         except ProcessLookupError:
             return False
-        except PermissionError:  # another user's, whose folder in /proc may be hidden
+        except PermissionError:  # another user's process, whose folder in /proc may be hidden
             return True if _process_start(pid) == start else None
         return _process_start(pid) == start
 
@@ -232,7 +232,7 @@ class _Owner:
 
 
 def _take(run: RunDir, claim: Claim | None) -> tuple[UserError | None, list[Path]]:
-    """Take the claim; return what kept it from being taken, if anything did, and the folders made for it."""
+    """Take the claim; return the error if that failed, and the folders made for it."""
     made: list[Path] = []
     try:
         if claim:
@@ -268,13 +268,13 @@ def _this_process() -> dict[str, Any]:
 
 
 def _place() -> str:
-    """Return where a number means the same process: this boot of this host, and this container."""
+    """Return a text that identifies the PID namespace: this boot of this host, and this container."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def _process_start(pid: int) -> str | None:
-    """Return when a process began, in clock ticks since the host did; None if it has ended."""
+    """Return the start time of a process, in clock ticks since the host's boot; None if it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

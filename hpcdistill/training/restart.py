@@ -1,4 +1,4 @@
-"""What a group must remember to go on as if it had never stopped."""
+"""Saving and restoring of all that a group needs to resume training as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from hpcdistill.tasks.task import TrainingBatches
 logger = logging.getLogger(__name__)
 
 PATIENCE = 60.0
-"""Seconds for which training waits for a slow disk, so that the best weights so far are not lost."""
+"""Seconds that training waits for a slow disk, so that the best weights so far are not lost."""
 
 LAST_SECONDS = 1800.0
-"""For the last checkpoint to be written; a file server that has not taken it by then will not."""
+"""Seconds that the last checkpoint may take; a file server that needs longer is considered lost."""
 
 
 class Restart:
-    """Saves and restores one group's training; all methods are collective over the group.
+    """Checkpoints of one group's training; all methods are collective over the group.
 
-    Training waits while its state is copied to the host's memory; a thread of the leader then writes it. A context
-    manager, which at its end waits for that thread.
+    Training waits while its state is copied to host memory; a thread of the leader then writes it. At the end of the
+    block, as a context manager, it waits for that thread.
 
     Args:
-        config: the run.
-        groups: who is who; the leader writes and reads the files.
+        config: configuration of the run.
+        groups: the world and its groups; the leader writes and reads the files.
         model: the student.
-        average: that of its weights, if there is one.
-        optimizer: its optimizer.
-        batches: its data.
-        identity: that of the store they are from.
+        average: average of its weights, or None.
+        optimizer: optimizer of the student.
+        batches: training data of the student.
+        identity: identity of the store that the batches are from.
 
     Attributes:
-        owes_validation: whether a signal has kept the last step's validation from being made; saved and restored.
+        owes_validation: True if a signal prevented the validation of the last step; saved and restored.
     """
 
     def __init__(
@@ -79,30 +79,31 @@ class Restart:
         self._run = RunDir(config.run_dir)
         self._checkpoints = Checkpoints(self._run, groups.group, config.checkpoint.keep, owner)
         self._writing: threading.Thread | None = None
-        self._lowest = math.inf  # validation loss of the best checkpoint; only the leader's counts
+        self._lowest = math.inf  # validation loss of the best checkpoint, on the leader
         self.owes_validation = False
 
     def save(self, step: int, validation: float = math.nan, scheduled: bool = True, last: bool = False) -> bool:
-        """Make a checkpoint of `step`; a disk that cannot take it, or not yet, costs the checkpoint, not the run.
+        """Begin to write the checkpoint of `step`. If the disk is full or busy, it is skipped with a warning.
 
         Args:
-            step: which one.
-            validation: loss of these weights, in nats; NaN if there is none. The lowest so far makes them the best.
-            scheduled: make the checkpoint even if these weights are not the best.
-            last: of this start of the run, and so worth waiting until the one before has been written.
+            step: number of steps made.
+            validation: validation loss of these weights in nats, NaN if there is none; the lowest so far makes this
+                the best checkpoint.
+            scheduled: write the checkpoint even if these weights are not the best.
+            last: wait first until the previous checkpoint has been written, because this start of the run ends here.
 
         Returns:
-            Whether this rank has begun to write one.
+            True if this rank has begun to write a checkpoint.
 
         Raises:
-            UserError: a weight is not finite, and nothing worth keeping is left to save.
+            UserError: a weight is not finite.
         """
         _require_finite(self._model, self._groups.group, step)
         ranks = self._groups.comm.gather(_rng_state(self._groups.device))
         if ranks is None:
             return False
         if not math.isfinite(validation):
-            validation = math.inf  # lower than nothing
+            validation = math.inf  # never the lowest
         if self._writing and (last or validation < self._lowest):
             self._writing.join(LAST_SECONDS if last else PATIENCE)
         is_best = validation < self._lowest
@@ -113,7 +114,7 @@ class Restart:
             return False
         lowest = validation if is_best else self._lowest
         state = on_host(self._state(step, ranks, lowest))
-        # A daemon: Python would not end before any other thread has, and a file server may never answer.
+        # A daemon thread: Python waits for all others when it ends, and a file server may never answer.
         arguments = (state, scheduled, is_best)
         self._writing = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
         self._writing.start()
@@ -149,20 +150,26 @@ class Restart:
             end_job(error)
 
     def resume(self, mode: str) -> int:
-        """The step to go on from; 0 for a new run.
+        """Restore the newest usable checkpoint; return its step, or 0 for a new run.
 
         Args:
             mode: "no", "yes" or "strict", as for `train`.
 
         Raises:
-            UserError: "no", but there are checkpoints already; or no usable checkpoint among those there are.
+            UserError: the mode is "no" but there are checkpoints; or there are checkpoints but none is usable.
         """
         state = self._groups.from_leader(lambda: self._newest(mode))
         if state is None:
             return 0
         try:
             self._restore(state)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # whole, but not ours
+        except (
+            AttributeError,
+            KeyError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # a valid file of another program
             raise UserError(
                 f"the checkpoint of step {state['step']} of group {self._groups.group} does not fit this version of "
                 f"hpcdistill ({type(error).__name__}: {error}); restore another one, or choose another --run_dir"
@@ -193,13 +200,13 @@ class Restart:
             seconds = LAST_SECONDS if kind is None else PATIENCE
             self._writing.join(seconds)
             if self._writing.is_alive():
-                logger.warning(f"the last checkpoint has not been written in {seconds:.0f} s, and is given up")
+                logger.warning(f"the last checkpoint has not been written in {seconds:.0f} s, and is abandoned")
 
     def _newest(self, mode: str) -> State | None:
         if mode == "no":
             self._run.require_no_checkpoints(self._groups.group)
         state = None if mode == "no" else self._checkpoints.newest(strict=mode == "strict")
-        self._checkpoints.remove_temporary_files()  # not of a run that this start has no business with
+        self._checkpoints.remove_temporary_files()  # only where this start is not refused
         return state
 
 

@@ -1,4 +1,4 @@
-"""The records of the metrics once more, as event files for TensorBoard."""
+"""TensorBoard event files with the numbers of the metrics."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def require_tensorboard() -> None:
-    """See that the optional package is there.
+    """Check that the optional package tensorboard can be imported.
 
     Raises:
-        UserError: it is not, or does not load.
+        UserError: it cannot.
     """
     try:
         import tensorboard  # noqa: F401
@@ -28,16 +28,16 @@ def require_tensorboard() -> None:
 
 
 class Events:
-    """One group's event files; what a former start has told of later steps is no longer shown.
+    """Event files of one group. Events of steps later than `step`, left by a former start, are hidden.
 
-    A disk that takes no more costs events and a warning, not the run.
+    When the disk is full, events are lost, with a warning; the run goes on.
 
     Args:
-        folder: where; it is made.
-        step: of the restart, 0 for a new run.
+        folder: folder of the files; it is made.
+        step: step of the restart, 0 for a new run.
 
     Raises:
-        OSError: the folder or the file cannot be made.
+        OSError: the folder or a file cannot be made.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -48,13 +48,13 @@ class Events:
         self._complete = True
 
     def record(self, step: int, values: Record) -> None:
-        """Tell each number of `values`, those of nested ones as "key/subkey"."""
+        """Write each number in `values`; nested ones are named "key/subkey"."""
         with self._surviving():
             for name, number in _numbers(values):
                 self._writer.add_scalar(name, number, step)
 
     def close(self) -> None:
-        """Write what is still under way."""
+        """Write the pending events and close the files."""
         with self._surviving():
             self._writer.close()
 
@@ -62,7 +62,7 @@ class Events:
     def _surviving(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:  # of TensorBoard's thread, which told it to nobody before
+        except OSError as error:  # of TensorBoard's thread, raised at the next call
             if self._complete:
                 logger.warning(f"TensorBoard's events are missing from {self._folder} from now on: {error}")
             self._complete = False

@@ -1,4 +1,4 @@
-"""What arrives is what was sent, to within the error that the codec's docstring states; buffers exactly."""
+"""Parameters arrive to within the error that the codec's docstring states; buffers arrive exactly."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from hpcdistill.errors import UserError
 from hpcdistill.exchange.codec import BLOCK, CHUNK, CODECS, Packing, require_codec
 from hpcdistill.exchange.layout import Layout
 
-# Both sides of the ends of a block, of a chunk and of a shard.
+# Sizes around the ends of a block, of a chunk and of a shard.
 SIZES = st.lists(st.sampled_from([0, 1, 7, BLOCK - 1, BLOCK, BLOCK + 1, CHUNK * BLOCK - 300]), min_size=1, max_size=4)
 MAGNITUDES = st.floats(-38, 38)  # powers of ten
 TINY = torch.finfo(torch.float32).tiny
 
 
 def model_of(sizes: list[int], dtype: torch.dtype, magnitude: float, seed: int = 0) -> nn.Module:
-    """Parameters around 10**magnitude, as far as the dtype reaches, each with a float and an integer buffer."""
+    """Make a model of parameters around 10**magnitude, within the dtype's range, each with two buffers."""
     generator = torch.Generator().manual_seed(seed)
     limit = torch.finfo(dtype).max / 8
     model = nn.Module()
@@ -30,7 +30,7 @@ def model_of(sizes: list[int], dtype: torch.dtype, magnitude: float, seed: int =
 
 
 def sent(model: nn.Module, codec: str, ranks: int) -> dict[str, torch.Tensor]:
-    """The state of a replica, filled with noise before, after `model` has travelled to it."""
+    """Return the state of a replica, which held noise, after `model` was encoded and decoded into it."""
     layout = Layout.of(model)
     replica = model_of([tensor.numel() for tensor in model.parameters()], next(model.parameters()).dtype, 0, seed=1)
     for rank in range(ranks):
@@ -57,12 +57,12 @@ def test_errors_are_bounded_and_buffers_exact(
         error = (received[name].double() - exact.double()).abs()
         magnitudes = exact.detach().double().abs()
         if codec == "int8":
-            # Blocks begin anew in each shard, so that the bound here is that of the parameter as a whole.
+            # Blocks begin anew in each shard, so the bound is that of the whole parameter.
             largest = magnitudes.max() if magnitudes.numel() else torch.tensor(0.0)
             bound = largest / 254 + TINY
         else:
             bound = magnitudes * {"fp32": 2.0**-24, "bf16": 2.0**-8}[codec] + TINY
-        # And one more rounding, to the dtype of the parameter, where decoding ends.
+        # One more rounding, to the dtype of the parameter, ends the decoding.
         assert (error <= bound * 1.001 + magnitudes * torch.finfo(dtype).eps).all(), (name, error.max())
 
 
@@ -77,7 +77,7 @@ def test_a_block_of_int8_is_coarsened_by_its_own_outlier_only() -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_does_not_become_so_on_the_way(codec: str, value: float) -> None:
+def test_nan_and_infinity_stay_non_finite(codec: str, value: float) -> None:
     model = model_of([3 * BLOCK], torch.float32, 0)
     with torch.no_grad():
         model.weight0[BLOCK + 5] = value

@@ -1,4 +1,4 @@
-"""Snapshots through a folder: whole or not at all, from whoever is there, and nobody waits for who is not."""
+"""Exchange through files: snapshots are whole, and no group waits for one that is absent."""
 
 import errno
 import logging
@@ -31,13 +31,13 @@ Join = Callable[..., FilesExchange]
 
 @pytest.fixture
 def folder(tmp_path: Path, world: MPI.Intracomm) -> Path:
-    """The same on every rank."""
+    """Return a folder that is the same on every rank."""
     return world.bcast(tmp_path) / "exchange"
 
 
 @pytest.fixture
 def join(folder: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Join]:
-    """`join(group, model)`: this world as that group, one of three; a test takes the parts of several."""
+    """Return `join(group, model)`, which makes this world one of three groups; a test can be several of them."""
     monkeypatch.setattr(files, "POLL_SECONDS", 0.01)
     joined: list[FilesExchange] = []
 
@@ -55,7 +55,7 @@ def join(folder: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def publish(exchange: FilesExchange, model: Constant, step: int) -> None:
-    """And wait until it is there to be read."""
+    """Publish a snapshot, and wait until its file can be read."""
     model.become(step)
     while not exchange.publish(step):  # bounded by the test's timeout, as all loops here
         time.sleep(1e-3)
@@ -64,7 +64,7 @@ def publish(exchange: FilesExchange, model: Constant, step: int) -> None:
 
 
 def news(exchange: FilesExchange, wanted: Callable[[dict[int, int]], bool] = bool) -> dict[int, int]:
-    """The newest step of each peer, once what was heard is as wanted; every snapshot is of the step that it claims."""
+    """Collect until the newest steps, by peer, are as wanted; check that each snapshot is of the step it claims."""
     replica, steps = Constant(), {}
     while not wanted(steps):
         for snapshot in exchange.collect():
@@ -108,7 +108,7 @@ def test_the_log_has_a_line_for_each_publish_and_fetch(
         assert [record.getMessage() for record in caplog.records] == lines
 
 
-def test_who_is_absent_is_not_waited_for(join: Join) -> None:
+def test_absent_peers_are_not_waited_for(join: Join) -> None:
     model = Constant()
     alone = join(1, model, peers=(0, 2))
     publish(alone, model, 1)
@@ -117,7 +117,7 @@ def test_who_is_absent_is_not_waited_for(join: Join) -> None:
 
 
 def test_a_peer_that_begins_again_at_an_earlier_step_is_heard(join: Join) -> None:
-    """And with it a group that is behind, or ahead: steps are its own affair."""
+    """Take snapshots of any step: a peer may be behind, or ahead."""
     model = Constant()
     reader = join(1, Constant(), peers=(0,))
     first = join(0, model)
@@ -129,7 +129,7 @@ def test_a_peer_that_begins_again_at_an_earlier_step_is_heard(join: Join) -> Non
     assert news(reader) == {0: 450}
 
 
-def test_only_the_peers_asked_for_are_heard_of(join: Join) -> None:
+def test_only_the_peers_that_were_set_are_read(join: Join) -> None:
     model = Constant()
     publish(join(0, model), model, 1)
     publish(join(2, model), model, 2)
@@ -192,7 +192,7 @@ def test_a_whole_file_that_is_no_snapshot_is_passed_over(
     world: MPI.Intracomm,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its checksum is right: anyone can make one."""
+    """Check the content too: anyone can compute the checksum."""
     model = Constant()
     publish(join(0, model), model, 1)
     if world.rank == 0:
@@ -216,7 +216,7 @@ def make_loop(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [make_pipe, make_loop, Path.mkdir])
-def test_what_is_no_file_is_neither_taken_nor_waited_for(
+def test_pipes_links_and_folders_are_neither_read_nor_waited_for(
     make: Callable[[Path], None], join: Join, folder: Path, world: MPI.Intracomm
 ) -> None:
     model = Constant()
@@ -232,7 +232,7 @@ def test_what_is_no_file_is_neither_taken_nor_waited_for(
 def test_a_file_server_that_does_not_answer_is_given_up(
     join: Join, folder: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Publishing is then left out, and the end waits for a while only."""
+    """Skip publishing, and wait at the end for a limited time."""
     asked, answers = Event(), Event()
 
     def load(*_: object, **__: object) -> NoReturn:
@@ -302,16 +302,16 @@ def test_a_disk_that_takes_nothing_costs_that_snapshot_only(
     assert news(reader) == {0: 2}
 
 
-def test_litter_of_a_killed_writer_is_removed(join: Join, folder: Path, world: MPI.Intracomm) -> None:
-    litter = [folder / ".g0-0000000007.h5.123", folder / ".g1-0000000007.h5.123"]
+def test_temporary_files_of_a_killed_writer_are_removed(join: Join, folder: Path, world: MPI.Intracomm) -> None:
+    temporary = [folder / ".g0-0000000007.h5.123", folder / ".g1-0000000007.h5.123"]
     if world.rank == 0:
         folder.mkdir()
-        for path in litter:
+        for path in temporary:
             path.touch()
     world.Barrier()
     model = Constant()
     publish(join(0, model), model, 1)
-    assert [path.exists() for path in litter] == [False, True]
+    assert [path.exists() for path in temporary] == [False, True]
 
 
 def test_a_changed_model_is_refused_and_nothing_is_done_after_free(join: Join) -> None:

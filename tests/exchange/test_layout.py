@@ -1,4 +1,4 @@
-"""The flat layout: whatever the model and however it is cut, the same bytes come back in the same place."""
+"""Flat layout: for any model and any number of shards, the same bytes come back in the same place."""
 
 import pytest
 import torch

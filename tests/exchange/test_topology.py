@@ -1,4 +1,4 @@
-"""Who learns from whom."""
+"""Topologies: the peers of each group."""
 
 import pytest
 from hypothesis import given
@@ -28,7 +28,7 @@ def test_random_peers_are_others_and_as_many_as_asked_for(groups: int, data: st.
         peers = topology.peers(interval)
         assert len(set(peers)) == degree
         assert set(peers) <= set(range(groups)) - {group}
-        assert peers == topology.peers(interval)  # so that a group's ranks agree without asking each other
+        assert peers == topology.peers(interval)  # a group's ranks agree without communication
 
 
 def test_random_peers_change_with_interval_group_and_seed() -> None:

@@ -1,4 +1,4 @@
-"""What cannot be printed stops nothing."""
+"""Output that cannot be printed stops nothing; warnings go to the log."""
 
 import errno
 import io
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.alone
 
 
 class Broken(io.StringIO):
-    """A text stream whose disk is full, or whose reader is gone."""
+    """Text stream whose disk is full, or whose reader has ended."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def test_the_exit_status_is_about_the_work(name: str, redirection: str, status: 
 @pytest.mark.launch
 @pytest.mark.parametrize(("command", "rank"), [("status", "0"), ("train", "0"), ("train", "1")])
 def test_a_child_of_a_rank_ends_itself_alone(command: str, rank: str) -> None:
-    """It has the variables of the rank, but not its connection to the launcher."""
+    """End the child only: it has the rank's variables, but not its connection to the launcher."""
     result = run([command, "nowhere"], PMI_SIZE="4", PMI_RANK=rank, PMI_FD="99")
     assert result.returncode == 2
     assert result.stderr.startswith("hpcdistill: error: ")

@@ -1,4 +1,4 @@
-"""The soak of the exchange, in short; and that it does find what it looks for, once a safeguard is taken away."""
+"""Soak test of the exchange, shortened; it finds torn and mixed snapshots once a safeguard is removed."""
 
 import re
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from mpi4py import MPI
 from hpcdistill.exchange.window.exchange import WindowExchange
 
 def compare_staged(exchange):
-    versions = [min(reader.staged, reader.epoch + 1) for reader in exchange._readers]  # all that is staged seems equal
+    versions = [min(reader.staged, reader.epoch + 1) for reader in exchange._readers]  # all equal
     extremes = np.array([versions, [-version for version in versions]])
     return extremes, exchange._group_comm.Iallreduce(MPI.IN_PLACE, extremes, op=MPI.MIN)
 
@@ -60,7 +60,7 @@ def test_nothing_torn_or_mixed_is_delivered(mpirun: Run) -> None:
     [(ACCEPT_ONE_VERSION_TOO_LATE, "torn|mixed"), (ADOPT_WITHOUT_AGREEMENT, "mixed")],
     ids=["accepting", "adopting"],
 )
-def test_the_soak_finds_what_slips_through_without_a_safeguard(mpirun: Run, change: str, found: str) -> None:
+def test_the_soak_finds_bad_snapshots_without_a_safeguard(mpirun: Run, change: str, found: str) -> None:
     arguments = ("--slot-bytes", 2**20, "--fetches", 100_000)
     result = mpirun(4, "-c", change, *arguments, timeout=60, env={"PYTHONPATH": str(BENCHMARKS)})
     assert result.returncode == 1

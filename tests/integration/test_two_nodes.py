@@ -1,4 +1,4 @@
-"""The exchange between nodes: its own tests over TCP, on two virtual nodes of this machine."""
+"""Tests of the exchange over TCP, on two virtual nodes of this machine."""
 
 import re
 

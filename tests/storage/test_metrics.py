@@ -1,4 +1,4 @@
-"""Metrics: readable while they are written, and without gap or repetition after a restart."""
+"""Metrics: readable while they are written, without gaps or repetitions after a restart."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def test_losses_that_are_not_finite_are_null_in_the_file_and_nan_for_readers(tmp
     for step, loss in ((10, math.nan), (20, math.inf), (30, 1.5)):
         first.record(step, {"validation_loss": loss})
     first.close()
-    Metrics(path, {"group": 0}, step=30).close()  # which writes the file anew
+    Metrics(path, {"group": 0}, step=30).close()  # rewrites the file
     _, *lines = path.read_text().splitlines()
     assert [json.loads(one, parse_constant=pytest.fail)["validation_loss"] for one in lines] == [None, None, 1.5]
     metrics = GroupMetrics(path, 0, *read_metrics(path))

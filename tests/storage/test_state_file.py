@@ -1,4 +1,4 @@
-"""What was saved comes back exactly, or is refused."""
+"""State files: the saved state comes back exactly, or the file is refused."""
 
 import hashlib
 import math
@@ -77,11 +77,11 @@ def test_an_interrupted_save_leaves_the_previous_one_and_no_litter(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-# A checksum is not validity: anyone can compute it
+# A right checksum is not enough: anyone can compute it
 
 
 def forge(path: Path, change: Callable[[h5py.File], None]) -> None:
-    """Change a state file, and give it a checksum that fits."""
+    """Rewrite a state file with changes and a right checksum."""
     with h5py.File(path, "r+") as file:
         change(file)
     stamp = state_file._stamp(path, "test")
@@ -168,7 +168,7 @@ def test_a_file_larger_than_it_says_is_not_read(tmp_path: Path) -> None:
     size = path.stat().st_size
     with pytest.raises(UserError, match=f"has {size} bytes, where 99 are the most expected"):
         load_state(path, "test", most=99)
-    os.truncate(path, 1 << 42)  # a hole, which would take an hour to read
+    os.truncate(path, 1 << 42)  # sparse: reading it would take an hour
     with pytest.raises(UserError, match=f"does not have the {1 << 42} bytes that it was written with"):
         load_state(path, "test")
 

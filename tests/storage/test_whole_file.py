@@ -1,4 +1,4 @@
-"""Whole files appear at once or not at all, and are written through no link."""
+"""Atomic files: complete or absent, and never written through a link."""
 
 import contextlib
 import os
@@ -66,7 +66,7 @@ def test_a_link_is_replaced_and_its_target_untouched(tmp_path: Path, write: Call
 def test_a_link_at_the_temporary_name_is_not_followed(
     tmp_path: Path, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were the name guessed all the same. Metrics remove it first: it looks like litter."""
+    """Refuse it even if the random name was guessed; metrics remove it first, as a temporary file."""
     monkeypatch.setattr(whole_file.secrets, "token_hex", lambda nbytes: "0" * 2 * nbytes)
     victim, path = tmp_path / "victim", tmp_path / "file"
     (tmp_path / f".file.{'0' * 16}").symlink_to(victim)
@@ -128,4 +128,4 @@ def test_hdf5_writes_structures_with_checksums(tmp_path: Path, write: Callable[[
     write(tmp_path / "file")
     with h5py.File(tmp_path / "file") as file:
         begin = file.userblock_size
-    assert (tmp_path / "file").read_bytes()[begin + 8] == 3  # the version of the superblock, and so of the others
+    assert (tmp_path / "file").read_bytes()[begin + 8] == 3  # the version of the superblock, which implies the others

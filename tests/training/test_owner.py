@@ -1,4 +1,4 @@
-"""A run folder has one owner; a second start is refused before it touches anything."""
+"""Ownership of a run folder: a second start is refused before it changes anything."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def path_of(folder: Path) -> Path:
 
 
 def write(folder: Path, age: float = 0.0, **facts: Any) -> Path:
-    """The file of another process than this one."""
+    """Write the owner file of another process."""
     path = path_of(folder)
     path.write_text(json.dumps(owner._this_process() | facts))
     os.utime(path, (time.time() - age,) * 2)
@@ -40,7 +40,7 @@ def write(folder: Path, age: float = 0.0, **facts: Any) -> Path:
 
 @pytest.fixture
 def ended_pid() -> int:
-    """The number of a process that has ended."""
+    """Return the PID of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
@@ -48,7 +48,7 @@ def ended_pid() -> int:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """A folder that a process on another host owns, and renews."""
+    """Return a folder that a process on another host seems to own and renew."""
     path, ended = write(tmp_path, place="another", host="node7", pid=4711, slurm_job="12"), threading.Event()
 
     def renew() -> None:
@@ -68,7 +68,7 @@ def test_a_second_owner_is_refused_until_the_first_releases(tmp_path: Path) -> N
     before = path_of(tmp_path).read_bytes()
     with pytest.raises(UserError, match=rf"pid {os.getpid()} on .* last said so \d s ago; end that run \(kill \d+"):
         second.take()
-    second.release()  # of what it never had
+    second.release()  # it never owned the folder
     assert path_of(tmp_path).read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["owner-g0.json"]
     first.release()
@@ -101,7 +101,7 @@ def test_an_owner_on_another_host_is_alive_while_its_file_is_renewed(elsewhere: 
         Claim(RunDir(elsewhere), 0).take()
 
 
-@pytest.mark.parametrize("age", [-1000.0, 0.0, 1000.0])  # the clocks of hosts may disagree
+@pytest.mark.parametrize("age", [-1000.0, 0.0, 1000.0])  # the clocks of hosts may differ
 def test_an_owner_on_another_host_that_is_silent_is_replaced(age: float, tmp_path: Path) -> None:
     write(tmp_path, age, place="another")
     assert_replaced(tmp_path)

@@ -1,4 +1,4 @@
-"""What a run must have in common with its former start, and that the best checkpoint is what was validated."""
+"""Restarts: only the same run resumes, and the best checkpoint holds the weights that were validated."""
 
 import math
 import threading
@@ -33,7 +33,7 @@ def data(tmp_path: Path) -> Path:
 
 @contextmanager
 def restart(run: Path, data: Path, model: nn.Module | None = None, seed: int = 0, **settings: Any) -> Iterator[Restart]:
-    """The restart of a run of one rank; `settings` are of the section [data]."""
+    """Make the `Restart` of a run of one rank; `settings` are keys of the section [data]."""
     cut = {"path": data, "sequence_length": 8, "batch_size": 5, **settings}
     config = config_class()(
         run_dir=run, seed=seed, groups=1, data=cut, codistill={"weight": 0}, model=saved_models.MODELS["token"]
@@ -127,7 +127,7 @@ def test_a_disk_that_never_answers_does_not_keep_the_run_from_ending(
         run._writing = threading.Thread(target=answers.wait)
         run._writing.start()
     answers.set()
-    assert "the last checkpoint has not been written in 0 s, and is given up" in capsys.readouterr().err
+    assert "the last checkpoint has not been written in 0 s, and is abandoned" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

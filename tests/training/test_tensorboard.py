@@ -1,4 +1,4 @@
-"""TensorBoard's event files: the numbers of the metrics, once each."""
+"""TensorBoard event files: each number of the metrics, once."""
 
 import asyncio
 import threading
@@ -34,7 +34,7 @@ interval = 10
 
 @pytest.fixture
 def train(mpirun: Callable[..., CompletedProcess[str]], tmp_path: Path) -> Callable[..., CompletedProcess[str]]:
-    """`train(*options)`: two groups of one rank, in a run folder of this test's own."""
+    """Return `train(*options)`, which trains two groups of one rank."""
     config = tmp_path / "run.toml"
     config.write_text(f'run_dir = "{tmp_path / "run"}"\n{CONFIG}')
     command = ("-m", "hpcdistill", "train", config, f"--data.path={tmp_path / 'data.h5'}")
@@ -42,7 +42,7 @@ def train(mpirun: Callable[..., CompletedProcess[str]], tmp_path: Path) -> Calla
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers among nested values, by path."""
+    """Return the numbers in nested values, by path."""
     numbers: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -62,7 +62,7 @@ def events(folder: Path) -> list[tuple[int, str, float]]:
 
 @pytest.mark.launch
 def test_they_tell_what_the_metrics_tell(train: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
-    """Also after a restart from step 10, at which files of both have been at step 20 already."""
+    """Compare after a restart from step 10, too, when the files of both had reached step 20."""
     prepare_text([Path(asyncio.__file__).parent], tmp_path / "data.h5", include="*.py")
     assert train().returncode == 0
     for newest in (tmp_path / "run" / "checkpoints").glob("g?-step0000000020.h5"):
@@ -91,13 +91,15 @@ def test_reasons_are_no_numbers(tmp_path: Path) -> None:
     assert events(tmp_path) == [(10, "staleness/1", 5.0)]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread dies of it
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # TensorBoard's thread ends with an error
 def test_a_disk_that_takes_no_more_costs_events_but_not_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writer = Events(tmp_path / "g0", step=0)
     thread = threading.enumerate()[-1]
-    (tmp_path / "g0").rename(tmp_path / "elsewhere")  # at once, whatever the thread is doing there
+    (tmp_path / "g0").rename(tmp_path / "elsewhere")  # atomically, whatever the thread does there
     for step in range(10, 1000, 10):
         writer.record(step, {"loss": 1.0})
     writer.close()

@@ -1,4 +1,4 @@
-"""The one-sided exchange between real ranks: whole snapshots, of the step they claim, and nobody waits."""
+"""One-sided exchange between ranks: snapshots are whole, of the step they claim, and no group waits."""
 
 import logging
 import random
@@ -80,12 +80,12 @@ def test_codecs_travel_through_windows(groups: Groups) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU: none here")
 def test_snapshots_leave_a_gpu_whole_while_it_goes_on_training(groups: Groups) -> None:
-    """The model changes as soon as `publish` returns, while the copy to the host may still be under way."""
+    """Change the model as soon as `publish` returns, while the copy to the host may be under way."""
     exchange_until_all_is_known(replace(groups, device=torch.device("cuda")), 1_000_000)
 
 
 class WatchedWindow(MPI.Win):
-    """Knows what MPI was lent for as long as an operation takes: between nodes, longer than the call that begins it."""
+    """Window that checks that buffers live until their operation ends: between nodes, after the call that begins it."""
 
     def __init__(self, _: MPI.Win) -> None:
         self.kept: list[bool] = []
@@ -114,7 +114,7 @@ class WatchedWindow(MPI.Win):
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[WatchedWindow]:
-    """The windows made from now on."""
+    """Return a list that collects the windows allocated from now on."""
     windows = []
 
     def allocate(*args: Any) -> WatchedWindow:
@@ -125,8 +125,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[WatchedWindow]:
     return windows
 
 
-def test_mpi_has_the_memory_it_was_lent_until_it_is_done_with_it(groups: Groups, watched: list[WatchedWindow]) -> None:
-    """Otherwise it writes to what has become of that: an object, a checkpoint."""
+def test_buffers_live_until_mpi_has_finished_with_them(groups: Groups, watched: list[WatchedWindow]) -> None:
+    """Check it, because MPI would otherwise write to freed memory that is in use again."""
     for _ in range(20):
         with WindowExchange(groups, WeightPayload(Constant(1_000_000)), len(groups.peers)) as exchange:
             exchange.set_peers(groups.peers)
@@ -140,8 +140,8 @@ def test_mpi_has_the_memory_it_was_lent_until_it_is_done_with_it(groups: Groups,
     assert all(read == MPI.REQUEST_NULL for read in reads)  # complete
 
 
-def test_only_the_peers_asked_for_are_heard_of(groups: Groups) -> None:
-    """Through changes of peers at full speed, a snapshot never comes from one that is no longer learned from."""
+def test_only_the_peers_that_were_set_are_read(groups: Groups) -> None:
+    """Change peers at full speed: no snapshot may come from a group that is no longer a peer."""
     model, replica = Constant(1000), Constant(1000)
     topology = Topology("k-random", groups.group, groups.count, degree=1)
     heard: set[int] = set()
@@ -183,7 +183,7 @@ def test_bytes_are_counted_and_logged_once(groups: Groups, caplog: pytest.LogCap
     assert sorted(record.getMessage() for record in caplog.records) == sorted(expected)
 
 
-def test_nobody_waits_for_a_group_that_stands_still(groups: Groups) -> None:
+def test_no_group_waits_for_one_that_stands_still(groups: Groups) -> None:
     model, still = Constant(1000), groups.count - 1
     with WindowExchange(groups, WeightPayload(model), len(groups.peers)) as exchange:
         exchange.set_peers(groups.peers)
@@ -193,7 +193,7 @@ def test_nobody_waits_for_a_group_that_stands_still(groups: Groups) -> None:
                 list(exchange.collect())
             groups.world.send(None, dest=still * groups.size)
         elif groups.is_leader:
-            for _ in range(groups.world.size - groups.size):  # until all others have made all their steps
+            for _ in range(groups.world.size - groups.size):  # until the other groups have made all their steps
                 groups.world.recv()
 
 
@@ -213,7 +213,7 @@ def test_different_payloads_are_refused_on_every_rank(size: int, codec: str, dif
 def test_windows_that_a_node_cannot_hold_are_refused_on_every_rank(
     groups: Groups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though only the last rank's node is short of memory."""
+    """Refuse on every rank, when only the last rank's node is short of memory."""
     free = 2**20 if groups.world.rank == groups.world.size - 1 else 2**40
     monkeypatch.setattr(allocation.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     model = Constant(1_000_000)
@@ -221,7 +221,7 @@ def test_windows_that_a_node_cannot_hold_are_refused_on_every_rank(
         WindowExchange(groups, WeightPayload(model), len(groups.peers))
 
 
-def test_after_an_exception_the_block_is_left_without_waiting_for_others(groups: Groups) -> None:
+def test_an_exception_leaves_the_block_without_waiting_for_others(groups: Groups) -> None:
     model = Constant(10)
     with pytest.raises(RuntimeError, match="mine"), WindowExchange(groups, WeightPayload(model), len(groups.peers)):
         raise RuntimeError("mine")
@@ -248,7 +248,7 @@ def test_new_memory_of_the_same_shape_is_published(groups: Groups) -> None:
             time.sleep(1e-3)
 
 
-def test_nothing_is_done_after_free(groups: Groups) -> None:
+def test_calls_after_free_are_refused(groups: Groups) -> None:
     exchange = WindowExchange(groups, WeightPayload(Constant(10)), len(groups.peers))
     exchange.free()
     for use in (exchange.free, lambda: exchange.publish(1), lambda: list(exchange.collect())):
@@ -256,7 +256,7 @@ def test_nothing_is_done_after_free(groups: Groups) -> None:
             use()
 
 
-def test_other_than_the_agreed_number_of_peers_is_refused(groups: Groups) -> None:
+def test_another_number_of_peers_is_refused(groups: Groups) -> None:
     exchange = WindowExchange(groups, WeightPayload(Constant(10)), degree=1)
     with pytest.raises(ValueError, match=r"peers = \[\], but the exchange was opened for 1 at a time"):
         exchange.set_peers([])
