@@ -57,8 +57,8 @@ class Groups:
     def create(cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None) -> Groups:
         """Split the MPI world into groups, for a training script.
 
-        Collective over the world, once per process. An exception that no rank catches from then on ends all ranks of
-        the job: this sets `sys.excepthook`, because the other ranks would otherwise wait forever.
+        Collective over the world, once per process. From then on an exception that a rank does not catch ends all ranks
+        of the job, which would otherwise wait for it forever: this sets `sys.excepthook`.
 
         A process that no launcher (mpirun, srun) has started becomes one group of one rank, without MPI and Horovod,
         and a warning says so: the script runs unchanged on a laptop.
@@ -73,21 +73,20 @@ class Groups:
                 the PMI plugin of srun does not fit this MPI; MPI or Horovod is not installed.
         """
         if group is None and not was_launched():
-            logger.warning(
-                f"no launcher started this process, so it trains one model without peers instead of {count}; "
-                "start it with mpirun or srun to codistil"
-            )
+            if count > 1:
+                logger.warning(
+                    f"no launcher started this process, so it trains one model without peers instead of {count}; "
+                    "start it with mpirun or srun to codistil"
+                )
             return cls.single()
-        groups = cls.from_world(count, sizes, group)
-        if groups.world.size > 1:
-            sys.excepthook = lambda _, error, __: end_job(error)
-        return groups
+        sys.excepthook = lambda _, error, __: end_job(error, launched=True)
+        return cls.from_world(count, sizes, group)
 
     @classmethod
     def from_world(cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None) -> Groups:
         """Split the MPI world into groups, for a program that ends the job itself when a rank fails (`end_job`).
 
-        Arguments and errors as those of `create`; a world of one rank is no exception.
+        It takes the arguments and raises the errors of `create`, and needs MPI even for one rank.
         """
         # Importing MPI initialises it, so only those who train pay for it and need it.
         try:

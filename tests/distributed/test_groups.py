@@ -48,6 +48,7 @@ def test_one_rank_of_a_launcher_is_too_few(mpirun: Run) -> None:
     result = mpirun(1, "-c", CREATES, timeout=60)
     assert result.returncode != 0
     assert "1 ranks cannot be split evenly into groups = 2" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_tasks_of_srun_that_mpi_does_not_join_are_an_error() -> None:
@@ -55,6 +56,7 @@ def test_tasks_of_srun_that_mpi_does_not_join_are_an_error() -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode != 0
     assert "srun started 2 tasks but each sees an MPI world of one rank" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 ONE_RAISES = """
