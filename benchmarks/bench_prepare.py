@@ -1,11 +1,11 @@
-"""Speed of preparing tables: `hpcdistill prepare` against polars merely reading the same files.
+"""Speed of preparing tables: `hpcdistill prepare`, compared with polars only reading the same files.
 
     pip install polars
     python benchmarks/bench_prepare.py
 
-Makes a table of 12 columns as CSV and as Parquet, and Criteo's lines. Then each contender is a process of its own,
-start included, in turns. Files are in the page cache for all of them. On a machine that does other work at the same
-time the ratio of the CPU's seconds says more than that of the clock's.
+Writes a table of 12 columns as CSV and as Parquet, and Criteo's lines. Then the programs run in turns, each in a new
+process, start-up included. Files are in the page cache. On a machine with other load, the ratio of CPU times is more
+reliable than that of wall-clock times.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 
 from measure import machine, make_parser, ratio, write_json
 
-BLOCK = 1 << 18  # rows that are made at a time
+BLOCK = 1 << 18  # rows written at a time
 FORMATS = {
     "CSV": ("table", "table.csv", "read_csv(FILE)"),
     "Parquet": ("table", "table.parquet", "read_parquet(FILE)"),
@@ -36,12 +36,14 @@ FORMATS = {
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the results."""
     parser = make_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=6_000_000, help="of the table; a third of them of Criteo's lines")
-    parser.add_argument("--rounds", type=int, default=3, help="of each contender, in turns (default: 3)")
+    parser.add_argument(
+        "--rows", type=int, default=6_000_000, help="rows of the table; a third as many lines of Criteo"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each program, in turns (default: 3)")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder for the files (default: a temporary folder)")
     default = Path(__file__).parent / "results" / "prepare-cpu.json"
     parser.add_argument("--output", type=Path, default=default, help=f"raw results as JSON (default: {default})")
     options = parser.parse_args()
@@ -59,7 +61,7 @@ def main() -> None:
 
 
 def compare(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each contender's processes, and the largest resident memory of one of ours; prints a line."""
+    """Measure the times of both programs and the peak memory of ours; print a line."""
     kind, file, reading = FORMATS[name]
     path = folder / file
     command = [sys.executable, "-m", "hpcdistill", "prepare", kind, "--input", str(path)]
@@ -69,13 +71,13 @@ def compare(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     cpu: dict[str, list[float]] = {"polars": [], "ours": []}
     peak = 0
     for _ in range(options.rounds):
-        for contender, line in (("polars", polars), ("ours", command)):
+        for program, line in (("polars", polars), ("ours", command)):
             seconds, of_cpu, memory = run(line)
-            clock[contender].append(seconds)
-            cpu[contender].append(of_cpu)
-            peak = max(peak, memory if contender == "ours" else 0)
+            clock[program].append(seconds)
+            cpu[program].append(of_cpu)
+            peak = max(peak, memory if program == "ours" else 0)
     rows = options.rows // 3 if kind == "criteo" else options.rows
-    ours, others = (statistics.median(clock[contender]) for contender in ("ours", "polars"))
+    ours, others = (statistics.median(clock[program]) for program in ("ours", "polars"))
     print(
         f"{name:<9}{rows:>12,}{others:>11.2f}{ours:>9.2f}{ratio(clock, 'ours', 'polars'):>7.1f}"
         f"{ratio(cpu, 'ours', 'polars'):>8.1f}{rows / ours:>12,.0f}{peak / 1e6:>10.0f}",
@@ -86,7 +88,7 @@ def compare(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
 
 
 def run(command: list[str]) -> tuple[float, float, int]:
-    """Seconds of the clock and of the CPU that a command takes, and the largest resident memory of a process, bytes."""
+    """Return the wall-clock and CPU time of a command, in seconds, and the peak memory of a process, in bytes."""
     script = (
         "import json, resource, subprocess, sys, time; begin = time.perf_counter(); "
         "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
@@ -99,7 +101,7 @@ def run(command: list[str]) -> tuple[float, float, int]:
 
 
 def make_table(folder: Path, rows: int) -> None:
-    """Write integers, reals and words, few and many different ones, and a label; as CSV and as Parquet."""
+    """Write integers, reals, words with few and many different values, and a label, as CSV and as Parquet."""
     random = np.random.default_rng(0)
     csv = parquet = None
     for begin in range(0, rows, BLOCK):
@@ -117,11 +119,11 @@ def make_table(folder: Path, rows: int) -> None:
 
 
 def block_of_table(random: np.random.Generator, rows: int) -> pyarrow.Table:
-    """Make some rows."""
+    """Return a block of rows."""
     columns: dict[str, Any] = {f"integer_{power}": random.integers(0, 10**power, rows) for power in (2, 3, 4)}
     columns |= {f"real_{number}": np.round(random.standard_normal(rows), 4) for number in range(4)}
     for different in (10, 1000, 30_000, 1_000_000):
-        words = (different ** random.random(rows)).astype(np.int64)  # few are frequent, most are rare
+        words = (different ** random.random(rows)).astype(np.int64)  # few words are frequent, most are rare
         columns[f"word_{different}"] = pyarrow.compute.binary_join_element_wise(
             "w", pyarrow.array(words).cast("string"), ""
         )
@@ -129,7 +131,7 @@ def block_of_table(random: np.random.Generator, rows: int) -> pyarrow.Table:
 
 
 def make_criteo(path: Path, rows: int) -> None:
-    """Write lines as those of Criteo, a fifth of the integers missing."""
+    """Write lines like those of Criteo; a fifth of the integers is missing."""
     random = np.random.default_rng(0)
     with path.open("w") as file:
         for begin in range(0, rows, BLOCK // 8):

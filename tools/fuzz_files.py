@@ -1,11 +1,11 @@
-"""Damage each kind of file in thousands of ways, and see what becomes of a program that reads it.
+"""Damage each kind of file in thousands of ways, and check the reaction of a program that reads it.
 
     python tools/fuzz_files.py [--tries N] [--kinds KIND ...] [--json FILE]
 
-It makes the files itself. Each damaged one is read, all of it, by another process. That may refuse the file with one
-line (`UserError`), or find the same as before, where the damage is in bytes without a meaning. All else is a fault:
-other data without a word, another exception, the end of the process by a signal, or no end within 30 seconds. The first
-of each is described, and the exit code is 1.
+The tool writes the files. Another process reads all of each damaged file. It may refuse the file with one line
+(`UserError`), or read the same data as before, if the damaged bytes have no meaning. Everything else is a fault: other
+data without an error, another exception, the end of the process by a signal, or no end within 30 seconds. The first
+fault of each sort is printed, and the exit code is 1.
 """
 
 import argparse
@@ -41,11 +41,11 @@ from hpcdistill.storage.state_file import load_state, save_state
 from hpcdistill.tasks.registry import open_task
 
 SECONDS = 30
-FILES_OF_A_PROCESS = 50  # so that it is not the forks that take the time
+FILES_PER_PROCESS = 50  # so that forks do not dominate the time
 REFUSED, SAME, DIFFERENT, EXCEPTION, CRASH, HANG = "refused", "same", "DIFFERENT", "EXCEPTION", "CRASH", "HANG"
 OUTCOMES = (REFUSED, SAME, DIFFERENT, EXCEPTION, CRASH, HANG)
 Outcome = tuple[str, str]
-"""One of `OUTCOMES`, with a digest of what was read, or the error."""
+"""One of `OUTCOMES`, with a digest of the data or the error."""
 
 
 # Files
@@ -53,7 +53,7 @@ Outcome = tuple[str, str]
 
 @dataclass(frozen=True)
 class Fuzzed:
-    """A kind of file: how to make one of a few hundred kilobytes, and how to read all of it."""
+    """Kind of file: functions that write one of a few hundred kilobytes, and read all of it."""
 
     make: Callable[[Path], Any]
     read: Callable[[Path], Any]
@@ -66,32 +66,32 @@ def make_tokens(path: Path) -> None:
 
 def make_rows(path: Path) -> None:
     """Write a store of rows, of several chunks in each part."""
-    chance, fields = np.random.default_rng(0), Fields(["a", "b"], {"c": 100, "d": 7})
+    rng, fields = np.random.default_rng(0), Fields(["a", "b"], {"c": 100, "d": 7})
     pieces = []
     for part, count in zip(PARTS, (5000, 1500), strict=True):
-        ids = chance.integers([100, 7], size=(count, 2), dtype=np.int32)
-        rows = Rows(chance.random((count, 2), np.float32), ids, chance.integers(2, size=count, dtype=np.uint8))
+        ids = rng.integers([100, 7], size=(count, 2), dtype=np.int32)
+        rows = Rows(rng.random((count, 2), np.float32), ids, rng.integers(2, size=count, dtype=np.uint8))
         pieces.append((part, rows))
     write_rows(path, pieces, fields, "random", dict.fromkeys(PARTS, 0.5))
 
 
 def make_arrays(path: Path) -> None:
     """Write a store of images as arrays."""
-    shape, chance = (3, 16, 16), np.random.default_rng(0)
-    pictures = chance.integers(256, size=(200, *shape), dtype=np.uint8)
+    shape, rng = (3, 16, 16), np.random.default_rng(0)
+    pictures = rng.integers(256, size=(200, *shape), dtype=np.uint8)
     kind = Kind(["cat", "dog"], shape, [127.5] * 3, [74.0] * 3)
-    write_images(path, [(part, pictures, chance.integers(2, size=200)) for part in PARTS], kind, "random")
+    write_images(path, [(part, pictures, rng.integers(2, size=200)) for part in PARTS], kind, "random")
 
 
 def make_pictures(path: Path) -> None:
-    """Write a store of images as files, here of random bytes: they are not decoded."""
+    """Write a store of encoded images, here of random bytes, as they are not decoded."""
     random, labels = Random(0), np.random.default_rng(0).integers(2, size=200)
     pictures = [random.randbytes(random.randrange(2000)) for _ in labels]
     write_images(path, [(part, pictures, labels) for part in PARTS], Kind(["cat", "dog"], (), [0.0] * 3, [1.0] * 3), "")
 
 
 def make_checkpoint(path: Path) -> None:
-    """Write what a small training would."""
+    """Write a checkpoint like that of a small training."""
     model = torch.nn.Sequential(torch.nn.Linear(100, 100), torch.nn.BatchNorm1d(100))
     moments = {str(index): {"step": 1, "exp_avg": torch.randn(100, 100)} for index in range(4)}
     state = {"step": 7, "config": {"model": {"name": "dnn"}}, "model": model.state_dict(), "optimizer": moments}
@@ -99,13 +99,13 @@ def make_checkpoint(path: Path) -> None:
 
 
 def make_snapshot(path: Path) -> None:
-    """Write what a group publishes."""
+    """Write a snapshot like that of a group."""
     wire = torch.randint(256, (200_000,), dtype=torch.uint8)
     save_state(path, "snapshot", {"step": 7, "wire": wire, "codec": "fp32", "tensors": ["a [3] float32"] * 50})
 
 
 def read_store(path: Path) -> Iterator[Any]:
-    """Yield what a training, an evaluation and a report take from it."""
+    """Yield all that a training, an evaluation and a report read from a store."""
     with open_task(path, warns=False).store as store:
         yield type(store).__name__, store.source, store.identity
         for part in PARTS:
@@ -130,7 +130,7 @@ KINDS = {name: Fuzzed(make, lambda path: list(read_store(path))) for name, make 
 
 
 def structure(path: Path) -> list[int]:
-    """Return the places of all bytes but those of the datasets' content: HDF5's own, attributes, and a user block."""
+    """Return the offsets of all bytes outside the datasets' content: HDF5's structures, attributes, a user block."""
     is_content = np.zeros(path.stat().st_size, bool)
 
     def note(_: str, item: h5py.HLObject) -> None:
@@ -147,12 +147,12 @@ def structure(path: Path) -> list[int]:
 
 
 def flipped(content: bytes, place: int, random: Random) -> bytes:
-    """Return the content with one bit of the byte there changed."""
+    """Return the content with one random bit of the byte at `place` changed."""
     return content[:place] + bytes([content[place] ^ 1 << random.randrange(8)]) + content[place + 1 :]
 
 
 def torn(content: bytes, places: list[int], random: Random) -> bytes:
-    """Return the content cut off, or with some bytes lost, zeroed, made random, doubled or put in.
+    """Return the content truncated, or with some bytes removed, zeroed, randomized, repeated or inserted.
 
     Half of all damage begins in the structure.
     """
@@ -186,16 +186,16 @@ DAMAGES = ("bit", "bit of the structure", "torn")
 
 
 def outcomes(read: Callable[[Path], Any], contents: Sequence[Callable[[], bytes]], folder: Path) -> Iterator[Outcome]:
-    """Yield what becomes of a process that reads a file of each of these contents."""
+    """Yield the outcome of reading a file with each of these contents in another process."""
     done = 0
     while done < len(contents):
         receive, send = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(receive)
-            _read_and_exit(read, contents[done : done + FILES_OF_A_PROCESS], folder, send)
+            _read_and_exit(read, contents[done : done + FILES_PER_PROCESS], folder, send)
         os.close(send)
-        with os.fdopen(receive, "rb") as pipe, suppress(EOFError):  # where it has ended
+        with os.fdopen(receive, "rb") as pipe, suppress(EOFError):  # the process has ended
             while True:
                 yield pickle.load(pipe)
                 done += 1
@@ -211,7 +211,7 @@ def _read_and_exit(
 ) -> None:
     with os.fdopen(send, "wb") as pipe:
         for content in contents:
-            path = folder / f"{secrets.token_hex(8)}.h5"  # a new one: HDF5 may still have the one before open
+            path = folder / f"{secrets.token_hex(8)}.h5"  # a new name: HDF5 may still have the last file open
             path.write_bytes(content())
             signal.alarm(SECONDS)
             pickle.dump(_outcome(read, path), pipe)
@@ -243,7 +243,7 @@ def fingerprint(value: Any) -> str:
 
 
 def fuzz(kind: str, tries: int, folder: Path) -> Iterator[tuple[str, Counter[str]]]:
-    """Yield for each of `DAMAGES` how often each outcome has come of `tries` of them to a file of this kind."""
+    """Yield the number of each outcome of `tries` damaged files of this kind, for each of `DAMAGES`."""
     path, read = folder / "file.h5", KINDS[kind].read
     KINDS[kind].make(path)
     content, places = path.read_bytes(), structure(path)
@@ -266,10 +266,10 @@ def main() -> int:
     """Fuzz, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument(
-        "--tries", type=int, default=2000, metavar="N", help="damages of each sort to each kind of file"
+        "--tries", type=int, default=2000, metavar="N", help="number of damaged files of each kind and damage"
     )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to this file")
     options = parser.parse_args()
     torch.manual_seed(0)
     found = []

@@ -1,1 +1,1 @@
-"""Token stores on disk, and each rank's batches from them."""
+"""Stores of tokens, rows and images: preparation and batches. Imports: storage, config."""

@@ -1,4 +1,4 @@
-"""Each rank's batches of what can be numbered: groups read disjoint parts, ranks disjoint parts of their batch."""
+"""Batches of one rank, of any data with numbered items."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from hpcdistill.errors import UserError
 
 
 class Batch(NamedTuple):
-    """What a model is shown, and what it should have said."""
+    """Inputs of a model, and their targets."""
 
     inputs: tuple[torch.Tensor, ...]
-    """Given to the model one by one; the first dimension of each is that of the batch."""
+    """Positional arguments of the model; the first dimension of each is that of the batch."""
     target: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The same there."""
+        """Return the batch on `device`."""
         return Batch(tuple(tensor.to(device) for tensor in self.inputs), self.target.to(device))
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank takes of the training data."""
+    """Share of one rank in the training data."""
 
     part: int = 0
-    """Which of the `parts` that the data is cut into; a part is that of a group, or of all groups."""
+    """Number of the part of the data, of `parts`, that the rank's group trains on."""
     parts: int = 1
     rank: int = 0
-    """Which of the `size` shares that each batch is cut into."""
+    """Number of the rank, of `size`, among those that share each batch."""
     size: int = 1
     seed: tuple[int, ...] = (0,)
-    """Of the order; equal on all ranks of a group, and on none of another."""
+    """Seed of the order: equal on all ranks of a group, and different in each group."""
 
     def of_batch(self, batch_size: int) -> int:
-        """What each rank takes of a batch.
+        """Return the number of items of each rank in a batch of `batch_size`.
 
         Raises:
-            UserError: it does not split evenly over the ranks.
+            UserError: the batch does not split evenly over the ranks.
         """
         if batch_size % self.size:
             raise UserError(
@@ -53,22 +53,22 @@ class Share:
 
 
 def evenly_spread(available: int, most: int) -> Numbers:
-    """At most `most` of the numbers below `available`, int64."""
+    """Return at most `most` of the integers in [0, available), evenly spread, int64."""
     return np.linspace(0, available - 1, min(available, most)).astype(np.int64)
 
 
 def require_one_each(available: int, size: int, holding: str, remedy: str = "prepare more data") -> None:
-    """See that each of a group's `size` ranks has something to validate on.
+    """Check that each of a group's `size` ranks has an item to validate on.
 
     Raises:
-        UserError: there is less; `holding` says in words what there is.
+        UserError: there are fewer items; `holding` says in words what there is.
     """
     if available < size:
         raise UserError(f"{holding}, fewer than the {size} ranks of a group; {remedy}")
 
 
 def too_few(share: Share) -> str:
-    """Return the remedies, in words, where a part is smaller than one batch."""
+    """Return the remedies, in words, for a part that is smaller than one batch."""
     if share.parts == 1:
         return "prepare more data, or lower --data.batch_size"
     return (
@@ -78,17 +78,18 @@ def too_few(share: Share) -> str:
 
 
 class Batches:
-    """An endless iterator over one rank's training batches, which can go on from any batch.
+    """Endless iterator over one rank's training batches, which can continue from any batch.
 
-    Part p of P has items p, p + P, p + 2P… and they are drawn without replacement, in a new order in each pass.
-    Contiguous parts would be as disjoint, but neighbours are alike, and the groups would then learn different things.
+    Part p of P has the items p, p + P, p + 2P…; they are drawn without replacement, in a new order in each pass.
+    Contiguous parts would be disjoint too, but neighbouring items are similar, and groups would train on different
+    distributions.
 
     Args:
-        items: how many there are, all parts together.
-        read: makes a batch of some of them, given their numbers and a generator for what is random in it.
-        batch_size: items a group takes per step, shared out among its ranks.
-        share: this rank's.
-        what: what the items are, for messages, such as "sequences".
+        items: number of items of all parts together.
+        read: function that makes a batch from the numbers of its items and a random generator.
+        batch_size: items per group and step, split over the group's ranks.
+        share: share of this rank.
+        what: name of the items in messages, such as "sequences".
 
     Raises:
         UserError: the batch does not split evenly over the ranks, or the part is smaller than one batch.
@@ -117,7 +118,7 @@ class Batches:
         self._order = np.empty(0, np.int64)
         self._order_pass = -1
         self.drawn = 0
-        """Batches drawn so far, the cursor of a restart; set it to go on from there."""
+        """Number of batches drawn so far, the cursor of a restart; set it to continue from there."""
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -127,7 +128,7 @@ class Batches:
         if number != self._order_pass:
             self._order = np.random.default_rng((*self._share.seed, number)).permutation(self._owned)
             self._order_pass = number
-        chance = np.random.default_rng((*self._share.seed, self._share.rank, self.drawn))
+        rng = np.random.default_rng((*self._share.seed, self._share.rank, self.drawn))
         self.drawn += 1
         batch = self._order[index * self._batch_size :][: self._batch_size]
-        return self._read(batch[self._mine], chance)
+        return self._read(batch[self._mine], rng)

@@ -1,9 +1,9 @@
-"""Common part of all stores: an HDF5 file with a training and a validation part, which says what it is.
+"""Common part of all stores: an HDF5 file with a training and a validation part, which names its format.
 
 /                   attributes: format, version, source, identity, digest; others by kind
 
-From version 2 on, all of a store has a checksum: HDF5's structures and the chunks of its datasets each their own, and
-`digest` is that of the rest. Text in attributes is UTF-8 of a fixed length.
+From version 2 on, checksums cover all of a store: HDF5's structures and the chunks of datasets have their own, and
+`digest` covers the rest. Text in attributes is UTF-8 of a fixed length.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 PARTS = ("train", "validation")
 ANY_COMMAND = "hpcdistill prepare text|table|criteo|images --input PATH"
-DIGEST_SINCE = 2  # of the versions
-CHECKSUMS_SINCE = 2  # of HDF5's superblock
+DIGEST_SINCE = 2  # version of the store
+CHECKSUMS_SINCE = 2  # version of HDF5's superblock
 
 
 def seal(file: h5py.File, kind: type[StoreFile], source: str, identity: str, **attributes: Any) -> None:
-    r"""Let a store whose data is complete say what it is, and give it a digest of all that has no checksum.
+    r"""Write the attributes of a store whose data is complete, and a digest of everything that has no checksum.
 
     Args:
         file: the store.
-        kind: of which kind it is.
-        source: where the data is from. Of file names that are not UTF-8 the bytes are escaped: `caf\xe9.csv`.
+        kind: class of the store.
+        source: origin of the data. Bytes of file names that are not UTF-8 are escaped: `caf\xe9.csv`.
         identity: digest of the data.
-        attributes: more of the root's, text as `str`.
+        attributes: further attributes of the root; text as `str`.
     """
     source = source.encode(errors="surrogateescape").decode(errors="backslashreplace")
     facts = {"format": kind.FORMAT, "version": kind.VERSION, "source": source, "identity": identity, **attributes}
@@ -50,10 +50,10 @@ def seal(file: h5py.File, kind: type[StoreFile], source: str, identity: str, **a
 
 
 def stored_format(path: Path) -> str | None:
-    """Return the `FORMAT` of the store at `path`; None where the file does not say it.
+    """Return the `FORMAT` of the store at `path`; None if the file names none.
 
     Raises:
-        UserError: there is no HDF5 file, or none that can be read.
+        UserError: the file is missing, unreadable or not HDF5.
     """
     remedy = f"make one with: {ANY_COMMAND} --output {path}"
     with _opened(path, remedy) as file:
@@ -64,21 +64,22 @@ def stored_format(path: Path) -> str | None:
 
 
 class StoreFile(ABC):
-    """A store, open for reading; a context manager that closes it.
+    """Store that is open for reading; a context manager that closes it.
 
     Attributes:
-        source: where the data is from.
-        identity: equal for two stores if and only if their data is.
+        source: origin of the data.
+        identity: digest of the data: equal for two stores if and only if their data is equal.
 
     Raises:
-        UserError: missing, not HDF5, truncated, damaged, or not a store of this kind that this version reads.
+        UserError: the file is missing, not HDF5, truncated, damaged, of another kind, or of a newer version.
     """
 
     KIND: ClassVar[str]
-    """In words, with its article."""
+    """Name of the kind of store in messages, with its article."""
     COMMAND: ClassVar[str]
-    """What makes one."""
+    """Command that makes such a store."""
     FORMAT: ClassVar[str]
+    """Name of the format, stored in the file."""
     VERSION: ClassVar[int]
 
     def __init__(self, path: Path) -> None:
@@ -102,17 +103,17 @@ class StoreFile(ABC):
 
     @property
     def doubt(self) -> str | None:
-        """Warning that damage may go unseen, of a store made before all of a store had checksums."""
+        """Warning that damage may be undetected, for a store older than the checksums; None for others."""
         if self._version >= DIGEST_SINCE:
             return None
         return (
             f"data.path = {self.path} was made by an older hpcdistill, without checksums beside those of the data: "
-            "damage may go unseen; prepare the data again"
+            "damage may be undetected; prepare the data again"
         )
 
     @abstractmethod
     def size(self, part: str) -> int:
-        """How many of what one prediction each is made for are in `part`."""
+        """Return the number of predictions that `part` has targets for: its tokens, rows or images."""
 
     def close(self) -> None:
         """Close the file."""
@@ -126,7 +127,7 @@ class StoreFile(ABC):
 
     @contextmanager
     def _intact(self, what: str) -> Iterator[None]:
-        """Make of what h5py raises over damage an error of the user's: `what` cannot be read."""
+        """Turn errors that h5py raises for damage into a `UserError`: `what` cannot be read."""
         try:
             yield
         except ERRORS as error:
@@ -134,10 +135,10 @@ class StoreFile(ABC):
 
 
 def _opened(path: Path, remedy: str) -> h5py.File:
-    """Open an HDF5 file that is whole, without locks, which stores do not need and not all file systems have.
+    """Open a complete HDF5 file, without locks, which stores do not need and some file systems do not have.
 
     Raises:
-        UserError: there is none; `remedy` makes one.
+        UserError: the file cannot be opened; `remedy` is the command that makes one.
     """
     try:
         status = path.stat()
@@ -147,7 +148,7 @@ def _opened(path: Path, remedy: str) -> h5py.File:
         with path.open("rb") as raw:
             begin = raw.read(len(SIGNATURE) + 1)
         if not begin.startswith(SIGNATURE):
-            raise UserError(f"data.path = {path}: not a whole HDF5 file; {remedy}")
+            raise UserError(f"data.path = {path}: not a complete HDF5 file; {remedy}")
         if begin[-1] < CHECKSUMS_SINCE and (found := _look_apart(path, status.st_mtime_ns, status.st_size)):
             raise ValueError(found)
         file = h5py.File(path, "r", locking=False)
@@ -175,7 +176,7 @@ _REASONS = {
 
 @lru_cache
 def _look_apart(path: Path, changed: int, size: int) -> str:
-    """Look once at a file as long as it stays the same."""
+    """Check a file by `look_apart` once, until it changes."""
     return look_apart(path)
 
 

@@ -1,4 +1,4 @@
-"""A store is whole, all of it is in its file, and it says what it is; or it is refused by the right name."""
+"""Common part of stores: complete and self-contained files are opened, others are refused by name."""
 
 import contextlib
 import fcntl
@@ -29,17 +29,17 @@ TEXT = bytes(range(100)) * 1000
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a token store lies, of several chunks."""
+    """Write a token store of several chunks; return its path."""
     write_store(tmp_path / "data.h5", [(part, TEXT) for part in PARTS], "text")
     return tmp_path / "data.h5"
 
 
 def change(path: Path, how: Callable[[h5py.File], object]) -> None:
-    """Change a store, and give it a digest that fits, as anyone can."""
+    """Change a store and update its digest, as anyone can."""
     with h5py.File(path, "r+") as file:
         how(file)
         if "digest" in file.attrs:
-            with contextlib.suppress(ValueError, MemoryError):  # where it is refused before
+            with contextlib.suppress(ValueError, MemoryError):  # refused before the damage matters
                 file.attrs["digest"] = digest(file)
 
 
@@ -50,10 +50,10 @@ def write_as_older_versions_did(path: Path) -> None:
         for part in PARTS:
             file.create_dataset(part, data=values, chunks=(CHUNK_TOKENS,), maxshape=(None,), fletcher32=True)
         file.attrs.update(format=TokenStore.FORMAT, version=1, vocabulary=256, source="text", identity="old")
-    assert path.read_bytes()[8] == 0  # the version of the superblock, and so of the other structures
+    assert path.read_bytes()[8] == 0  # version of the superblock, and so of the other structures
 
 
-# What is not whole, or not in the file
+# Damaged or incomplete files
 
 
 def replaced(name: str, **dataset: object) -> Callable[[h5py.File], None]:
@@ -154,7 +154,7 @@ def test_images_that_do_not_fit_their_description_are_refused(
 
 
 def test_hundreds_of_long_names_fit(tmp_path: Path) -> None:
-    """HDF5 keeps larger attributes elsewhere, without a checksum."""
+    """HDF5 stores larger attributes elsewhere, without a checksum."""
     fields = Fields([f"{'x' * 500}{column}" for column in range(300)], {})
     rows = Rows(np.zeros((2, 300), np.float32), np.zeros((2, 0), np.int32), np.zeros(2, np.uint8))
     write_rows(tmp_path / "rows.h5", [(part, rows) for part in PARTS], fields, "")
@@ -185,7 +185,7 @@ def test_an_old_store_is_read_with_a_warning(path: Path, capsys: pytest.CaptureF
 
 
 def test_damage_to_the_index_of_an_old_store_is_found(path: Path) -> None:
-    """Here a chunk that is found in the place of another one, whose checksum is right."""
+    """A chunk with a valid checksum is in the place of another one."""
     write_as_older_versions_did(path)
     with h5py.File(path) as file:
         first, second = (file["train"].id.get_chunk_info(number).byte_offset for number in range(2))
@@ -212,7 +212,7 @@ def test_an_old_store_that_hdf5_crashes_over_is_refused(path: Path, monkeypatch:
         TokenStore(path)
 
 
-# What cannot be opened
+# Files that cannot be opened
 
 
 def test_a_folder_is_called_one(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ print(open_task(pathlib.Path(sys.argv[1])).store.source)
 @pytest.mark.launch
 @pytest.mark.parametrize("locking", [None, "TRUE"])
 def test_a_locked_store_is_read_or_called_locked(path: Path, locking: str | None) -> None:
-    """HDF5 reads the variable when it starts, so in a process of its own."""
+    """HDF5 reads the variable at start-up: a separate process is needed."""
     environment = {**os.environ, **({"HDF5_USE_FILE_LOCKING": locking} if locking else {})}
     with path.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

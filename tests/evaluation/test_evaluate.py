@@ -71,7 +71,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     ):
         evaluate([of_clicks, of_text], data)
     (tmp_path / "broken.h5").write_bytes(b"not HDF5")
-    with pytest.raises(UserError, match="not a whole HDF5 file"):
+    with pytest.raises(UserError, match="not a complete HDF5 file"):
         evaluate([of_clicks], tmp_path / "broken.h5")
 
 

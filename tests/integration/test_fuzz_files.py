@@ -1,4 +1,4 @@
-"""Damaged files are refused or harmless; and the tool that tries it does find what is neither."""
+"""Damaged files are refused or harmless, and the tool that checks it detects when they are not."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from repository import ROOT
 pytestmark = pytest.mark.launch
 
 TOOLS = ROOT / "tools"
-BELIEVE_EVERYTHING = """
+WITHOUT_CHECKS = """
 import sys
 import fuzz_files
 from hpcdistill.storage import hdf5
@@ -28,7 +28,7 @@ sys.exit(fuzz_files.main())
 
 
 def fuzz(json_file: Path, *command: str) -> tuple[int, list[dict[str, Any]]]:
-    """The exit code, and what came of each kind of damage to each kind of file."""
+    """Run the tool; return its exit code, and the outcomes of each damage to each kind of file."""
     command = (sys.executable, *command, "--tries=20", f"--json={json_file}")
     result = subprocess.run(command, env={**os.environ, "PYTHONPATH": f"{TOOLS}:{TOOLS.parent}"}, timeout=110)
     return result.returncode, json.loads(json_file.read_text())
@@ -44,6 +44,6 @@ def test_damage_is_refused_or_harmless(tmp_path: Path) -> None:
 
 
 def test_other_data_would_be_noticed(tmp_path: Path) -> None:
-    exit_code, found = fuzz(tmp_path / "found.json", "-c", BELIEVE_EVERYTHING, "--kinds", "tokens")
+    exit_code, found = fuzz(tmp_path / "found.json", "-c", WITHOUT_CHECKS, "--kinds", "tokens")
     assert exit_code == 1
     assert sum(tally.get("DIFFERENT", 0) for tally in found) > 0

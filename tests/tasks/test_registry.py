@@ -63,7 +63,7 @@ def test_only_a_task_of_classes_has_a_fused_objective(tmp_path: Path) -> None:
 def test_frequencies_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language, "READ_TOKENS", 7)  # more than one part
     chances = language_task(tmp_path).unigram().softmax(0)
-    total = 60 + 254  # of the 254 others each counts as if it had been there once
+    total = 60 + 254  # each of the 254 others is counted once
     assert chances[ord("a")].item() == pytest.approx(40 / total)
     assert chances[ord("b")].item() == pytest.approx(20 / total)
     assert chances[ord("c")].item() == pytest.approx(1 / total)
@@ -77,7 +77,7 @@ def test_ranks_share_images_in_training_and_validation(tmp_path: Path) -> None:
     task = image_task(tmp_path)
     config = DataConfig(path=Path(), batch_size=4)
     parts = [task.validation(config, rank, 3) for rank in range(3)]
-    for _ in range(2):  # they can be gone through again
+    for _ in range(2):  # they can be iterated again
         assert [[len(batch.target) for batch in part] for part in parts] == [[4], [3], [3]]
         assert sum(batch.target.sum().item() for part in parts for batch in part) == 1
     drawn = [task.batches(config, Share(rank=rank, size=2, seed=(rank // 2,))) for rank in range(2)]
@@ -111,7 +111,7 @@ def test_the_loss_without_teachers_is_the_mean_cross_entropy(
     assert objective.excess_loss(outputs, target).item() == pytest.approx(excess, rel=1e-5)
     ignorant = objective.uniform.expand(outputs.shape)
     assert objective.cross_entropy(ignorant, target).mean().item() == pytest.approx(objective.chance_loss, rel=1e-6)
-    # Towards a teacher who knows nothing, the divergence is the cross-entropy with equal chances less their entropy.
+    # The divergence from a uniform teacher is the cross-entropy with uniform probabilities minus their entropy.
     classes = round(math.exp(objective.chance_loss))
     log_chances = outputs.log_softmax(-1) if classes > 2 else torch.stack([outputs, -outputs], -1).sigmoid().log()
     smoothing = -log_chances.mean() - math.log(classes)

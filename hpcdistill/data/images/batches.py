@@ -1,4 +1,4 @@
-"""From numbers of images to what a model takes: decoded, augmented, of one size, and normalised."""
+"""Batches of images: decoded, augmented, scaled to one size, and normalized."""
 
 from __future__ import annotations
 
@@ -15,35 +15,34 @@ from hpcdistill.data.images.store import SMALL, ImageStore, Pictures
 from hpcdistill.errors import UserError
 
 USUAL_SIZE = 224
-MARGIN = 4  # pixels by which they are
-SMALLEST_SHARE = 0.08  # of a photograph's area
-WIDEST = 4 / 3  # of what is cut out of it
+MARGIN = 4  # pixels by which small images are shifted
+SMALLEST_SHARE = 0.08  # smallest random part, of the image's area
+WIDEST = 4 / 3  # largest aspect ratio of a random part
 TRIES = 10
 CENTRE_SHARE = 7 / 8  # 224 pixels of 256
 
 ImageBatch = tuple[torch.Tensor, torch.Tensor]
-"""Normalised images, float32 [batch, C, size, size], and labels, int64 [batch]."""
+"""Normalized images, float32 [batch, C, size, size], and labels, int64 [batch]."""
 
 
 class Images:
-    """A store's images as tensors, whose channels have mean 0 and deviation 1 over the training part.
+    """Images of a store as tensors, whose channels have mean 0 and standard deviation 1 over the training part.
 
-    Photographs are augmented as the paper's are, which follows Goyal et al. 2017 (arXiv 1706.02677, Section 5.1): to a
-    random part of the area, or its mirror image; evaluation takes the middle, of 7/8 of the short side. Small images
-    are shifted, and mirrored only where they have colours (He et al. 2016, arXiv 1512.03385, Section 4.2): a mirrored
-    digit is none.
+    Photographs are augmented as in the paper, after Goyal et al. 2017 (arXiv 1706.02677, Section 5.1): a random part of
+    the area, flipped at random; for validation the center, of 7/8 of the shorter side. Small images are shifted, and
+    flipped only if they have colors (He et al. 2016, arXiv 1512.03385, Section 4.2), as a flipped digit is not a digit.
 
-    Pictures are decoded in as many threads as torch has (OMP_NUM_THREADS).
+    Images are decoded by as many threads as torch uses (OMP_NUM_THREADS).
 
     Args:
-        store: where they are.
-        size: pixels a side; by default that of the arrays stored, or 224 where pictures are stored encoded.
+        store: the store.
+        size: width and height in pixels; by default that of the stored arrays, or 224 if images are stored encoded.
 
     Attributes:
-        size: the same.
+        size: width and height in pixels.
 
     Raises:
-        UserError: there are fewer pixels in the arrays stored.
+        UserError: the stored arrays have fewer pixels.
     """
 
     def __init__(self, store: ImageStore, size: int | None = None) -> None:
@@ -56,7 +55,7 @@ class Images:
             )
         self._store = store
         self._is_small = self.size <= SMALL
-        # Arrays that are hardly larger than what is wanted have lost their edges already.
+        # Arrays of nearly the wanted size have been cropped already.
         self._share = 1 if self._is_small else max(CENTRE_SHARE, self.size / stored if stored else 0)
         self._mean, self._deviation = (
             torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
@@ -65,23 +64,23 @@ class Images:
         self._threads = ThreadPoolExecutor(torch.get_num_threads())
 
     def train_images(self, numbers: Array, rng: np.random.Generator) -> ImageBatch:
-        """The training images that have these numbers, int64 [batch], augmented; `rng` alone decides how.
+        """Return the training images with these numbers, int64 [batch], augmented at random by `rng`.
 
         Raises:
-            UserError: what is stored is damaged, or does not decode.
+            UserError: the store is damaged, or an image does not decode.
         """
         if self._is_small:
             pixels, labels = self._middles("train", numbers)
             return self._batch(shifted(pixels, rng), labels)
         images, labels = self._store.read("train", numbers)
         boxes = [partial(random_part, draws=draws) for draws in rng.random((len(numbers), 2 * TRIES + 2))]
-        return self._batch(mirrored(self._cut("train", numbers, images, boxes), rng), labels)
+        return self._batch(flipped(self._cut("train", numbers, images, boxes), rng), labels)
 
     def validation_images(self, numbers: Array) -> ImageBatch:
-        """The validation images that have these numbers, int64 [batch].
+        """Return the validation images with these numbers, int64 [batch].
 
         Raises:
-            UserError: as `train_images`.
+            UserError: the store is damaged, or an image does not decode.
         """
         return self._batch(*self._middles("validation", numbers))
 
@@ -93,7 +92,7 @@ class Images:
         return self._cut(part, numbers, images, boxes), labels
 
     def _cut(self, part: str, numbers: Array, images: Pictures, boxes: Iterable[Callable[[int, int], Box]]) -> Array:
-        """Of each image what a function of its width and height says: uint8 [batch, C, size, size]."""
+        """Crop each image to the box that a function of its width and height returns: uint8 [batch, C, size, size]."""
 
         def one(number: int, image: bytes | Array, box: Callable[[int, int], Box]) -> Array:
             try:
@@ -111,15 +110,15 @@ class Images:
 
 
 def random_part(width: int, height: int, draws: Array) -> Box:
-    """A part of a picture with 8 to 100 % of its area and sides in a ratio of 3:4 to 4:3, anywhere.
+    """Return a random box with 8 to 100 % of an image's area and an aspect ratio of 3:4 to 4:3.
 
-    After Szegedy et al. 2015 (arXiv 1409.4842, Section 6). Where none of `TRIES` such parts fits, the largest one with
-    such sides that does.
+    After Szegedy et al. 2015 (arXiv 1409.4842, Section 6). If none of `TRIES` boxes fits, the largest box with such an
+    aspect ratio is placed at random.
 
     Args:
-        width: of the picture, in pixels.
-        height: likewise.
-        draws: from [0, 1), [2 * TRIES + 2].
+        width: width of the image, in pixels.
+        height: height of the image, in pixels.
+        draws: random numbers in [0, 1), [2 * TRIES + 2].
     """
     areas = width * height * (SMALLEST_SHARE + (1 - SMALLEST_SHARE) * draws[:TRIES])
     ratios = WIDEST ** (2 * draws[TRIES : 2 * TRIES] - 1)
@@ -132,15 +131,15 @@ def random_part(width: int, height: int, draws: Array) -> Box:
 
 
 def shifted(pixels: Array, rng: np.random.Generator) -> Array:
-    """Images, uint8 [n, C, S, S], moved by up to `MARGIN` pixels, with zeros behind; `mirrored` where C is 3."""
+    """Shift images, uint8 [n, C, S, S], by up to `MARGIN` pixels, padded with zeros; flip them if C is 3."""
     count, channels, size, _ = pixels.shape
     padded = np.pad(pixels, ((0, 0), (0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (2, 3))
     top, left = rng.integers(0, 2 * MARGIN + 1, (2, count))
     moved: Array = windows[np.arange(count), :, top, left]
-    return mirrored(moved, rng) if channels == 3 else moved
+    return flipped(moved, rng) if channels == 3 else moved
 
 
-def mirrored(pixels: Array, rng: np.random.Generator) -> Array:
-    """Images, uint8 [n, C, S, S], each as it is or left for right."""
+def flipped(pixels: Array, rng: np.random.Generator) -> Array:
+    """Flip each image, uint8 [n, C, S, S], horizontally with probability 1/2."""
     return np.where(rng.integers(0, 2, (len(pixels), 1, 1, 1)), pixels[..., ::-1], pixels)

@@ -1,4 +1,4 @@
-"""A folder of pictures in ImageNet's layout, with a folder for each class, read piece by piece."""
+"""Folders of images in ImageNet's layout, with a folder for each class, read piece by piece."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ from hpcdistill.errors import UserError, suggestion
 logger = logging.getLogger(__name__)
 
 PIECE_IMAGES = 256
-PIECE_BYTES = 1 << 25  # of files
+PIECE_BYTES = 1 << 25  # of the files of a piece
 FILE_BYTES = 1 << 30  # more than the largest picture that Pillow takes
 EMPTY = np.empty(0, np.uint8)
 
 
 class File(NamedTuple):
-    """One that should be a picture."""
+    """File that should be an image."""
 
     path: str
     label: int
     validation: bool
     size: int  # bytes
-    changed: int  # when, in ns
+    changed: int  # modification time, ns
 
 
-# What there is
+# Listing
 
 
 def list_files(folder: Path, validation: Path | None) -> tuple[list[str], list[File]]:
-    """Return the names of the classes, sorted, and the files in a fixed order; a warning tells what is left out.
+    """Return the names of the classes, sorted, and the files in a fixed order; warn of what is left out.
 
     Args:
-        folder: has a folder for each class, in which pictures lie at any depth.
-        validation: one like it for the validation part; without it a hash of each path in `folder` tells its part.
+        folder: folder with one folder for each class, which has images at any depth.
+        validation: such a folder for the validation part; without it, a hash of each path in `folder` chooses its part.
 
     Raises:
-        UserError: a folder cannot be read, or has not what it should have; a class has no training pictures.
+        UserError: a folder cannot be read or has another layout, or a class has no training images.
     """
     passed_over = PassedOver()
     try:
         classes, files = _list(folder, validation, passed_over)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; check --input and --validation") from None
-    passed_over.tell()
+    passed_over.warn()
     return classes, files
 
 
@@ -87,7 +87,7 @@ def _require_known(folder: Path, classes: list[str], validation: Path, chosen: l
     if missing:
         logger.warning(
             f"--validation {validation} has no pictures of {len(missing)} of the {len(classes)} classes, such as "
-            f"{missing[0]!r}; how well those are learned is not seen"
+            f"{missing[0]!r}; their accuracy will not be measured"
         )
 
 
@@ -98,7 +98,7 @@ def _files(
     validation: Callable[[list[str]], Array],
     passed_over: PassedOver,
 ) -> Iterator[File]:
-    """Find the pictures of the classes called `names`; `validation` tells which paths in `folder` are of that part."""
+    """Yield the images of the classes called `names`; `validation` returns a mask of the paths of that part."""
 
     def is_hidden(entry: os.DirEntry[str]) -> bool:
         if hidden := entry.name.startswith("."):
@@ -123,7 +123,7 @@ def _files(
 def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
     try:
         status = entry.stat()
-    except OSError:  # reading will tell what is wrong with it
+    except OSError:  # reading will name the error
         return 0, 0
     return status.st_size, status.st_mtime_ns
 
@@ -143,11 +143,11 @@ def _require_training(folder: Path, classes: list[str], files: list[File]) -> No
             )
 
 
-# What is read
+# Reading
 
 
 def cut_into_tasks(files: list[File]) -> Iterator[list[File]]:
-    """Some files for each piece, in order; shows how far it is."""
+    """Yield the files of each piece, in order; show a progress bar."""
     with tqdm(desc="reading", total=len(files), unit="image") as bar:
         begin = size = 0
         for end, file in enumerate(files, 1):
@@ -159,17 +159,18 @@ def cut_into_tasks(files: list[File]) -> Iterator[list[File]]:
 
 
 def make_piece(side: int | None, files: list[File]) -> Piece:
-    """The piece of some files; what cannot be read or decoded is bad, and so nothing that does not decode is stored.
+    """Make the piece of some files; files that cannot be read or decoded are bad, and are not stored.
 
-    image: uint8 [images, 3, side, side], or without `side` the files' bytes one behind the other; end: int64, where
-    each ends there; label: int64; histogram: int64 [3, 256], how often each value occurs in the training part.
+    The arrays are image: uint8 [images, 3, side, side], or without `side` the concatenated bytes of the files; end:
+    int64, the end of each file in them; label: int64; histogram: int64 [3, 256], counts of the values of each channel
+    in the training part.
     """
     good, images, quotes = list[File](), [], list[str]()
     histogram = np.zeros((3, 256), np.int64)
     for file in files:
         try:
             if file.size > FILE_BYTES:
-                raise ValueError(f"{file.size:,} bytes are too many for a picture")
+                raise ValueError(f"{file.size:,} bytes are too many for an image")
             encoded = Path(file.path).read_bytes()
             picture = decode(encoded)
         except (OSError, ValueError) as error:
@@ -191,7 +192,7 @@ def make_piece(side: int | None, files: list[File]) -> Piece:
 
 
 def read_images(path: Path) -> Iterator[tuple[str, Pictures, Array]]:
-    """What a piece has for each part, as `write_images` takes it."""
+    """Yield the images and labels of each part of a piece, for `write_images`."""
     image, end, label, validation = read_piece(path, "image", "end", "label", "validation")
     for part, mask in zip(PARTS, (~validation, validation), strict=True):
         if image.ndim > 1:

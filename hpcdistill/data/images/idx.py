@@ -12,17 +12,17 @@ import numpy as np
 from hpcdistill.data.arrays import Array
 from hpcdistill.errors import UserError
 
-UNSIGNED_BYTES = b"\0\0\x08"  # and, with one byte more, the number of dimensions
-MOST_UNPACKED = 1032  # bytes that a byte of .gz can become
+UNSIGNED_BYTES = b"\0\0\x08"  # followed by one byte, the number of dimensions
+MOST_UNPACKED = 1032  # largest ratio of decompressed to compressed bytes of .gz
 
 
 def read_idx(images: Path, labels: Path) -> tuple[Array, Array]:
-    """Read the images, uint8 [n, 1, S, S], and labels, uint8 [n], of two files; those that end in .gz are unpacked.
+    """Read images, uint8 [n, 1, S, S], and labels, uint8 [n], from two files, decompressed if they end in .gz.
 
-    Memory is that of the arrays which the headers tell of, and these are no larger than the files can hold.
+    Memory is that of the arrays in the headers, which is checked against the sizes of the files.
 
     Raises:
-        UserError: a file cannot be read or is not what it should be, the images are not square, or of another number.
+        UserError: a file cannot be read or has another format, the images are not square, or the numbers differ.
     """
     pixels, numbers = _array(images, 3, "images"), _array(labels, 1, "labels")
     if len(pixels) != len(numbers):
@@ -44,9 +44,9 @@ def _array(path: Path, dimensions: int, what: str) -> Array:
             shape = np.frombuffer(header[4:].ljust(begin - 4, b"\0"), ">u4").tolist()
             size, held = math.prod(shape), path.stat().st_size
             can_be = header[:4] == magic and begin + size <= held * (MOST_UNPACKED if packed else 1)
-            content = stream.read(size + 1) if can_be else b""  # no more, whatever it unpacks to
+            content = stream.read(size + 1) if can_be else b""  # bounded by the header
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read to its end: {error}; fetch it again") from None
+        raise UserError(f"{path} cannot be read to its end: {error}; download it again") from None
     if header[:4] != magic:
         raise UserError(
             f"{path} begins with {header[:4].hex() or 'nothing'}, where an IDX file of {what} has {magic.hex()}; give "
@@ -54,5 +54,5 @@ def _array(path: Path, dimensions: int, what: str) -> Array:
         )
     if len(header) + len(content) != begin + size:
         found = f"has {held:,}" if not packed else "unpacks to more" if len(content) > size else "unpacks to fewer"
-        raise UserError(f"{path} {found} bytes, where its header {shape} asks for {begin + size:,}; fetch it again")
+        raise UserError(f"{path} {found} bytes, where its header {shape} asks for {begin + size:,}; download it again")
     return np.frombuffer(content, np.uint8).reshape(shape if size else [0, 1, 1][:dimensions])

@@ -1,4 +1,4 @@
-"""The layout of a folder of pictures: a folder for each class, and no level more above them."""
+"""Layout of a folder of images: one folder for each class, directly below it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from hpcdistill.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 TRAINING = ("train", "training")
-VALIDATION = ("val", "valid", "validation", "test", "testing")  # the first that is there is the best to validate on
+VALIDATION = ("val", "valid", "validation", "test", "testing")  # in order of preference
 
 
 def is_picture(name: str) -> bool:
-    """Tell by its name whether a file should be a picture."""
+    """Return whether a file should be an image, by its name."""
     return name.lower().endswith(SUFFIXES)
 
 
 def class_names(folder: Path, passed_over: PassedOver) -> list[str]:
-    """Return the names of the folders in `folder`, sorted, each of which is a class.
+    """Return the names of the classes, which are the folders in `folder`, sorted.
 
-    A folder may be a link. Files, hidden folders and links that lead up again are noted in `passed_over`.
+    A folder may be a link. Files, hidden folders and links to parent folders are counted in `passed_over`.
 
     Raises:
         OSError: the folder cannot be read.
-        UserError: there are none, or they are no classes but parts of the data, or have the classes in them.
+        UserError: there are no folders, or they are parts of the data, such as train and val, or contain the classes.
     """
     names = _folders(folder, passed_over)
     if not names:
@@ -39,10 +39,10 @@ def class_names(folder: Path, passed_over: PassedOver) -> list[str]:
 
 
 def require_two(folder: Path, names: list[str]) -> None:
-    """See that there is something to tell apart.
+    """Check that there are at least two classes.
 
     Raises:
-        UserError: `folder` has one class only.
+        UserError: `folder` has only one class.
     """
     if len(names) == 1:
         one = folder / names[0]
@@ -53,7 +53,7 @@ def require_two(folder: Path, names: list[str]) -> None:
 def _refuse_parts(folder: Path, names: list[str]) -> None:
     parts = [name for name in names if name.lower() in TRAINING + VALIDATION]
     has_training = any(name.lower() in TRAINING for name in parts)
-    is_class = has_training and len(parts) == 1 < len(names)  # a train, beside a car and a bus
+    is_class = has_training and len(parts) == 1 < len(names)  # the vehicle, beside a car and a bus
     if parts and not is_class:
         remedy = f"give {_options_below(folder)}" if has_training else f"take it out of {folder}"
         raise UserError(
@@ -94,7 +94,7 @@ def _has_pictures(folder: Path) -> bool:
 
 
 def _options_below(folder: Path) -> str:
-    """Return the options for data whose classes lie in `folder` or deeper, as far as the names tell."""
+    """Return the options for data whose classes are in `folder` or below it, as far as the names show."""
     while True:
         names = _folders(folder, PassedOver())
         training, validation = ([name for name in names if name.lower() in part] for part in (TRAINING, VALIDATION))

@@ -1,4 +1,4 @@
-"""`hpcdistill prepare images`: a folder of pictures in ImageNet's layout, or IDX files, with a label of many values."""
+"""`hpcdistill prepare images`: a store from a folder of images in ImageNet's layout, or from IDX files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hpcdistill.data.prepare.split import in_validation
 from hpcdistill.data.store import PARTS
 from hpcdistill.errors import UserError
 
-IDX_IMAGES = 4096  # written at a time
+IDX_IMAGES = 4096  # images written at a time
 
 
 def prepare_images(
@@ -31,19 +31,19 @@ def prepare_images(
     max_bad: int = 0,
     processes: int | None = None,
 ) -> None:
-    """Turn pictures into a store of images.
+    """Write a store of images.
 
     Args:
-        inputs: a folder that has a folder for each class, or two IDX files, of images and of labels.
-        output: the HDF5 file to make.
-        validation: the same for the validation part; without it about 5 % of the pictures, evenly spread.
-        size: of a folder, store arrays of so many pixels a side, of each picture's middle; by default the files are
-            stored as they are, encoded.
-        max_bad: pictures to pass over that do not decode.
-        processes: how many decode a folder's; by default one for each core.
+        inputs: a folder with one folder for each class, or two IDX files, of images and of labels.
+        output: HDF5 file to write.
+        validation: the same for the validation part; without it, about 5 % of the images, evenly spread.
+        size: width and height in pixels of the arrays to store, from the center of each image of a folder; by default
+            the files are stored encoded, unchanged.
+        max_bad: maximum number of images to pass over that do not decode.
+        processes: number of processes that decode a folder; by default one for each core.
 
     Raises:
-        UserError: the input is not as it should be, too many pictures are bad, or there are too few.
+        UserError: the input has another layout, too many images are bad, or there are too few.
     """
     if size is not None and size < 1:
         raise UserError(f"--size {size} must be at least 1 pixel")

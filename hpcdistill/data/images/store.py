@@ -1,15 +1,15 @@
-"""The HDF5 store of images with a label each, checksummed chunk by chunk.
+"""HDF5 store of labelled images, with a checksum on each chunk.
 
 /                   attributes: format, version, source, identity, shape, mean, deviation
-/classes            their names, bytes [K]; a label is the number of one
+/classes            names of the classes, bytes [K]; a label is the index of one
 /train/image        of arrays (`shape` is [C, S, S]): uint8 [images, C, S, S]
-                    of encoded pictures (`shape` is []): the bytes of one file behind the other's, uint8 [bytes]
-/train/end          of encoded pictures only: where in these each file ends, int64 [images]
+                    of encoded images (`shape` is []): the concatenated bytes of the files, uint8 [bytes]
+/train/end          of encoded images only: the end of each file in those bytes, int64 [images]
 /train/label        int32 [images]
 /validation         the same
 
-All datasets have a Fletcher-32 checksum on each chunk; HDF5 itself has none for strings of variable length. An image is
-read alone, wherever it lies, so that batches can be of any images.
+All datasets have a Fletcher-32 checksum on each chunk; HDF5 itself has none for strings of variable length. Each image
+is read by itself, so that a batch can have any images.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from hpcdistill.storage.hdf5 import atomic_file, growing
 
 SMALL = 64
 """Number of pixels a side up to which images are augmented by shifts and have a small model."""
-CHUNK_BYTES = 1 << 16  # at least one array; also the unit in which checksums are verified
+CHUNK_BYTES = 1 << 16  # or one array, if that is larger; also the unit in which checksums are verified
 Pictures = Array | list[bytes]
-"""Arrays, uint8 [images, C, S, S], or encoded ones, the content of a file each."""
+"""Images as arrays, uint8 [images, C, S, S], or encoded, each the content of a file."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What the images of a store have in common."""
+    """Properties that all images of a store share."""
 
     classes: list[str]
     """Names of the labels."""
     shape: tuple[int, ...]
-    """Of arrays, (C, S, S); of encoded pictures, (): they are RGB once they are decoded, of any size."""
+    """Shape of arrays, (C, S, S); () for encoded images, which are decoded to RGB and may have any size."""
     mean: list[float]
-    """Of each channel's values, which are from 0 to 255, over all pixels of the training part."""
+    """Mean of each channel, whose values are in [0, 255], over all pixels of the training part."""
     deviation: list[float]
-    """The same, the standard deviation; 1 where that is 0."""
+    """Standard deviation of each channel; 1 where it is 0."""
 
     @classmethod
     def of(cls, classes: list[str], shape: tuple[int, ...], histogram: Array) -> Kind:
-        """With the mean and the deviation of values that occur as often as `histogram`, int64 [C, 256], says."""
+        """Return the kind with the mean and deviation of `histogram`, int64 [C, 256], the counts of each value."""
         values, count = np.arange(256), np.maximum(histogram.sum(1), 1)
         mean = histogram @ values / count
         deviation = np.sqrt(np.maximum(histogram @ values**2 / count - mean**2, 0))
@@ -58,7 +58,7 @@ class Kind:
 
     @property
     def channels(self) -> int:
-        """Of every picture, C."""
+        """Number of channels of an image, C."""
         return len(self.mean)
 
 
@@ -66,13 +66,13 @@ def write_images(path: Path, pieces: Iterable[tuple[str, Pictures, Array]], kind
     """Write a store from (part, pictures, labels) pieces, in order; memory stays bounded by the largest piece.
 
     Args:
-        path: the file to make; replaced only when all pieces are written.
-        pieces: each with one of `PARTS`, the pictures to append to it, and their labels.
-        kind: what they have in common.
-        source: where they are from, for reports.
+        path: file to write; replaced only when all pieces are written.
+        pieces: each a part, one of `PARTS`, with the images to append to it, and their labels.
+        kind: properties that the images share.
+        source: origin of the data, for reports.
 
     Returns:
-        Images per part.
+        The number of images of each part.
     """
     with atomic_file(path) as (file, _):
         names = np.array([os.fsencode(name) for name in kind.classes])
@@ -90,7 +90,7 @@ def write_images(path: Path, pieces: Iterable[tuple[str, Pictures, Array]], kind
 
 
 class _Part:
-    """A part while it grows."""
+    """Part of a store that is being written."""
 
     def __init__(self, group: h5py.Group, shape: tuple[int, ...]) -> None:
         self.size = 0
@@ -98,7 +98,7 @@ class _Part:
         self._columns = {"image": _column(group, "image", np.uint8, *shape), "label": _column(group, "label", np.int32)}
         if not shape:
             self._columns["end"] = _column(group, "end", np.int64)
-        self.digests = {name: hashlib.blake2b() for name in self._columns}  # by column: pieces may be cut anywhere
+        self.digests = {name: hashlib.blake2b() for name in self._columns}  # whatever the sizes of pieces
 
     def append(self, pictures: Pictures, labels: Array) -> None:
         self.size += len(labels)
@@ -120,16 +120,16 @@ def _column(group: h5py.Group, name: str, dtype: type, *shape: int) -> h5py.Data
 
 
 class ImageStore(StoreFile):
-    """A store of images, open for reading; see `StoreFile`.
+    """Store of images that is open for reading; see `StoreFile`.
 
-    Labels, and where encoded pictures end, are in memory, up to 12 bytes an image: they are read and checked once.
+    Labels and the ends of encoded images are kept in memory, up to 16 bytes per image: they are read and checked once.
 
     Attributes:
-        kind: what the images have in common.
-        labels: of each part, int64 [images].
+        kind: properties that all images share.
+        labels: labels of each part, int64 [images].
 
     Raises:
-        UserError: also where a label is out of range, or bytes that are read here do not match their checksum.
+        UserError: see `StoreFile`; also if a label is out of range, or bytes do not match their checksum.
     """
 
     KIND, COMMAND = "a store of images", "hpcdistill prepare images --input DIR"
@@ -154,15 +154,15 @@ class ImageStore(StoreFile):
 
     @property
     def is_small(self) -> bool:
-        """Presence of arrays of at most `SMALL` pixels a side."""
+        """True if the images are arrays of at most `SMALL` pixels a side."""
         return bool(self.kind.shape) and self.kind.shape[-1] <= SMALL
 
     def size(self, part: str) -> int:
-        """Images in `part`."""
+        """Return the number of images in `part`."""
         return len(self.labels[part])
 
     def read(self, part: str, numbers: Array) -> tuple[Pictures, Array]:
-        """The images of `part` that have these numbers, int64 [n], and their labels, int64 [n].
+        """Return the images of `part` with these numbers, int64 [n], and their labels, int64 [n].
 
         Raises:
             UserError: the bytes on disk do not match their checksum.

@@ -1,1 +1,1 @@
-"""What all kinds of preparation share: pieces, folders, bad records."""
+"""Preparation of all kinds of data: pieces, folders, bad records. Imports: storage, data."""

@@ -1,4 +1,4 @@
-"""What of the input is bad: counted, quoted, and passed over up to a number."""
+"""Bad records of the input: counted, quoted, and passed over up to a maximum number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUOTES = 3
 
 
 def bad_arrays(quotes: Sequence[str]) -> Piece:
-    """What a piece tells of what was bad: how many there were, and the first few of them."""
+    """Return the arrays of a piece that describe its bad records: their number, and quotations of the first few."""
     return {
         "bad": np.array(len(quotes)),
         "quotes": np.array([os.fsencode(quote) for quote in quotes[:QUOTES]], "S1000"),
@@ -27,10 +27,15 @@ def bad_arrays(quotes: Sequence[str]) -> Piece:
 
 
 def collect(paths: Iterable[Path], max_bad: int, things: str) -> list[Path]:
-    """All pieces, once it is clear that they have no more bad `things` than `max_bad`; a warning tells of those.
+    """Return all pieces, after checking that they have at most `max_bad` bad records; warn of those that they have.
+
+    Args:
+        paths: the pieces, which are read as they come.
+        max_bad: maximum number of bad records of all pieces together.
+        things: name of the records in messages, in the plural.
 
     Raises:
-        UserError: they have more. Raised at the first piece with which there are too many.
+        UserError: there are more bad records; raised at the first piece with which there are too many.
     """
     collected, bad = count_bad(paths, max_bad, things)
     warn_of_bad(*bad, things)
@@ -38,15 +43,15 @@ def collect(paths: Iterable[Path], max_bad: int, things: str) -> list[Path]:
 
 
 class Bad(NamedTuple):
-    """Bad things of all pieces together."""
+    """Bad records of all pieces together."""
 
     number: int = 0
     quotes: Sequence[str] = ()
-    """The first few."""
+    """Quotations of the first few."""
 
 
 def count_bad(paths: Iterable[Path], max_bad: int, things: str) -> tuple[list[Path], Bad]:
-    """Return all pieces, and what was bad in them, without telling of it; otherwise as `collect`."""
+    """Return all pieces and their bad records; like `collect`, but without a warning."""
     collected, bad = [], Bad()
     for path in paths:
         collected.append(path)
@@ -57,10 +62,10 @@ def count_bad(paths: Iterable[Path], max_bad: int, things: str) -> tuple[list[Pa
 
 
 def require_few(count: int, quotes: Sequence[str], max_bad: int, things: str) -> None:
-    """See that there are no more bad `things` than `max_bad`.
+    """Check that at most `max_bad` of the records, called `things`, are bad.
 
     Raises:
-        UserError: there are more; it quotes the first `quotes`.
+        UserError: more are bad; the message has the first of `quotes`.
     """
     if count > max_bad:
         raise UserError(
@@ -70,6 +75,6 @@ def require_few(count: int, quotes: Sequence[str], max_bad: int, things: str) ->
 
 
 def warn_of_bad(count: int, quotes: Sequence[str], things: str) -> None:
-    """Warn of the bad `things` that were passed over, if there were any."""
+    """Warn of bad records, called `things`, that were passed over, if there were any."""
     if count:
         logger.warning("\n  ".join([f"passed over bad {things}: {count}, the first of them", *quotes[:QUOTES]]))

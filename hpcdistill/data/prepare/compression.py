@@ -1,4 +1,4 @@
-"""Packed files, unpacked while they are read."""
+"""Compressed files, decompressed while they are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GZIP, ZSTD = (".gz",), (".zst", ".zstd")
 
 
 def is_compressed(path: Path) -> bool:
-    """Tell by its name whether a file is packed."""
+    """Return whether a file is compressed, by its name."""
     return path.suffix.lower() in GZIP + ZSTD
 
 
@@ -25,25 +25,25 @@ def open_decompressed(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Open a file whose name may end in .gz or .zst.
 
     Yields:
-        Its content, unpacked; and the file as it is on disk, whose position tells how far reading is.
+        The decompressed content; and the file on disk, whose position shows the progress.
 
     Raises:
-        UserError: it cannot be read, is not whole, or Zstandard needs pyarrow and there is none.
+        UserError: the file cannot be read or is truncated, or it needs pyarrow for Zstandard, which is missing.
     """
     try:
         with path.open("rb") as raw:
-            yield _unpacking(path, raw), raw
+            yield _decompress(path, raw), raw
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read to its end: {error}; fetch or pack it again") from None
+        raise UserError(f"{path} cannot be read to its end: {error}; download or compress it again") from None
 
 
-def _unpacking(path: Path, raw: IO[bytes]) -> IO[bytes]:
+def _decompress(path: Path, raw: IO[bytes]) -> IO[bytes]:
     if path.suffix.lower() in GZIP:
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
     if path.suffix.lower() in ZSTD:
         try:
             import pyarrow
         except ImportError:
-            raise UserError(f"{path} is unpacked with pyarrow; pip install pyarrow") from None
+            raise UserError(f"{path} is decompressed with pyarrow; pip install pyarrow") from None
         return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 1 << 17)
     return raw

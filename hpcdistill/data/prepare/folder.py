@@ -1,4 +1,4 @@
-"""Folders searched for files, and an account of what was left out of them."""
+"""Search of folders for files, and a count of what is left out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NAMED = 3
 
 
 class PassedOver:
-    """An account of what is left out of an input: how many things for each reason, and the first of them by name."""
+    """Files and folders that are left out of an input: their number for each reason, and the first few names."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._first: dict[str, list[str]] = {}
 
     def add(self, reason: str, path: str | Path) -> None:
-        """Note that what lies at `path` is left out; `reason` is what such things are, in the plural."""
+        """Count `path` as left out; `reason` describes such files, in the plural."""
         self._counts[reason] += 1
         first = self._first.setdefault(reason, [])
         if len(first) < NAMED:
@@ -33,14 +33,14 @@ class PassedOver:
         return bool(self._counts)
 
     def __str__(self) -> str:
-        """Everything in one line, as "links to folders: 4 (a, b, c, …); binary files: 1 (d)"."""
+        """Return one line, such as "links to folders: 4 (a, b, c, …); binary files: 1 (d)"."""
         return "; ".join(
             f"{reason}: {count:,} ({', '.join(self._first[reason])}{', …' * (count > NAMED)})"
             for reason, count in self._counts.items()
         )
 
-    def tell(self) -> None:
-        """Warn of what was left out, if anything was."""
+    def warn(self) -> None:
+        """Warn of what was left out, if there is anything."""
         if self:
             logger.warning(f"passed over: {self}")
 
@@ -48,15 +48,15 @@ class PassedOver:
 def walk(
     folder: str | Path, passed_over: PassedOver, skip: Callable[[os.DirEntry[str]], bool]
 ) -> Iterator[os.DirEntry[str]]:
-    """Find the files of a folder at any depth, in the order of their names.
+    """Yield the files of a folder at any depth, in the order of their names.
 
-    Links to files are followed. Links to folders are not, as they can lead in circles; they are noted, and so are
-    pipes, sockets and devices. What cannot be looked at, as a link that leads nowhere, is found like a file.
+    Links to files are followed. Links to folders are not, as they can form cycles; they are counted in `passed_over`,
+    and so are pipes, sockets and devices. Entries without a status, such as dangling links, are yielded like files.
 
     Args:
-        folder: where to search.
-        passed_over: where to note what is left out.
-        skip: tells of each file and folder whether to leave it out; what is to be told of those, it notes itself.
+        folder: the folder.
+        passed_over: count of what is left out.
+        skip: function that returns whether to leave out a file or folder; it counts those itself.
 
     Raises:
         OSError: a folder cannot be read.
@@ -79,7 +79,7 @@ def walk(
 
 
 def mode_of(entry: os.DirEntry[str]) -> int:
-    """Return the mode of a file, or of what a link leads to; 0 where that cannot be told."""
+    """Return the mode of a file, or of the target of a link; 0 if it has no status."""
     try:
         return entry.stat().st_mode
     except OSError:
@@ -87,10 +87,10 @@ def mode_of(entry: os.DirEntry[str]) -> int:
 
 
 def children(folder: str | Path) -> list[os.DirEntry[str]]:
-    """Return what is in a folder, in the order of the names.
+    """Return the entries of a folder, in the order of their names.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the folder cannot be read.
     """
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)

@@ -1,4 +1,4 @@
-"""Files of lines, cut into blocks of whole records that several processes can parse."""
+"""Files of lines, split into blocks of whole records that several processes can parse."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from hpcdistill.data.prepare.compression import is_compressed, open_decompressed
 from hpcdistill.errors import UserError
 
 BLOCK_BYTES = 1 << 23
-"""Size of a block, about."""
+"""Approximate size of a block."""
 LONGEST = 8
-"""Blocks that a record may go over."""
+"""Maximum length of a record, in blocks."""
 HEAD_BYTES = 1 << 20
 QUOTED_BYTES = 60
-MARK = b"\xef\xbb\xbf"  # with which some programs begin UTF-8
+MARK = b"\xef\xbb\xbf"  # byte order mark with which some programs begin UTF-8
 
 Cut = Callable[[bytes], int]
-"""Function that returns how many bytes of a text, from its begin, are whole records."""
+"""Function that returns the number of bytes at the beginning of a text that are whole records."""
 
 
 class Block(NamedTuple):
-    """Whole records of a file, one after the other."""
+    """Consecutive whole records of a file."""
 
     file: Path
     line: int
-    """Number of its first line in the file, from 1."""
+    """Number of the first line in the file, from 1."""
     row: int
-    """Number of its first line among those of all files, from 0."""
+    """Number of the first line among the lines of all files, from 0."""
     begin: int = 0
-    """Offset in the file, bytes."""
+    """Offset in the file, in bytes."""
     size: int = 0
     text: bytes | None = None
-    """The block itself where the file is packed, and cannot be read from anywhere."""
+    """Content of the block, if the file is compressed and has no random access."""
 
     def read(self) -> bytes:
-        """Return the block, without the mark that a file may begin with."""
+        """Return the content, without the byte order mark that a file may begin with."""
         text = self.text
         if text is None:
             with self.file.open("rb") as stream:
@@ -49,14 +49,14 @@ class Block(NamedTuple):
 
 
 def read_blocks(paths: Sequence[Path], cut: Cut) -> Iterator[Block]:
-    """Cut files into blocks, those whose names end in .gz or .zst unpacked; shows how far it is.
+    """Yield the blocks of files, decompressed where names end in .gz or .zst; show a progress bar.
 
     Args:
         paths: the files.
-        cut: finds where the last whole record ends.
+        cut: function that finds the end of the last whole record.
 
     Raises:
-        UserError: a file is missing, empty, or not whole.
+        UserError: a file is missing, empty or truncated.
     """
     row = 0
     with tqdm(desc="reading", total=sum(map(_size, paths)), unit="B", unit_scale=True) as bar:
@@ -71,7 +71,7 @@ def read_blocks(paths: Sequence[Path], cut: Cut) -> Iterator[Block]:
 
 
 def head(path: Path) -> bytes:
-    """Return the begin of a file, as far as `HEAD_BYTES`, without the mark that it may begin with.
+    """Return the first `HEAD_BYTES` of a file, without the byte order mark that it may begin with.
 
     Raises:
         UserError: as `read_blocks`.
@@ -82,23 +82,23 @@ def head(path: Path) -> bytes:
 
 
 def fingerprint(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Return what changes when the files do, as far as can be told without reading them."""
+    """Return the paths, sizes and modification times of files, which change when the files do."""
     return [(str(path.resolve()), _size(path), path.stat().st_mtime_ns) for path in paths]
 
 
 def last_line_end(text: bytes) -> int:
-    """Cut where a record is a line."""
+    """Return the number of bytes that are whole lines; a `Cut` for files with one record a line."""
     return text.rfind(b"\n") + 1
 
 
 def count_lines(text: bytes) -> int:
-    """Return how many lines a text has, of which the last one may lack its end."""
+    """Return the number of lines of a text; the last one may lack its line end."""
     ends = np.count_nonzero(np.frombuffer(text, np.uint8) == ord("\n"))  # five times as fast as bytes.count
     return int(ends) + (not text.endswith(b"\n") and text != b"")
 
 
 def quote(file: Path, line: int, reason: object, text: bytes) -> str:
-    """Return a bad line, with its place and what is wrong with it."""
+    """Return a quotation of a bad line, with its place and the reason."""
     text = text.rstrip(b"\r\n")
     return f"{file.name} line {line}: {reason}: {repr(text[:QUOTED_BYTES])[1:]}{'…' * (len(text) > QUOTED_BYTES)}"
 
@@ -119,11 +119,11 @@ def _texts(path: Path, cut: Cut, bar: Any) -> Iterator[bytes]:
         while chunk := stream.read(BLOCK_BYTES):
             rest += chunk
             end = cut(rest)
-            if not end and len(rest) > LONGEST * BLOCK_BYTES:  # what begins with this line is no record
+            if not end and len(rest) > LONGEST * BLOCK_BYTES:  # no record begins with this line
                 end = rest.find(b"\n") + 1
                 if not end:
                     raise UserError(
-                        f"--input {path} has a line of more than {len(rest) // 1_000_000} MB; it is no table in lines"
+                        f"--input {path} has a line of more than {len(rest) // 1_000_000} MB; it is not a table"
                     )
             if end:
                 yield rest[:end]

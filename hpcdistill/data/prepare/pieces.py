@@ -1,8 +1,8 @@
-"""A preparation in pieces: made by several processes, kept on disk until the store is whole, made once only.
+"""Pieces of a store: made by several processes, and kept on disk until the store is complete.
 
-The pieces lie in a folder beside the store to be, `FILE.h5.pieces-<digest of what is prepared>`. A preparation that was
-killed finds them there when it is started again. The store is then put together from them in order, so it does not
-depend on how often it was killed, nor on the number of processes.
+The pieces are in a folder beside the store, `FILE.h5.pieces-<digest of the input and options>`. A preparation that was
+killed uses them when it is started again. The store is written from the pieces in order: it depends neither on kills
+nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -33,15 +33,19 @@ from hpcdistill.storage.hdf5_check import ERRORS, digest, require_whole
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Piece = dict[str, Array]
-"""`validation`, bool, tells which rows or images belong to that part; the other arrays are its maker's affair."""
+"""Arrays of a piece, by name. `validation`, bool, marks the rows or images of that part; others differ by kind."""
 
 
 @contextmanager
-def explained(output: Path, more: str = "") -> Iterator[None]:
-    """Say what to do, and `more`, when `output` cannot be written.
+def explain_write_errors(output: Path, more: str = "") -> Iterator[None]:
+    """Turn an `OSError` of the block into a `UserError` with a remedy.
+
+    Args:
+        output: the file that is written.
+        more: text to add to the remedy.
 
     Raises:
-        UserError: the disk takes no more, or there can be no such file.
+        UserError: the disk is full, or there can be no such file.
     """
     try:
         yield
@@ -53,51 +57,51 @@ def explained(output: Path, more: str = "") -> Iterator[None]:
 
 @contextmanager
 def pieces_folder(output: Path, *prepared: object) -> Iterator[Path]:
-    """The folder for the pieces of `output`; it goes, and others of the same output with it, when the block ends well.
+    """Make the folder for the pieces of `output`; remove it, and all others of this output, if the block succeeds.
 
     Args:
-        output: the store to be.
-        prepared: all that the pieces depend on; a preparation of something else uses none of them.
+        output: the store.
+        prepared: everything that the pieces depend on; pieces of other values are not used.
 
     Raises:
-        UserError: the disk takes no more, or a process was killed.
+        UserError: the disk is full, or a process was killed.
     """
     digest = hashlib.blake2b(repr(prepared).encode(), digest_size=8).hexdigest()
     folder = output.with_name(f"{output.name}.pieces-{digest}")
     try:
-        with explained(output, ". The same command goes on from what is done"):
+        with explain_write_errors(output, ". The same command continues from the finished pieces"):
             folder.mkdir(parents=True, exist_ok=True)
             yield folder
             for old in output.parent.glob(f"{glob.escape(output.name)}.pieces-{'[0-9a-f]' * 16}"):
                 shutil.rmtree(old)
     except BrokenProcessPool:
         raise UserError(
-            "a process was killed, as happens when memory runs out; the same command goes on from what is done, with "
-            "fewer --processes in less memory"
+            "a process was killed, perhaps as memory ran out; the same command continues from the finished pieces, and "
+            "needs less memory with fewer --processes"
         ) from None
 
 
 def make_pieces(
     folder: Path, make: Callable[[Task], Piece], tasks: Iterable[Task], processes: int | None = None
 ) -> Iterator[Path]:
-    """Make the piece of each task, unless it is there, in several processes; their files, in order.
+    """Make the piece of each task in several processes, unless it exists; yield the files in order.
 
-    Few tasks are under way at a time, so memory stays bounded however many there are.
+    Few tasks are in progress at a time, so that memory is bounded for any number of tasks.
 
     Args:
-        folder: where the pieces lie.
-        make: a function of a module, as it runs in other processes.
-        tasks: what it is given.
-        processes: how many; by default one for each core this process may use.
+        folder: folder of the pieces.
+        make: function that makes a piece from a task; at the top level of a module, as it runs in other processes.
+        tasks: arguments of `make`.
+        processes: number of processes; by default one for each core that this process may use.
 
     Raises:
-        UserError: not a number of processes; and what `tasks` and `make` raise.
+        UserError: `processes` is less than 1; also whatever `tasks` and `make` raise.
     """
     if processes is None:
         processes = len(os.sched_getaffinity(0))
     if processes < 1:
         raise UserError(f"--processes {processes} must be at least 1")
-    # Forked: a new Python would have to import everything anew in each.
+    # Forked: a spawned process would import everything again.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(processes, context, initializer=_follow_parent) as pool:
         under_way = (pool.submit(_make, folder / f"{number}.h5", make, task) for number, task in enumerate(tasks))
@@ -105,7 +109,7 @@ def make_pieces(
 
 
 def in_order(started: Iterator[Future[Result]], ahead: int) -> Iterator[Result]:
-    """Yield the results of futures, of which so many are started before they are asked for."""
+    """Yield the results of futures in order, with `ahead` futures started before their results are needed."""
     waiting: deque[Future[Result]] = deque()
     for future in started:
         waiting.append(future)
@@ -116,7 +120,7 @@ def in_order(started: Iterator[Future[Result]], ahead: int) -> Iterator[Result]:
 
 
 def _follow_parent() -> None:
-    """Let this process end when its parent is killed, or it would wait for tasks for ever; Ctrl-C is the parent's."""
+    """End this process when its parent is killed, or it would wait for tasks forever; leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -142,7 +146,7 @@ def read_piece(path: Path, *names: str) -> tuple[Array, ...]:
     """Read the named arrays of a piece.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the piece is damaged.
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -152,22 +156,22 @@ def read_piece(path: Path, *names: str) -> tuple[Array, ...]:
             return tuple(file[name][()] for name in names)
     except ERRORS as error:
         raise UserError(
-            f"{path} is damaged ({' '.join(str(error).split())}); remove the folder {path.parent}, and give the same "
+            f"{path} is damaged ({' '.join(str(error).split())}); remove the folder {path.parent}, and run the same "
             "command again"
         ) from None
 
 
 def write_whole(output: Path, folder: Path, write: Callable[[Path], dict[str, int]], things: str) -> dict[str, int]:
-    """Write the store among its pieces, rather than beside the output, where a kill would leave a half.
+    """Write the store into the folder of its pieces, then move it to `output`: a kill leaves no incomplete output.
 
     Args:
-        output: the store, which appears whole or not at all.
-        folder: where the pieces lie.
-        write: writes it where it is told, and returns how many `things` each part has.
-        things: what is in it.
+        output: the store, which appears only when it is complete.
+        folder: folder of the pieces.
+        write: function that writes the store to a path and returns the size of each part.
+        things: name of what the sizes count, in the plural.
 
     Raises:
-        UserError: a part has none.
+        UserError: a part is empty.
     """
     whole = folder / "whole.h5"
     sizes = write(whole)

@@ -1,4 +1,4 @@
-"""Numbers that look random and are the same everywhere."""
+"""Split into training and validation part, by hashes that are the same on every machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 VALIDATION_SHARE = 0.05
 WORD = 8
-SHORT_BYTES = 64  # of texts that are hashed side by side, eight bytes at a time
+SHORT_BYTES = 64  # maximum length of texts that are hashed together, eight bytes at a time
 
 
 def mix(numbers: Any) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Integers to evenly spread uint64s, one to one: the step of SplitMix64 (Steele et al. 2014)."""
+    """Map integers to evenly spread uint64s, one to one, by the step of SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         z = np.asarray(numbers).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -26,20 +26,23 @@ def mix(numbers: Any) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 
 def in_validation(numbers: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which rows, given by their numbers in the input, belong to the validation part: about 5 %, spread evenly.
+    """Return a mask of the rows of the validation part, about 5 %, evenly spread.
 
-    A row's part does not depend on the other rows, so it can be told before the input has ended.
+    The part of a row depends on its number alone, so that it is known before the end of the input.
+
+    Args:
+        numbers: numbers of the rows in the input.
     """
     result: np.ndarray[Any, np.dtype[np.bool_]] = mix(numbers) < np.uint64(int(VALIDATION_SHARE * 2**64))
     return result
 
 
 def hash_texts(texts: pyarrow.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Hash an array of strings or of bytes by their content, to int64s ≥ 0; what is null has some value as well."""
+    """Hash an array of strings or bytes by their content to int64s >= 0; null is hashed like the empty string."""
     array = texts.cast("large_binary").fill_null(b"")
     _, offsets, data = array.buffers()
     ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-    # Eight bytes from each place, zeros behind the end.
+    # Eight bytes from each offset, zeros after the end.
     padded = np.concatenate([np.frombuffer(data or b"", np.uint8), np.zeros(WORD, np.uint8)])
     words = np.ndarray((len(padded) - WORD + 1,), "<u8", padded, strides=(1,))
     begins, lengths = ends[:-1], np.diff(ends)
@@ -48,7 +51,7 @@ def hash_texts(texts: pyarrow.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
     for place in range(0, SHORT_BYTES, WORD):
         rest = rest[lengths[rest] > place]
         unused = np.maximum(WORD - (lengths[rest] - place), 0).astype(np.uint64) * np.uint64(8)
-        word = (words[begins[rest] + place] << unused) >> unused  # without what belongs to the next text
+        word = (words[begins[rest] + place] << unused) >> unused  # without the bytes of the next text
         hashes[rest] = mix(hashes[rest] ^ word)
     for place in np.flatnonzero(lengths > SHORT_BYTES).tolist():
         digest = hashlib.blake2b(padded[ends[place] : ends[place + 1]].data, digest_size=WORD).digest()

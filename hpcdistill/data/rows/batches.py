@@ -1,4 +1,4 @@
-"""Each rank's batches of rows: groups read disjoint rows, ranks disjoint rows of their group's batch."""
+"""Batches of rows of one rank: groups read disjoint rows, and ranks disjoint rows of their group's batch."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ from hpcdistill.data.rows.store import CHUNK_ROWS, Rows, RowStore
 from hpcdistill.errors import UserError
 
 POOL_ROWS = 64 * CHUNK_ROWS
-"""At most about this many rows are in memory, and mixed with each other."""
+"""Approximate maximum number of rows that are in memory, and shuffled together."""
 LEAST_UNITS = 16
-"""Number of units, at least, that a part is cut into: a short table that is sorted is then dealt out evenly."""
+"""Minimum number of blocks of a part, so that short sorted tables are split evenly."""
 VALIDATION_BLOCKS = 64
-"""At most this many blocks by default, evenly spread over the validation part: the same for every group and every
-run."""
+"""Default number of validation blocks, evenly spread over the part: the same for every group and every run."""
 
 
 class RowBatches:
-    """An endless iterator over one rank's training batches, which can go on from any batch.
+    """Endless iterator over one rank's training batches, which can continue from any batch.
 
     A batch has float32 [batch, D] and int32 [batch, C] as inputs and float32 [batch], 0 or 1, as target.
 
-    The rows are cut into blocks, a chunk of the file each or less (see `deal`), and no part has more than one row more
-    than another. In each pass a part's blocks are put in a new random order and dealt out to the group's ranks, an
-    equal number of rows to each.
-    A rank reads its rows pool by pool, mixes those of a pool, and cuts them into batches. So no row is met twice in
-    a pass, every block is read by one rank (two, where a rank's rows end within it), and only pools are in memory.
+    The rows are split into blocks of at most one chunk of the file (see `assign_blocks`); the numbers of rows of two
+    parts differ by at most one. In each pass, a part's blocks are shuffled and split over the group's ranks, with equal
+    numbers of rows.
+    A rank reads its rows pool by pool, shuffles each pool, and cuts it into batches. Thus no row occurs twice in a
+    pass, each block is read by one rank (two, if one rank's rows end within it), and only one pool is in memory.
 
-    The rows that are left over when a group's batches are full differ from pass to pass.
+    The rows of an incomplete last batch are left out; they differ from pass to pass.
 
     Args:
         store: the data.
-        batch_size: rows a group takes per step, shared out among its ranks.
-        share: this rank's.
+        batch_size: rows per group and step, split over the group's ranks.
+        share: share of this rank.
 
     Raises:
         UserError: the batch does not split evenly over the ranks, or the data is shorter than one batch.
@@ -49,7 +48,7 @@ class RowBatches:
         self._store = store
         self._seed = share.seed
         self._rank = share.rank
-        self._begins, self._lengths = deal(store.size("train"), share.part, share.parts)
+        self._begins, self._lengths = assign_blocks(store.size("train"), share.part, share.parts)
         rows = int(self._lengths.sum())
         self._per_pass = rows // batch_size
         if not self._per_pass:
@@ -58,9 +57,9 @@ class RowBatches:
                 f"{batch_size}; {too_few(share)}"
             )
         self._per_pool = max(1, POOL_ROWS // self._share)  # batches
-        self._pool_at = (-1, -1)  # its pass, and its number there
+        self._pool_at = (-1, -1)  # its pass, and its number in the pass
         self.drawn = 0
-        """Batches drawn so far, the cursor of a restart; set it to go on from there."""
+        """Number of batches drawn so far, the cursor of a restart; set it to continue from there."""
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -75,10 +74,10 @@ class RowBatches:
         return _batch(self._pool.at(slice(index * self._share, (index + 1) * self._share)))
 
     def _read_pool(self, number: int, pool: int) -> Rows:
-        """Pool `pool` of pass `number`: a stretch of the group's blocks in this pass's order, mixed."""
+        """Read pool `pool` of pass `number`, consecutive blocks in the order of the pass, and shuffle its rows."""
         order = np.random.default_rng((*self._seed, number)).permutation(len(self._begins))
         ends = np.cumsum(self._lengths[order])
-        first = self._rank * self._per_pass  # of this rank's batches, one behind the other
+        first = self._rank * self._per_pass  # batch of this rank, in the order of the pass
         begin = (first + pool * self._per_pool) * self._share
         end = (first + min((pool + 1) * self._per_pool, self._per_pass)) * self._share
         pieces = []
@@ -94,11 +93,11 @@ class RowBatches:
         return rows.at(mixer.permutation(len(rows.label)))
 
 
-def deal(rows: int, part: int, parts: int) -> tuple[Numbers, Numbers]:
-    """Cut rows into blocks and deal those out in turns; the parts differ by one row at most.
+def assign_blocks(rows: int, part: int, parts: int) -> tuple[Numbers, Numbers]:
+    """Split rows into blocks, and assign blocks to parts in turns; the parts differ by at most one row.
 
-    The blocks are as large as a chunk where there are many. What is left over after the last full turn is dealt in
-    smaller ones, in the end row by row.
+    Blocks have the size of a chunk if there are many. The rest after the last full turn is assigned in smaller blocks,
+    at the end row by row.
 
     Args:
         rows: number of rows of all parts together.
@@ -121,7 +120,7 @@ def deal(rows: int, part: int, parts: int) -> tuple[Numbers, Numbers]:
 def row_validation_batches(
     store: RowStore, batch_size: int, rank: int, size: int, most: int | None = None
 ) -> list[Batch]:
-    """One rank's share of `most` validation rows, from blocks evenly spread, in batches of at most `batch_size`.
+    """Return one rank's share of `most` validation rows, from evenly spread blocks, in batches of `batch_size`.
 
     Raises:
         UserError: the validation part has fewer rows than the group has ranks.

@@ -1,8 +1,8 @@
-"""Ids for the categories that are frequent enough.
+"""Ids of categories that are frequent enough.
 
-A piece has its categories as `codes`, int32 [rows, fields], places in `values`, int64, the different values of all
-fields one after the other: those of field f begin at `begins[f]`, int64 [fields + 1]. How often each occurs in the
-training part is in `counts`, int64. A negative value is a missing one.
+A piece has its categories as `codes`, int32 [rows, fields], which are indices into `values`, int64, the concatenated
+different values of all fields: those of field f begin at `begins[f]`, int64 [fields + 1]. `counts`, int64, has the
+number of occurrences of each value in the training part. Negative values are missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MERGE_VALUES = 1 << 18
 
 
 class Counts:
-    """How often each value occurs. Memory grows with the number of different values only."""
+    """Numbers of occurrences of values. Memory grows with the number of different values only."""
 
     def __init__(self) -> None:
         self._values = np.empty(0, np.int64)
@@ -30,19 +30,19 @@ class Counts:
         """Number of rows without a value."""
 
     def add(self, values: Array, counts: Array | None = None) -> None:
-        """Count some more values, int64, each as often as `counts` says, or once."""
+        """Add values, int64, each with its number of occurrences in `counts`, or once."""
         self._new.append((values, np.ones(len(values), np.int64) if counts is None else counts))
-        # As many as there are: so the work of merging stays in proportion to what is added.
+        # Merging whenever the size has doubled keeps the work proportional to what is added.
         if sum(len(values) for values, _ in self._new) > max(MERGE_VALUES, len(self._values)):
             self._merge()
 
     def at_least(self, count: int) -> Array:
-        """The values that occur so often, sorted."""
+        """Return the values that occur at least `count` times, sorted."""
         self._merge()
         return self._values[self._counts >= count]
 
     def summary(self) -> tuple[int, int]:
-        """Return how many different values there are, and how many in all."""
+        """Return the number of different values, and the number of occurrences of all of them."""
         self._merge()
         return len(self._values), int(self._counts.sum())
 
@@ -55,18 +55,18 @@ class Counts:
 
 
 def coded(columns: Sequence[tuple[Array, Array]], training: Array) -> Piece:
-    """Return what a piece tells of its categories.
+    """Return the arrays of a piece that describe its categories.
 
     Args:
-        columns: of each field the codes, int32 [rows], and the values that these are places in, int64.
-        training: bool [rows].
+        columns: codes, int32 [rows], and the values that they are indices into, int64, for each field.
+        training: mask of the training part, bool [rows].
     """
     begins = np.cumsum([0, *(len(values) for _, values in columns)])
     codes = np.empty((len(training), len(columns)), np.int32)
     counts = np.zeros(begins[-1], np.int64)
     values = np.empty(begins[-1], np.int64)
     for field, ((places, unsorted), begin) in enumerate(zip(columns, begins, strict=False)):
-        # In order: so each is found beside the one before it in a vocabulary that is larger than the caches.
+        # Sorted, so that lookups in a vocabulary larger than the caches are close to each other.
         order = np.argsort(unsorted)
         rank = np.empty(len(order), np.int32)
         rank[order] = np.arange(begin, begin + len(order))
@@ -77,7 +77,7 @@ def coded(columns: Sequence[tuple[Array, Array]], training: Array) -> Piece:
 
 
 def count_training(paths: Iterable[Path], fields: int) -> list[Counts]:
-    """Count the values ≥ 0 of each field in the training rows of all pieces."""
+    """Count the values >= 0 of each field in the training rows of all pieces."""
     counted = [Counts() for _ in range(fields)]
     for path in paths:
         add_counts(counted, *read_piece(path, "values", "counts", "begins"))
@@ -85,7 +85,7 @@ def count_training(paths: Iterable[Path], fields: int) -> list[Counts]:
 
 
 def add_counts(counted: Sequence[Counts], values: Array, counts: Array, begins: Array) -> None:
-    """Count what is in the training rows of a piece, by field."""
+    """Add the counts of a piece's training rows, by field."""
     known = (values >= 0) & (counts > 0)
     for count, (begin, end) in zip(counted, pairwise(begins), strict=True):
         here = slice(begin, end)
@@ -94,11 +94,11 @@ def add_counts(counted: Sequence[Counts], values: Array, counts: Array, begins: 
 
 
 class Vocabulary:
-    """Ids of values ≥ 0: 0 for a missing one (negative), 1 for one that is rare or was never counted, then the others.
+    """Ids of values: 0 if missing (negative), 1 if rare or never counted, and one id for each other value from 2.
 
     Args:
-        counts: of each field.
-        min_count: how often a value must occur to have an id of its own.
+        counts: counts of each field.
+        min_count: minimum number of occurrences of a value with its own id.
     """
 
     def __init__(self, counts: Sequence[Counts], min_count: int) -> None:

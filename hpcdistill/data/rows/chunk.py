@@ -1,4 +1,4 @@
-"""Rows of a table as they are read, before it is clear what its columns are."""
+"""Rows of a table as read from a file, before the kinds of its columns are known."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hpcdistill.data.arrays import Array
 
 MISSING_WORDS = [
     *["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"],
-    *["NULL", "NaN", "None", "n/a", "nan", "null"],  # so far those of pandas
+    *["NULL", "NaN", "None", "n/a", "nan", "null"],  # the words of pandas end here
     *["?", r"\N", "NaT", "Null"],
 ]
-"""Words that stand for a missing value in text."""
+"""Words for a missing value in text."""
 
 
 @dataclass
@@ -22,19 +22,19 @@ class Chunk:
     """Rows of a table, column by column."""
 
     columns: list[pyarrow.Array]
-    """Columns that were asked for, in that order; null where a value is missing."""
+    """Requested columns, in the requested order; missing values are null."""
     numbers: Array
-    """int64 [rows], the number of each row, which no other row of the input has."""
+    """int64 [rows], unique numbers of the rows in the input."""
     file: Path
     lines: Array
-    """int64 [rows], where each row begins in the file, from 1."""
+    """int64 [rows], position of each row in the file, from 1."""
     unit: str = "line"
-    """Name of what `lines` counts."""
+    """Unit of `lines`, for messages."""
     bad: list[tuple[int, str]] = field(default_factory=list)
-    """Place and quotation of what is no row."""
+    """Position and quotation of each bad row."""
 
     def place(self, row: int) -> str:
-        """Return where a row comes from, in words."""
+        """Return the place of a row in its file, for messages."""
         return f"{self.file.name} {self.unit} {self.lines[row]}"
 
     def at(self, mask: Array) -> Chunk:

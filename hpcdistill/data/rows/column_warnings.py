@@ -1,4 +1,4 @@
-"""Remarks for the user on a table's columns once they are prepared."""
+"""Warnings about the columns of a table, once it is prepared."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from hpcdistill.data.rows.columns import Column, Seen
 from hpcdistill.data.rows.encoding import Found
 
-MANY = 20  # values that are all different by no chance
+MANY = 20  # values that are hardly all different by chance
 MOST = 0.95
 SHOWN = 10
 
 
 def column_warnings(columns: Sequence[Column], found: Found) -> Iterator[str]:
-    """Yield a line for each column whose values are not all what the column is, and for columns that tell nothing."""
+    """Yield a warning for each column with values of another kind, and for columns without information."""
     dense, categorical = iter(found.moments), iter(found.counts)
     constant, different = [], []
     for column, of in zip(columns, found.seen, strict=True):
@@ -33,9 +33,9 @@ def column_warnings(columns: Sequence[Column], found: Found) -> Iterator[str]:
             elif MANY <= unlike == total:
                 different.append(column.name)
     if constant:
-        yield f"the same value in every row, which tells nothing: {_listed(constant)}"
+        yield f"the same value in every row, and so no information: {_listed(constant)}"
     if different:
-        yield f"another value in every row, as ids have, which are not to be learned from: {_listed(different)}"
+        yield f"a different value in every row, like an id, from which nothing can be learned: {_listed(different)}"
 
 
 def _of_numbers(column: Column, seen: Seen) -> Iterator[str]:

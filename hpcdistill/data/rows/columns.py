@@ -1,7 +1,7 @@
-"""Columns of a table: numbers, which are standardised, or categories, which have ids.
+"""Columns of a table: dense ones are numbers, which are standardized; categorical ones have ids.
 
-A column of a typed file is what its type says; one of text is of numbers where at most `ODD_SHARE` of its values are
-none. Those are then missing, as infinite ones are; what else is missing is told by `MISSING_WORDS`.
+In a typed file, the type decides. A column of text is dense if at most `ODD_SHARE` of its values are not numbers; those
+and infinite values are then missing, like null and `MISSING_WORDS`.
 """
 
 from __future__ import annotations
@@ -22,54 +22,54 @@ from hpcdistill.errors import UserError
 
 ODD_SHARE = 0.05
 MISSING = -1
-PROBE = 1000  # values that are looked at before all are
+PROBE = 1000  # values that are checked before all are
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 NO_NUMBER = [".", "-", "--", *sorted({word.casefold() for word in MISSING_WORDS})]
-"""Words for what is missing among numbers only, in any case: as a category each may mean something."""
+"""Words for a missing value in dense columns only, in any case: in others they may be categories."""
 INFINITE = [sign + word for sign in ("", "+", "-") for word in ("inf", "infinity")]
 # Numbers as people write them, with thousands separators, units of money and percent; dates and times.
 FORMATTED = (
     r"^[-+(]?\s*\p{Sc}?\s*[-+]?\d[\d.,'\s\x{a0}\x{202f}]*(%|\p{Sc}|[A-Z]{3})?\)?$"
     r"|^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]+[\d:.]+ ?([AaPp][Mm]|Z|[+-][\d:]+)?)?$|^\d{1,2}:\d{2}(:[\d.]+)?$"
 )
-QUOTED = 60  # characters of a value
+QUOTED = 60  # characters of a value that are quoted
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 Kind = Literal["dense", "categorical"]
 
 
 class Column(NamedTuple):
-    """A column that becomes a feature."""
+    """Column that becomes a feature."""
 
     name: str
     kind: Kind
     said_by: Literal["user", "file", None]
-    """Source of the kind; a file has types. None where the values decide."""
+    """Source of the kind: the user's options, or the type in the file; None if the values decide."""
 
 
 @dataclass
 class Seen:
-    """Account of a column's values."""
+    """Counts and examples of a column's values."""
 
     numbers: int = 0
-    """Finite values."""
+    """Number of finite values."""
     infinite: int = 0
     infinite_one: str = ""
-    """Place of the first infinite one."""
+    """Place of the first infinite value."""
     odd: int = 0
-    """Values that are neither numbers nor missing."""
+    """Number of values that are neither numbers nor missing."""
     formatted: int = 0
-    """Odd ones that look like numbers or dates in another notation."""
+    """Number of odd values that look like numbers or dates in another notation."""
     odd_one: str = ""
-    """The first odd one, with its place."""
+    """First odd value, with its place."""
     formatted_one: str = ""
     repeated: int = 0
-    """Pieces in which numbers are not whole, or one comes twice: they are no ids then."""
+    """Number of pieces in which numbers are fractional or repeated, so that they are not ids."""
     least: float = np.inf
     greatest: float = -np.inf
 
     def add(self, other: Seen) -> None:
-        """Take in what was seen of the values that follow."""
+        """Add the counts of the values that follow."""
         for name in ("numbers", "infinite", "odd", "formatted", "repeated"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("infinite_one", "odd_one", "formatted_one"):
@@ -78,15 +78,15 @@ class Seen:
 
     @property
     def is_of_numbers(self) -> bool:
-        """True where nearly all values are numbers, or there are none."""
+        """True if nearly all values are numbers, or there are no values."""
         return self.odd <= ODD_SHARE * (self.numbers + self.infinite + self.odd)
 
 
 def kind_of_type(name: str, type_: pyarrow.DataType, file: Any) -> Kind | None:
-    """Return what a column of that type is; None where the type does not say.
+    """Return the kind of a column of this type; None if the type does not decide.
 
     Raises:
-        UserError: it is neither.
+        UserError: the type is neither a number nor a category.
     """
     if types.is_null(type_):
         return None
@@ -105,15 +105,15 @@ def kind_of_type(name: str, type_: pyarrow.DataType, file: Any) -> Kind | None:
 
 
 class Numbers(NamedTuple):
-    """A column as numbers."""
+    """Column that is read as numbers."""
 
     values: Array
-    """float64 [rows], nan where missing."""
+    """float64 [rows]; missing values are NaN."""
     seen: Seen
 
 
 def read_numbers(chunk: Chunk, column: pyarrow.Array) -> Numbers:
-    """Read a column of any type as numbers; times are in seconds."""
+    """Convert a column of any type to numbers; times are in seconds."""
     seen = Seen()
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -158,11 +158,11 @@ def _as_float64(column: pyarrow.Array) -> Array:
 
 
 def _parse_numbers(chunk: Chunk, column: pyarrow.Array, seen: Seen) -> Array:
-    """Read text as numbers, all at once where nothing else is in it."""
+    """Parse text as numbers; all at once if there is nothing else in it."""
     with suppress(pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):  # odd values; bytes
         return _as_float64(column.cast(pyarrow.float64()))
     text = as_texts(column)
-    number, infinite, odd = tell_numbers(text)
+    number, infinite, odd = classify_numbers(text)
     seen.odd = int(odd.sum())
     if seen.odd:
         row = int(odd.argmax())
@@ -172,25 +172,25 @@ def _parse_numbers(chunk: Chunk, column: pyarrow.Array, seen: Seen) -> Array:
 
 
 def as_texts(values: pyarrow.Array) -> pyarrow.Array:
-    """Return values of any type as text without spaces around it; null stays null."""
+    """Convert values of any type to text without spaces around it; null stays null."""
     if _is_binary(values.type):
         values = values.cast(pyarrow.binary())
     try:
         texts = values.cast(pyarrow.string())
-    except pyarrow.ArrowInvalid:  # bytes that are no UTF-8
+    except pyarrow.ArrowInvalid:  # bytes that are not UTF-8
         texts = pyarrow.array([value and value.decode(errors="backslashreplace") for value in values.to_pylist()])
     return pyarrow.compute.utf8_trim_whitespace(texts)
 
 
 def is_missing(texts: pyarrow.Array) -> Array:
-    """Tell which texts are null or a word for what is missing, bool."""
+    """Return a mask of the texts that are null or a word for a missing value, bool."""
     words = pyarrow.compute.is_in(texts, pyarrow.array(MISSING_WORDS))
     result: Array = pyarrow.compute.or_(words, texts.is_null()).to_numpy(zero_copy_only=False)
     return result
 
 
-def tell_numbers(text: pyarrow.Array) -> tuple[Array, Array, Array]:
-    """Tell which texts, without spaces around them, are finite numbers, infinite ones, and neither nor missing."""
+def classify_numbers(text: pyarrow.Array) -> tuple[Array, Array, Array]:
+    """Return masks of the texts that are finite numbers, infinite numbers, and odd: neither, and not missing."""
     number, lower = _matches(text, NUMBER), pyarrow.compute.utf8_lower(text)
     infinite, missing = (
         pyarrow.compute.is_in(lower, pyarrow.array(words)).to_numpy(zero_copy_only=False)
@@ -201,7 +201,7 @@ def tell_numbers(text: pyarrow.Array) -> tuple[Array, Array, Array]:
 
 
 def _mostly(texts: pyarrow.Array, expression: str) -> bool:
-    """Tell whether at least half of some texts match."""
+    """Return whether at least half of the first texts match."""
     probe = texts[:PROBE]
     return bool(2 * _matches(probe, expression).sum() >= len(probe))
 
@@ -213,19 +213,22 @@ def _matches(text: pyarrow.Array, expression: str) -> Array:
 
 
 class Categories(NamedTuple):
-    """A column as categories."""
+    """Column that is read as categories."""
 
     codes: Array
-    """int32 [rows], places in `hashes`."""
+    """int32 [rows], indices into `hashes`."""
     hashes: Array
-    """int64 [different values], `MISSING` where missing; two may be equal."""
+    """int64 [different values], `MISSING` for missing values; two hashes may be equal."""
     seen: Seen
 
 
-def read_categories(chunk: Chunk, column: pyarrow.Array, is_believed: bool = False) -> Categories:
-    """Read a column of any type as categories; equal values have the same text, without spaces around it.
+def read_categories(chunk: Chunk, column: pyarrow.Array, is_chosen: bool = False) -> Categories:
+    """Convert a column of any type to categories; values are equal if their texts without spaces around are.
 
-    If it `is_believed` to have categories, it is looked at closely only where it seems to be of numbers.
+    Args:
+        chunk: rows of the column, for messages.
+        column: the column.
+        is_chosen: the column has been declared categorical; its values are counted only if most look like numbers.
     """
     if not types.is_dictionary(column.type):
         column = column.dictionary_encode()
@@ -233,17 +236,17 @@ def read_categories(chunk: Chunk, column: pyarrow.Array, is_believed: bool = Fal
     hashes = np.where(is_missing(texts), MISSING, hash_texts(texts))
     codes = column.indices.fill_null(len(hashes)).to_numpy().astype(np.int32, copy=False)
     seen = Seen()
-    if was_text and (not is_believed or _mostly(texts, f"{NUMBER}|{FORMATTED}")):
-        seen = _look(chunk, texts, hashes != MISSING, codes)
+    if was_text and (not is_chosen or _mostly(texts, f"{NUMBER}|{FORMATTED}")):
+        seen = _count_numbers(chunk, texts, hashes != MISSING, codes)
     return Categories(codes, np.append(hashes, MISSING), seen)
 
 
-def _look(chunk: Chunk, texts: pyarrow.Array, known: Array, codes: Array) -> Seen:
-    """Count the rows whose text might have been meant as a number."""
+def _count_numbers(chunk: Chunk, texts: pyarrow.Array, known: Array, codes: Array) -> Seen:
+    """Count the rows whose text may have been meant as a number."""
     rows = np.bincount(codes, minlength=len(texts) + 1)[:-1]
-    number, infinite, odd = (mask & known for mask in tell_numbers(texts))
+    number, infinite, odd = (mask & known for mask in classify_numbers(texts))
     formatted = np.zeros_like(odd)
-    if _mostly(texts, FORMATTED):  # or it makes no difference: see `remarks.py`
+    if _mostly(texts, FORMATTED):  # otherwise the count is not used: see `column_warnings.py`
         formatted = odd & _matches(texts, FORMATTED)
     seen = Seen()
     for name, mask in (("numbers", number), ("infinite", infinite), ("odd", odd), ("formatted", formatted)):

@@ -1,7 +1,7 @@
-"""Records of CSV: where one ends, and which are none.
+"""Records of CSV: their ends, and bad lines.
 
-A record goes over several lines where a quoted value does. What breaks the rules costs its first line only, and what
-comes behind is read anew: so no record is made of pieces of others, wherever a quote is missing.
+A record spans several lines if a quoted value does. Where a line breaks the rules, only that line is bad, and parsing
+continues after it: a missing quote never joins parts of several records.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ QUOTE, LINE_END = ord('"'), ord("\n")
 
 
 class Records(NamedTuple):
-    """The good records of a text, and what in it is none."""
+    """Good records of a text, and its bad lines."""
 
     text: bytes
-    """All good records, one after the other."""
+    """Concatenated good records."""
     lines: Array
-    """int64 [records], the number of each one's first line in the original text, from 0."""
+    """int64 [records], number of the first line of each record in the original text, from 0."""
     bad: list[tuple[int, str, bytes]]
-    """Number, fault and text of each bad line."""
+    """Number, error and text of each bad line."""
 
 
 class Grammar:
-    """Rules of CSV with a delimiter, one character.
+    """Rules of CSV with a delimiter of one character.
 
-    A value with line ends, delimiters or quotes in it is quoted, and a quote in it doubled. Spaces around the quotes
-    are passed over. In a value that does not begin with a quote, quotes are characters like any other.
+    A value that has line ends, delimiters or quotes is quoted, and its quotes are doubled. Spaces around quotes are
+    ignored. In a value that does not begin with a quote, quotes are ordinary characters.
     """
 
     def __init__(self, delimiter: str) -> None:
@@ -45,7 +45,7 @@ class Grammar:
         self._open = re.compile(rb"(?:%s%s)*%s\Z" % (cell, mark, quoted))
 
     def whole(self, text: bytes) -> int:
-        """Return how many bytes of `text`, from its begin, are whole records."""
+        """Return the number of bytes at the beginning of `text` that are whole records."""
         end = text.rfind(b"\n") + 1
         if QUOTE not in text:
             return end
@@ -57,13 +57,13 @@ class Grammar:
         end = 0
         for begin, stop, record in self._scan(text):
             if record is None and self._open.match(text, begin):
-                break  # its value may end behind the text
+                break  # its value may end after the text
             if text[stop - 1] == LINE_END:
                 end = stop
         return end
 
     def first(self, text: bytes) -> int:
-        """Return how many bytes the first record has, with the blank lines before it."""
+        """Return the number of bytes of the first record, with the blank lines before it."""
         return next((end for _, end, record in self._scan(text) if record is None or record.strip()), len(text))
 
     def cells(self, record: bytes) -> list[bytes]:
@@ -71,11 +71,11 @@ class Grammar:
         return [cell.strip(b" ") for cell in self._cell.findall(record)]
 
     def is_plain(self, text: bytes) -> bool:
-        """Tell whether all readers of CSV see the same records in a text; `read` has its own view of others."""
+        """Return whether all parsers of CSV find the same records in a text; others are for `read`."""
         return b"\r" not in text and (QUOTE not in text or self._is_regular(text))
 
     def locate(self, text: bytes) -> Array:
-        """Return the number of the first line of each record that is not blank, int64 [records], of a plain text."""
+        """Return the number of the first line of each record of a plain text, without blank ones, int64 [records]."""
         lines = _places(text, LINE_END)
         ends = lines if text.endswith(b"\n") else np.append(lines, len(text))
         if QUOTE in text:
@@ -84,7 +84,7 @@ class Grammar:
         return np.searchsorted(lines, begins[begins < ends])
 
     def read(self, text: bytes, columns: int) -> Records:
-        """Tell the records that have so many columns, all of them UTF-8, from what is none; blank ones are neither."""
+        """Split a text into good records, which are UTF-8 with `columns` values, and bad lines; skip blank ones."""
         good, lines, bad, line = [], list[int](), list[tuple[int, str, bytes]](), 0
         for begin, end, record in self._scan(text):
             if record is None:
@@ -102,7 +102,7 @@ class Grammar:
         return Records(b"\n".join(good), np.array(lines, np.int64), bad)
 
     def _scan(self, text: bytes) -> Iterator[tuple[int, int, bytes | None]]:
-        """Yield begin, end and text of each record; of a line that begins none, None instead of the text."""
+        """Yield begin, end and text of each record; for a line that begins no record, None as text."""
         begin = 0
         while begin < len(text):
             match = self._record.match(text, begin)
@@ -111,7 +111,7 @@ class Grammar:
             begin = end
 
     def _is_regular(self, text: bytes) -> bool:
-        """Tell whether quotes open and close values, or are doubled, wherever they are: there is no other reading."""
+        """Return whether each quote opens or closes a value or is doubled, so that the text is unambiguous."""
         around = b"\n" + text + b"\n"
         quotes = _places(around, QUOTE)
         if len(quotes) % 2:

@@ -1,4 +1,4 @@
-"""Tables in CSV: what their columns are called, and blocks of them as columns of text."""
+"""Tables in CSV files: the names of their columns, and blocks of rows."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from hpcdistill.errors import UserError
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 TEXT, NUMBERS = pyarrow.string(), pyarrow.float64()
-UNNAMED = "Unnamed: 0"  # the index of pandas, once read and written again
-SAMPLE_RECORDS = 100  # from which the delimiter is told
+UNNAMED = "Unnamed: 0"  # name of an index that pandas has written and read as a column
+SAMPLE_RECORDS = 100  # records from which the delimiter is detected
 
 
 class CsvTable:
-    """Files of CSV with the same columns.
+    """CSV files with the same columns.
 
     Attributes:
-        names: those of all columns.
-        types: empty, as all that is read is text.
-        index: columns that number the rows.
+        names: names of all columns.
+        types: empty, as CSV has no types.
+        index: names of columns that number the rows.
 
     Raises:
-        UserError: a file cannot be read, is no text, or has other columns than the first.
+        UserError: a file cannot be read, is not text, or has other columns than the first.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -53,26 +53,26 @@ class CsvTable:
                 )
 
     def tasks(self) -> Iterator[Block]:
-        """Cut the files into blocks, for `read`; shows how far it is."""
+        """Yield the blocks of the files, for `read`; show a progress bar."""
         return read_blocks(self.files, self._grammar.whole)
 
     def sample(self, columns: Sequence[Column]) -> Chunk:
-        """Read columns of the begin of the first file, as text."""
+        """Read columns from the beginning of the first file, as text."""
         text = _text(self.files[0])
         text = text[: self._grammar.whole(text) or len(text)]
         names = [column.name for column in columns]
         return self._read(dict.fromkeys(names, TEXT), Block(self.files[0], 1, 0, 0, len(text), text))
 
     def read(self, label: str, columns: Sequence[Column], block: Block) -> Chunk:
-        """Read the label and other columns of a block, null where a word for what is missing stands.
+        """Read the label and other columns of a block; words for a missing value become null.
 
-        They are text, but for dense columns, which are float64 where no column of the block has an odd value.
+        Columns are text; dense columns are float64 if no dense column of the block has an odd value.
         """
         dense = {column.name: NUMBERS if column.kind == "dense" else TEXT for column in columns}
         return self._read({label: TEXT, **dense}, block)
 
     def _read(self, types: dict[str, pyarrow.DataType], block: Block) -> Chunk:
-        """Read columns, those of numbers as text where something else is in one."""
+        """Read columns of these types, or all as text if a value has another type."""
         text = block.read()
         if b"\r" in text:
             text = text.replace(b"\r\n", b"\n")
@@ -101,10 +101,10 @@ class CsvTable:
         )
 
     def _parse(self, types: dict[str, pyarrow.DataType], text: bytes) -> pyarrow.Table | None:
-        """Return columns of these types; None where a value is of another, or a record has too few or too many."""
+        """Return columns of these types; None if a value has another type, or a record another number of values."""
         if not text or text.isspace():
             return pyarrow.table({name: pyarrow.array([], type_) for name, type_ in types.items()})
-        numbers = {name: str(number) for number, name in enumerate(self.names)}  # as some may have no name
+        numbers = {name: str(number) for number, name in enumerate(self.names)}  # as some have no names
         types = {numbers[name]: type_ for name, type_ in types.items()}
         try:
             return pyarrow.csv.read_csv(
@@ -150,7 +150,7 @@ def _text(file: Path) -> bytes:
 
 
 def _delimiter(text: bytes) -> str:
-    """Return the character that cuts the first records into the same number of columns, and more than one."""
+    """Return the delimiter that splits the first records into equal numbers of values, more than one."""
 
     def fit(delimiter: str) -> tuple[float, int]:
         grammar, widths, begin = Grammar(delimiter), list[int](), 0

@@ -1,11 +1,11 @@
-"""Pieces of a table, and how they become rows once all of them are there.
+"""Pieces of a table, and their encoding as rows once all of them exist.
 
-A piece has, next to what `vocabulary.py` says:
+A piece has, besides the arrays of `categories.py`:
 
-dense        float32 [rows, D], in units of its own as there are not enough digits for times or ids otherwise
-units        float64 [D, 2], the number that is 0 in these units, and the size of one
-moments      float64 [D, 3], count, mean and deviation of the training part
-label        uint8 [rows], place in the labels that were seen
+dense        float32 [rows, D], in units of the piece, as float32 has too few digits for times or ids
+units        float64 [D, 2], offset and scale of these units
+moments      float64 [D, 3], count, mean and standard deviation of the training part
+label        uint8 [rows], index into the labels that occur
 seen         JSON: the labels, and a `Seen` for each column
 """
 
@@ -30,11 +30,11 @@ from hpcdistill.data.rows.columns import Column, Seen, as_texts, is_missing, rea
 from hpcdistill.data.rows.label import SHOWN, Label
 from hpcdistill.data.rows.store import Fields, Rows
 
-LARGEST = 1e38  # of float32, about
+LARGEST = 1e38  # about the largest float32
 
 
 class Moments(NamedTuple):
-    """Count of some numbers, their mean and their standard deviation."""
+    """Count, mean and standard deviation of some numbers."""
 
     size: float
     mean: float
@@ -42,7 +42,7 @@ class Moments(NamedTuple):
 
 
 def make_piece(columns: Sequence[Column], chunk: Chunk) -> Piece:
-    """Make the piece of some rows, whose first column is the label and whose others are `columns`."""
+    """Make the piece of some rows; their first column is the label, and the others are `columns`."""
     labels, places = _read_labels(chunk.columns[0])
     missing = np.append(is_missing(labels), True)[places]
     if missing.any():
@@ -80,27 +80,27 @@ def make_piece(columns: Sequence[Column], chunk: Chunk) -> Piece:
 
 
 def _read_labels(column: pyarrow.Array) -> tuple[pyarrow.Array, Array]:
-    """Return the different labels as text, and of each row the place of its label in them, or behind them."""
+    """Return the different labels as text, and the index of each row's label; that of null is their number."""
     encoded = column if pyarrow.types.is_dictionary(column.type) else column.dictionary_encode()
     return as_texts(encoded.dictionary), encoded.indices.fill_null(len(encoded.dictionary)).to_numpy()
 
 
 def measure(values: Array) -> Moments:
-    """Return the moments of numbers that are not nan."""
+    """Return the moments of the numbers that are not NaN."""
     known = values[~np.isnan(values)]
     if not len(known):
         return Moments(0, 0, 0)
     centre, offsets = known[0], known - known[0]
-    scale = max(offsets.max(), -offsets.min()) or 1.0  # of squares of numbers in [-1, 1] none overflows or vanishes
+    scale = max(offsets.max(), -offsets.min()) or 1.0  # squares of numbers in [-1, 1] do not overflow
     offsets /= scale
     mean = offsets.mean()
-    offsets -= mean  # exactly 0 where all numbers are equal
+    offsets -= mean  # exactly 0 if all numbers are equal
     deviation = scale * np.sqrt(np.dot(offsets, offsets) / len(offsets))
     return Moments(len(known), float(centre + scale * mean), float(deviation))
 
 
 def combine(counts: Array, means: Array, deviations: Array) -> Moments:
-    """Return the moments of all numbers from those of disjoint parts of them, [parts]; as exact as `measure`."""
+    """Return the moments of all numbers from those of disjoint parts, [parts]; as exact as `measure`."""
     there = counts > 0
     if not there.any():
         return Moments(0, 0, 0)
@@ -115,18 +115,18 @@ def combine(counts: Array, means: Array, deviations: Array) -> Moments:
 
 
 def _unit(values: Array, training: Moments) -> tuple[float, float]:
-    """Return a number to subtract and a positive one to divide by, so that float32 has digits enough for the rest."""
+    """Return an offset and a positive scale with which float32 has enough digits for the values."""
     known = values[~np.isnan(values)]
     zero = training.mean if training.size else known[0] if len(known) else 0.0
     return zero, training.deviation or abs(zero) or 1.0
 
 
 class Found(NamedTuple):
-    """Findings of all pieces together."""
+    """Labels, counts and moments of all pieces together."""
 
     labels: set[str]
     seen: list[Seen]
-    """Account of each column."""
+    """Counts and examples of the values of each column."""
     moments: list[Moments]
     """Moments of each dense column's training part."""
     counts: list[Counts]
@@ -134,7 +134,7 @@ class Found(NamedTuple):
 
 
 def read_found(paths: Sequence[Path], columns: Sequence[Column]) -> Found:
-    """Return what the pieces of some columns have found."""
+    """Combine the findings of all pieces."""
     labels, seen, moments = set[str](), [Seen() for _ in columns], []
     counts = [Counts() for column in columns if column.kind == "categorical"]
     for path in paths:
@@ -150,10 +150,10 @@ def read_found(paths: Sequence[Path], columns: Sequence[Column]) -> Found:
 
 
 class Encoding:
-    """Rows of pieces.
+    """Encoding of the rows of pieces as those of a store.
 
     Attributes:
-        fields: of the store to be.
+        fields: fields of the store.
     """
 
     def __init__(self, columns: Sequence[Column], found: Found, label: Label) -> None:
@@ -163,7 +163,7 @@ class Encoding:
         self.fields = Fields(dense, dict(zip(categorical, self._ids.cardinalities, strict=True)))
 
     def __call__(self, path: Path) -> tuple[Rows, Array]:
-        """Read the rows of a piece, and which of them are of the validation part."""
+        """Read a piece; return its rows, and a mask of those of the validation part, bool [rows]."""
         dense, units, label, seen, validation, *coded = read_piece(
             path, "dense", "units", "label", "seen", "validation", "codes", "values", "begins"
         )
@@ -171,12 +171,12 @@ class Encoding:
             size, mean, deviation = self._moments[column]
             values = dense[:, column]
             if not deviation:
-                values[:] = 0  # it tells nothing
+                values[:] = 0  # no information
                 continue
             with np.errstate(over="ignore"):
                 values *= np.float32(min(unit / deviation, LARGEST))
                 values += np.float32((zero - mean) / deviation)
-            # No training value is farther from the mean.
+            # The bound of the training values: none is farther from the mean.
             values[validation] = np.clip(values[validation], -np.sqrt(size), np.sqrt(size))
         dense[np.isnan(dense)] = 0
         ones = np.array([self._label.is_one(value) for value in json.loads(seen.tobytes())["labels"]], np.uint8)

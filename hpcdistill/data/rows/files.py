@@ -1,4 +1,4 @@
-"""Files that make up a table."""
+"""Search for the files of a table."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SHOWN = 3
 
 
 def find_files(inputs: Sequence[Path]) -> tuple[list[Path], bool]:
-    """Return the files of a table, those of folders in order of their names, and whether they are Parquet.
+    """Return the files of a table, in folders in the order of their names, and whether they are Parquet.
 
-    What begins with a dot or an underscore in a folder, as the `_SUCCESS` of Spark, is none of them.
+    Names that begin with a dot or an underscore, such as Spark's `_SUCCESS`, are ignored in folders.
 
     Raises:
-        UserError: there is no such file, a folder has no table in it, or there are files of both kinds.
+        UserError: a folder has no such files, or there are files of both formats.
     """
     files = [file for path in inputs for file in (_in_folder(path) if path.is_dir() else [path])]
     parquet = [_is_parquet(file) for file in files]
@@ -64,4 +64,4 @@ def _is_parquet(file: Path) -> bool:
         with file.open("rb") as stream:
             return stream.read(len(MAGIC)) == MAGIC
     except OSError:
-        return False  # as is said when it is read
+        return False  # reading will name the error

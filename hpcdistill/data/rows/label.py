@@ -1,4 +1,4 @@
-"""Labels of two values: the choice of the one that is 1."""
+"""Labels with two values, and the choice of the one that is 1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPPOSITES = {
     *[("no", "yes"), ("n", "y"), ("false", "true"), ("f", "t"), ("off", "on"), ("-", "+"), ("neg", "pos")],
     *[("negative", "positive"), ("absent", "present"), ("fail", "pass"), ("bad", "good"), ("ham", "spam")],
 }
-"""Pairs of words, the second of which is 1 by what they mean."""
+"""Pairs of words, of which the second means 1."""
 
 
 class Label(NamedTuple):
@@ -23,23 +23,23 @@ class Label(NamedTuple):
     """Value that is 1."""
     zero: str
     is_guessed: bool
-    """True where only the alphabet says so."""
+    """True if the choice follows from the alphabetical order only."""
 
     def is_one(self, value: str) -> bool:
-        """Tell whether a value, one of the two however it is written, is 1."""
+        """Return whether a value, one of the two in any notation, is 1."""
         return _meaning(value) == _meaning(self.one)
 
 
-def choose(name: str, values: Iterable[str], positive: str | None) -> Label:
-    """Tell which of a label's values is 1: of two numbers the larger one, of two words the last one in order.
+def choose_positive(name: str, values: Iterable[str], positive: str | None) -> Label:
+    """Choose which of a label's values is 1: the larger of two numbers, or the last of two words in order.
 
     Args:
-        name: the column's.
-        values: all that occur; `1` and `1.0` are the same.
-        positive: the one that is 1, where the user says so.
+        name: name of the column.
+        values: all values of the column; `1` and `1.0` are equal.
+        positive: value that is 1, if the user has chosen it.
 
     Raises:
-        UserError: there are not two, or `positive` is none of them.
+        UserError: there are not two values, or `positive` is not one of them.
     """
     by_meaning = {_meaning(value): value for value in sorted(values, reverse=True)}
     if len(by_meaning) != 2:

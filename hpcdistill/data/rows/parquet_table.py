@@ -1,4 +1,4 @@
-"""Tables in Parquet: what their columns are, and groups of rows of them."""
+"""Tables in Parquet files: the names and types of their columns, and row groups."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hpcdistill.data.rows.columns import Column
 from hpcdistill.errors import UserError
 
 TASK_ROWS = 1 << 17
-"""Groups of fewer rows are read together."""
+"""Minimum number of rows of a task; smaller row groups are read together."""
 Result = TypeVar("Result")
 
 
 class Groups(NamedTuple):
-    """Row groups of a file, one after the other."""
+    """Consecutive row groups of a file."""
 
     file: Path
     begin: int
@@ -31,16 +31,16 @@ class Groups(NamedTuple):
     first: int
     """Number of the first row in the file, from 0."""
     row: int
-    """Number of the first row among those of all files, from 0."""
+    """Number of the first row among the rows of all files, from 0."""
 
 
 class ParquetTable:
-    """Files of Parquet with the same columns.
+    """Parquet files with the same columns.
 
     Attributes:
-        names: those of all columns.
-        types: of each column, by name.
-        index: columns that are the index of a pandas frame.
+        names: names of all columns.
+        types: type of each column, by name.
+        index: names of columns that are the index of a pandas frame.
 
     Raises:
         UserError: a file cannot be read, or has other columns than the first.
@@ -72,7 +72,7 @@ class ParquetTable:
                 )
 
     def tasks(self) -> Iterator[Groups]:
-        """Cut the files into groups of rows, for `read`; shows how far it is."""
+        """Yield the tasks of the files, for `read`; show a progress bar."""
         row = 0
         for file in tqdm(self.files, desc="reading", unit="file", disable=len(self.files) == 1):
             metadata = _read(file, lambda opened: opened.metadata)
@@ -88,7 +88,7 @@ class ParquetTable:
             raise UserError(f"no rows in {', '.join(map(str, self.files))}; check --input")
 
     def read(self, label: str, columns: Sequence[Column], groups: Groups) -> Chunk:
-        """Read the label and other columns of some groups of rows."""
+        """Read the label and other columns of some row groups."""
         names = [label, *(column.name for column in columns)]
         texts = [name for name in names if pyarrow.types.is_string(self.types[name])]
 
@@ -113,7 +113,7 @@ def _joined(column: pyarrow.ChunkedArray) -> pyarrow.Array:
 
 
 def _sort(type_: pyarrow.DataType) -> str:
-    """Return what is alike enough for files to be read together."""
+    """Return a name that is equal for types that may be mixed in a column of several files."""
     types = pyarrow.types
     if types.is_integer(type_) or types.is_floating(type_) or types.is_decimal(type_):
         return "number"
@@ -123,18 +123,18 @@ def _sort(type_: pyarrow.DataType) -> str:
 
 
 def _index(schema: pyarrow.Schema) -> list[str]:
-    """Return the columns that pandas says were the index, or that are called as it calls one without a name."""
+    """Return the columns that were an index, by the metadata of pandas or its name for an unnamed index."""
     stored: list[Any] = []
-    with suppress(ValueError, TypeError, KeyError):  # somebody else's metadata
+    with suppress(ValueError, TypeError, KeyError):  # metadata of another program
         stored = (schema.pandas_metadata or {})["index_columns"]
     return [name for name in schema.names if name in stored or name.startswith("__index_level_")]
 
 
 def _read(path: Path, read: Callable[[ParquetFile], Result], **options: Any) -> Result:
     try:
-        # By its bytes: names need not be UTF-8.
+        # As bytes: names need not be UTF-8.
         with pyarrow.OSFile(os.fsencode(path)) as raw, ParquetFile(raw, **options) as file:
             return read(file)
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--input {path} is not a whole Parquet file: {reason}; fetch it again") from None
+        raise UserError(f"--input {path} is not a complete Parquet file: {reason}; download it again") from None

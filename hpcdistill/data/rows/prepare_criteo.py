@@ -1,12 +1,12 @@
-r"""`hpcdistill prepare criteo`: the Criteo Display Advertising data as it is.
+r"""`hpcdistill prepare criteo`: a store of the Criteo Display Advertising data.
 
 A line is a label (1: clicked), 13 integers and 26 categories of 8 hexadecimal digits, tab-separated; each of the 39 may
-be empty. What becomes of them follows DLRM (Naumov et al. 2019, arXiv 1906.00091; `data_utils.py` and
-`dlrm_data_pytorch.py` of github.com/facebookresearch/dlrm), whose results are the ones most compared with:
+be empty. The encoding follows DLRM (Naumov et al. 2019, arXiv 1906.00091; `data_utils.py` and `dlrm_data_pytorch.py` of
+github.com/facebookresearch/dlrm), with whose results others are usually compared:
 
-- integers: log(1 + max(x, 0)), and 0 where missing;
-- categories: one of a fixed number of buckets, by remainder; or, with a minimal count, one id for each that is
-  frequent enough. In both cases 0 is missing.
+- integers: log(1 + max(x, 0)), and 0 if missing;
+- categories: one of a fixed number of buckets, by remainder; or, with a minimum count, one id for each that is frequent
+  enough. In both cases 0 means missing.
 
 The categories are 32-bit hashes already, so a remainder spreads them evenly.
 """
@@ -38,8 +38,8 @@ INTEGERS = 13
 CATEGORIES = 26
 COLUMNS = 1 + INTEGERS + CATEGORIES
 BUCKETS = 1 << 18
-"""By default. The largest of the fields has some 92,000 categories that are not rare (github.com/junwei-pan/
-Field_weighted_Factorization_Machines, README): with about three buckets for each, most are alone in theirs."""
+"""Default number of buckets. The largest field has about 92,000 categories that are not rare (github.com/junwei-pan/
+Field_weighted_Factorization_Machines, README): with about three buckets for each, most share theirs with no other."""
 MISSING = -1
 
 LARGEST = 10**18 - 1
@@ -66,16 +66,16 @@ def prepare_criteo(
     max_bad: int = 0,
     processes: int | None = None,
 ) -> None:
-    """Turn Criteo's lines into a store of rows; about 5 % of them, evenly spread, become the validation part.
+    """Write a store of rows from Criteo's lines; about 5 % of them, evenly spread, become the validation part.
 
     Args:
         inputs: files, whose names may end in .gz or .zst.
-        output: the HDF5 file to make.
-        buckets: ids of each categorical field, when categories are put into buckets; by default `BUCKETS`.
-        min_count: instead, give an id to each category that occurs so often in the training part; 1 is for all others.
-            This counts in memory that grows with the number of different categories.
-        max_bad: bad lines to pass over.
-        processes: how many parse; by default one for each core.
+        output: HDF5 file to write.
+        buckets: number of ids of each categorical field, if categories are put into buckets; by default `BUCKETS`.
+        min_count: in place of buckets, minimum number of occurrences in the training part of a category with its own
+            id; all others have the id 1. Memory grows with the number of different categories.
+        max_bad: maximum number of bad lines to pass over.
+        processes: number of processes that parse; by default one for each core.
 
     Raises:
         UserError: an input cannot be read, too many lines are bad, or there are too few.
@@ -106,18 +106,18 @@ def _rows(vocabulary: Vocabulary | None, path: Path) -> tuple[Rows, Array]:
 
 
 class Lines(NamedTuple):
-    """Good lines of a block, parsed."""
+    """Parsed good lines of a block, and quotations of its bad lines."""
 
     dense: Array
     """float32 [lines, INTEGERS]."""
     categories: list[Array]
-    """int64 [lines], the value of each, or `MISSING`."""
+    """int64 [lines], value of each category, or `MISSING`; one array for each field."""
     label: Array
     """uint8 [lines]."""
     numbers: Array
-    """int64 [lines], the number of each line among those of all files, bad ones counted."""
+    """int64 [lines], number of each line among the lines of all files, including bad ones."""
     bad: list[str]
-    """Quotations of the others."""
+    """Quotations of the bad lines."""
 
 
 def _piece(buckets: int | None, block: Block) -> Piece:
@@ -143,7 +143,7 @@ def _piece(buckets: int | None, block: Block) -> Piece:
 
 
 def parse(block: Block) -> Lines:
-    """Parse the lines of a block, all at once if they are all as they should be."""
+    """Parse the lines of a block; all at once if none is bad."""
     text = block.read()
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n")
@@ -160,7 +160,7 @@ def parse(block: Block) -> Lines:
 
 
 def _parse(text: bytes, count: int) -> tuple[Array, list[Array], Array] | None:
-    """Parse so many lines, with plain line ends; None where one of them is bad or blank."""
+    """Parse `count` lines that end in line feeds; return None if one of them is bad or blank."""
     if not count:
         return np.empty((0, INTEGERS), np.float32), [np.empty(0, np.int64)] * CATEGORIES, np.empty(0, np.uint8)
     if text.translate(None, _CHARACTERS):
@@ -169,7 +169,7 @@ def _parse(text: bytes, count: int) -> tuple[Array, list[Array], Array] | None:
         table = pyarrow.csv.read_csv(pyarrow.BufferReader(text), _reading(text), _PARSING, _CONVERSION)
         label, *columns = (column.combine_chunks() for column in table.columns)
         categories = [_values(column) for column in columns[INTEGERS:]]
-    except ValueError:  # also of Arrow
+    except ValueError:  # the base class of Arrow's errors
         return None
     integers = [column.fill_null(0).to_numpy() for column in columns[:INTEGERS]]
     zeros_and_ones = np.frombuffer(label.buffers()[2] or b"", np.uint8) - ord("0")
@@ -188,10 +188,10 @@ def _reading(text: bytes) -> pyarrow.csv.ReadOptions:
 
 
 def _values(column: pyarrow.Array) -> Array:
-    """Read 8 hexadecimal digits, or nothing.
+    """Convert texts of 8 hexadecimal digits to int64; empty ones become `MISSING`.
 
     Raises:
-        ValueError: they are others.
+        ValueError: a text has another length or other characters.
     """
     _, offsets, digits = column.buffers()
     lengths = np.diff(np.frombuffer(offsets, np.int32)[: len(column) + 1])

@@ -1,4 +1,4 @@
-"""`hpcdistill prepare clicks --synthetic`: a click log whose best possible loss is known."""
+"""`hpcdistill prepare clicks --synthetic`: a store of a generated click log, whose best possible loss is known."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from hpcdistill.errors import UserError
 
 DENSE = 8
 CARDINALITIES = tuple(4**power for power in range(1, 9))  # 4 to 65,536
-BIAS = -1.5  # about a quarter of the rows are clicks, as in Criteo's
+BIAS = -1.5  # about a quarter of the rows are clicks, as in Criteo's data
 PIECE_ROWS = 1 << 16
 Reals = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def prepare_clicks(output: Path, rows: int, seed: int = 0, processes: int | None = None) -> None:
-    """Generate a click log in which the true probability of each click is `sigmoid(true_logits(...))`.
+    """Write a store of a click log in which the true probability of each click is `sigmoid(true_logits(...))`.
 
-    The mean entropy of those probabilities is the mean loss expected of the model that knows them, and no other can
-    expect less: it is stored for each part as `bayes_log_loss`, exactly for the rows generated. On the labels drawn,
-    that model's loss is off by chance, by about 0.4 / sqrt(rows of the part).
+    The mean entropy of those probabilities is the expected loss of a model that knows them, and the least expected loss
+    of any model. It is stored for each part as `bayes_log_loss`, computed for the generated rows. On the drawn labels,
+    the loss of that model differs at random, by about 0.4 / sqrt(rows of the part).
 
     Args:
-        output: the HDF5 file to make.
-        rows: how many, of both parts together.
-        seed: of the truth and of the rows; the number of processes makes no difference.
-        processes: how many; by default one for each core.
+        output: HDF5 file to write.
+        rows: number of rows of both parts together.
+        seed: seed of the true model and of the rows, which do not depend on the number of processes.
+        processes: number of processes; by default one for each core.
 
     Raises:
         UserError: too few rows for two parts, or a negative seed.
@@ -55,10 +55,10 @@ def prepare_clicks(output: Path, rows: int, seed: int = 0, processes: int | None
 
 
 def true_logits(dense: Any, categorical: Any, seed: int) -> Reals:
-    """The log odds of a click, of float32 [rows, DENSE] and ids [rows, C]; float64 [rows].
+    """Return the log odds of a click, float64 [rows], for float32 [rows, DENSE] and ids [rows, C].
 
-    Linear in the dense features and in a weight of each category, and bilinear in neighbouring fields and in each
-    category with a dense feature. The weights are hashes, so that no number of categories needs memory.
+    They are linear in the dense features and in a weight of each category, and bilinear in neighbouring fields and in
+    each category with a dense feature. The weights are hashes, so that they need no memory.
     """
     dense = np.asarray(dense, np.float64)
     weight = partial(_weights, seed)
@@ -69,7 +69,7 @@ def true_logits(dense: Any, categorical: Any, seed: int) -> Reals:
 
 
 def _weights(seed: int, kind: int, categorical: Any) -> Reals:
-    """One number in [-1, 1) for each field's category."""
+    """Return a weight in [-1, 1) for each category of each field."""
     fields = mix(np.arange(len(CARDINALITIES)) + 100 * kind) ^ mix(seed)
     weights: Reals = mix(mix(fields) ^ np.asarray(categorical, np.uint64)) / 2**63 - 1
     return weights
@@ -79,7 +79,7 @@ def _piece(task: tuple[int, int, int]) -> Piece:
     seed, begin, rows = task
     random = np.random.default_rng((seed, begin))
     dense = random.standard_normal((rows, DENSE), np.float32)
-    # Evenly distributed logarithms: few categories are frequent and most are rare, as in Zipf's law.
+    # Uniform logarithms: few categories are frequent and most are rare, as in Zipf's law.
     places = np.array(CARDINALITIES, np.float64) ** random.random((rows, len(CARDINALITIES)))
     categorical = places.astype(np.int32) - 1
     logits = true_logits(dense, categorical, seed)

@@ -1,8 +1,9 @@
-"""`hpcdistill prepare table`: files of CSV or Parquet with a label of two values.
+"""`hpcdistill prepare table`: a store from CSV or Parquet files that have a label with two values.
 
-Dense columns get mean 0 and deviation 1 in the training part, and 0, the mean, where a value is missing. Categories
-have the ids 0 for a missing value, 1 for one that the training part does not have, and then one each. Which columns are
-what is told by `columns.py`. Of text it is guessed from the begin, and all is read again where that was wrong.
+Dense columns have mean 0 and standard deviation 1 in the training part; missing values become 0, the mean. Categories
+have the id 0 for a missing value, 1 for values that are not in the training part, and then one id each. For the kinds
+of columns see `columns.py`. The kinds of columns of text are guessed from the beginning of the first file; all files
+are read again if that was wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hpcdistill.data.rows.csv_table import CsvTable
 from hpcdistill.data.rows.encoding import Encoding, make_piece, read_found
 from hpcdistill.data.rows.files import find_files
 from hpcdistill.data.rows.join import join_pieces
-from hpcdistill.data.rows.label import choose
+from hpcdistill.data.rows.label import choose_positive
 from hpcdistill.data.rows.parquet_table import ParquetTable
 from hpcdistill.errors import UserError, suggestion
 
@@ -35,7 +36,7 @@ Table = CsvTable | ParquetTable
 
 
 class ColumnChoices(NamedTuple):
-    """Columns that the user says something of, by name."""
+    """Names of the columns for which the user chooses the kind, or which are left out."""
 
     categorical: Sequence[str] = ()
     dense: Sequence[str] = ()
@@ -54,21 +55,21 @@ def prepare_table(
     processes: int | None = None,
     choices: ColumnChoices = NO_CHOICES,
 ) -> None:
-    """Turn a table into a store of rows; about 5 % of them, evenly spread, become the validation part.
+    """Write a store of rows from a table; about 5 % of them, evenly spread, become the validation part.
 
     Args:
-        inputs: files of CSV, which may be packed and are cut at the commas, semicolons, tabs or bars that fit, the
-            first record being the names; or files of Parquet; or folders of either. All with the same columns.
-        output: the HDF5 file to make.
-        label: the column to be predicted, which has two values.
-        positive: which of the values is 1; see `label.choose`.
-        max_bad: bad lines to pass over.
-        processes: how many; by default one for each core.
-        choices: which columns are of categories or of numbers, whatever their values are, and which are left out.
+        inputs: CSV files, possibly compressed, with commas, semicolons, tabs or bars as delimiters and the names of
+            the columns in the first record; or Parquet files; or folders of either. All have the same columns.
+        output: HDF5 file to write.
+        label: name of the column to predict, which has two values.
+        positive: value of the label that is 1; see `label.choose_positive`.
+        max_bad: maximum number of bad lines to pass over.
+        processes: number of processes; by default one for each core.
+        choices: columns that are categorical, dense or left out, whatever their values are.
 
     Raises:
-        UserError: a file cannot be read, the label is not as it should be, there is no such column, too many lines are
-            bad or too few there.
+        UserError: a file cannot be read, there is no such column, the label has not two values, too many lines are bad,
+            or there are too few.
     """
     files, is_parquet = find_files(inputs)
     state = fingerprint(files)
@@ -85,7 +86,7 @@ def prepare_table(
             columns = decided
             paths, bad = _read(table, label, columns, folder, max_bad, processes)
             found = read_found(paths, columns)
-        chosen = choose(label, found.labels, positive)
+        chosen = choose_positive(label, found.labels, positive)
         encoding = Encoding(columns, found, chosen)
         join_pieces(output, paths, encoding, encoding.fields, ", ".join(map(str, inputs)))
     warn_of_bad(*bad, "lines")
@@ -99,7 +100,7 @@ def prepare_table(
 
 
 def _features(table: Table, label: str, choices: ColumnChoices) -> list[str]:
-    """Return the names of the columns that are to be learned from."""
+    """Return the names of the columns that become features."""
     file, names = table.files[0], [name for name in table.names if name]
     if label not in names:
         known = ", ".join(names[:20])
@@ -141,13 +142,13 @@ def _column(name: str, table: Table, choices: ColumnChoices) -> Column:
 
 
 def _guess(table: CsvTable, columns: Sequence[Column]) -> list[Column]:
-    """Return what the columns of the begin of a table are."""
+    """Guess the kinds of columns from the beginning of the first file."""
     chunk = table.sample(columns)
     return _decide(columns, [read_categories(chunk, cells).seen for cells in chunk.columns])
 
 
 def _decide(columns: Sequence[Column], seen: Sequence[Seen]) -> list[Column]:
-    """Return what the columns are, of which so much has been seen."""
+    """Return the columns with their kinds, by their values."""
 
     def kind(column: Column, of: Seen) -> Kind:
         if column.said_by:
@@ -160,7 +161,7 @@ def _decide(columns: Sequence[Column], seen: Sequence[Seen]) -> list[Column]:
 def _read(
     table: Table, label: str, columns: Sequence[Column], folder: Path, max_bad: int, processes: int | None
 ) -> tuple[list[Path], Bad]:
-    """Return the pieces of the table with these columns, and what was bad in it."""
+    """Make the pieces of the table with these columns; return them and the bad lines."""
     pieces = folder / hashlib.blake2b(repr(columns).encode(), digest_size=8).hexdigest()
     pieces.mkdir(exist_ok=True)
     made = make_pieces(pieces, partial(_make, table, label, columns), table.tasks(), processes)

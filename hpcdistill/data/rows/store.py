@@ -1,14 +1,14 @@
-"""The HDF5 store of rows: features with a label of 0 or 1, checksummed chunk by chunk.
+"""HDF5 store of rows: features with a label of 0 or 1, and a checksum on each chunk.
 
 /                           attributes: format, version, source, identity, fields
-/train                      attribute bayes_log_loss, nan where nobody knows it
+/train                      attribute bayes_log_loss, NaN if unknown
 /train/dense                float32 [rows, D], Fletcher-32 checksum on each chunk
 /train/categorical          int32 [rows, C]
 /train/label                uint8 [rows]
 /validation                 the same
 
-`fields` is JSON: {"dense": [names], "categorical": {name: cardinality}}. Each categorical field has ids of its
-own, from 0, so that a model is free to have a table for each field, or one for all by adding offsets.
+`fields` is JSON: {"dense": [names], "categorical": {name: cardinality}}. The ids of each categorical field begin at 0,
+so that a model can have one table for each field, or one for all fields by adding offsets.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ CHUNK_ROWS = 1024  # also the unit in which checksums are verified
 
 
 class Rows(NamedTuple):
-    """Some rows, column by column."""
+    """Columns of some rows."""
 
     dense: Array  # float32 [rows, D]
     categorical: Array  # int32 [rows, C]
     label: Array  # uint8 [rows]
 
     def at(self, index: Any) -> Rows:
-        """The rows that a slice, a mask or a list of numbers selects."""
+        """Return the rows that a slice, a mask or a list of numbers selects."""
         return Rows(self.dense[index], self.categorical[index], self.label[index])
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What the columns are."""
+    """Names of the columns."""
 
     dense: list[str]
     """Names of the dense fields."""
     categorical: dict[str, int]
-    """Name and cardinality of the categorical fields: ids are in [0, cardinality)."""
+    """Cardinality of each categorical field, by name: ids are in [0, cardinality)."""
 
 
 def write_rows(
@@ -64,14 +64,14 @@ def write_rows(
     """Write a store from (part, rows) pieces, in order; memory stays bounded by the largest piece.
 
     Args:
-        path: the file to make; replaced only when all pieces are written.
-        pieces: each with one of `PARTS` and the rows to append to it.
-        fields: what the columns are.
-        source: where the rows are from, for reports.
-        bayes_log_loss: for each part the mean loss, in nats, that no model can better; where it is known.
+        path: file to write; replaced only when all pieces are written.
+        pieces: each a part, one of `PARTS`, with the rows to append to it.
+        fields: names of the columns.
+        source: origin of the rows, for reports.
+        bayes_log_loss: least possible expected loss of each part, in nats, if known.
 
     Returns:
-        Rows per part.
+        The number of rows of each part.
     """
     with atomic_file(path) as (file, _):
         parts = {name: _Part(file.create_group(name), fields) for name in PARTS}
@@ -88,7 +88,7 @@ def write_rows(
 
 
 class _Part:
-    """A part while it grows."""
+    """Part of a store that is being written."""
 
     def __init__(self, group: h5py.Group, fields: Fields) -> None:
         self.group = group
@@ -98,10 +98,10 @@ class _Part:
             growing(group, "categorical", np.int32, CHUNK_ROWS, len(fields.categorical)),
             growing(group, "label", np.uint8, CHUNK_ROWS),
         ]
-        self.digests = [hashlib.blake2b() for _ in self._columns]  # by column: pieces may be cut anywhere
+        self.digests = [hashlib.blake2b() for _ in self._columns]  # whatever the sizes of pieces
 
     def append(self, rows: Rows, hashing: ThreadPoolExecutor) -> None:
-        """Write some more rows, while `hashing` makes their digests."""
+        """Append rows, while a thread of `hashing` updates the digests."""
         begin, self.rows = self.rows, self.rows + len(rows.label)
         for column, digest, given in zip(self._columns, self.digests, rows, strict=True):
             values = np.ascontiguousarray(given, column.dtype)
@@ -112,10 +112,10 @@ class _Part:
 
 
 class RowStore(StoreFile):
-    """A store of rows, open for reading; see `StoreFile`.
+    """Store of rows that is open for reading; see `StoreFile`.
 
     Attributes:
-        fields: what the columns are.
+        fields: names of the columns.
     """
 
     KIND, COMMAND = "a store of rows", "hpcdistill prepare criteo --input FILE"
@@ -131,15 +131,15 @@ class RowStore(StoreFile):
                 self._require_shapes(part)
 
     def size(self, part: str) -> int:
-        """Rows in `part`."""
+        """Return the number of rows in `part`."""
         return int(self._file[part]["label"].size)
 
     def bayes_log_loss(self, part: str) -> float:
-        """The mean loss over `part`, in nats, that no model can better; nan where nobody knows it."""
+        """Return the least possible expected loss of `part`, in nats; NaN if unknown."""
         return self._bayes_log_loss[part]
 
     def read(self, part: str, begin: int, count: int) -> Rows:
-        """`count` rows of `part` from `begin`.
+        """Return `count` rows of `part` from `begin`.
 
         Raises:
             UserError: the bytes on disk do not match their checksum, or an id or a label is out of range.

@@ -1,4 +1,4 @@
-"""Batches of token sequences, each with its successors as target."""
+"""Batches of token sequences; the target of each token is the next one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hpcdistill.data.batches import Batch, Batches, Share, evenly_spread, requir
 from hpcdistill.data.tokens.store import TokenStore
 
 VALIDATION_SEQUENCES = 1024
-"""At most this many by default, evenly spread over the validation part: the same for every group and every run."""
+"""Default number of validation sequences, evenly spread over the part: the same for every group and every run."""
 
 
 def sequence_batches(store: TokenStore, config: DataConfig, share: Share) -> Batches:
-    """One rank's training batches; inputs and targets int64 [batch, time]. See `Batches`."""
+    """Return one rank's training batches, with inputs and targets int64 [batch, time]; see `Batches`."""
     length = config.sequence_length
     return Batches(
         (store.size("train") - 1) // length,
@@ -29,7 +29,7 @@ def sequence_batches(store: TokenStore, config: DataConfig, share: Share) -> Bat
 def sequence_validation_batches(
     store: TokenStore, config: DataConfig, rank: int, size: int, most: int | None = None
 ) -> list[Batch]:
-    """One rank's share of `most` validation sequences, evenly spread, in batches of at most `batch_size`.
+    """Return one rank's share of `most` validation sequences, evenly spread, in batches of at most `batch_size`.
 
     Raises:
         UserError: the validation part is shorter than one sequence.

@@ -1,4 +1,4 @@
-"""Documents of a file: of text, plain or packed, the file itself; of JSON lines and Parquet the text of each record."""
+"""Documents of a file: the whole file for text; the text of each record for JSON lines and Parquet."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from hpcdistill.errors import UserError
 TEXT, JSON_LINES, PARQUET = "text", "JSON lines", "Parquet"
 USUAL_COLUMN = "text"
 READ_BYTES = 1 << 16
-LINE_BYTES = 1 << 26  # of JSON, at most
-BATCH_ROWS = 256  # of Parquet, in memory at a time
-MOST_UNPACKED = 1000  # times its size; text becomes some 3 to 50 times as large, and what is made up more
-UNPACKED_BYTES = 1 << 30  # up to which any file may
+LINE_BYTES = 1 << 26  # maximum length of a line of JSON
+BATCH_ROWS = 256  # rows of Parquet in memory at a time
+MOST_UNPACKED = 1000  # largest ratio of decompressed to compressed size; that of text is 3 to 50
+UNPACKED_BYTES = 1 << 30  # up to this size, any ratio is accepted
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Document(NamedTuple):
-    """A text that stands for itself."""
+    """Text that is independent of others."""
 
     key: bytes
-    """What its part is chosen by: of a file the name, of a record the text."""
+    """Bytes whose hash chooses the part: the name of a file, or the text of a record."""
     pieces: Iterable[bytes]
-    """The text in order, without a zero byte."""
+    """Pieces of the text in order, without zero bytes."""
 
 
 class NotTextError(UserError):
-    """A file that holds no text; `reason` is what such files are, in the plural."""
+    """File without text; `reason` describes such files, in the plural."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} is one of these: {reason}")
@@ -42,12 +42,12 @@ class NotTextError(UserError):
 
 
 def kind_of(path: Path, column: str | None) -> str:
-    """Tell what a file holds: `PARQUET`, `JSON_LINES` or `TEXT`, by its name.
+    """Return the format of a file, by its name: `PARQUET`, `JSON_LINES` or `TEXT`.
 
-    Files called .json hold JSON lines if the first two lines, or the only one with the column, are objects.
+    Files called .json are JSON lines if the first two lines are objects, or the only one is an object with the column.
 
     Raises:
-        UserError: as `read_documents`, where the file has to be looked into.
+        UserError: see `read_documents`; only for .json files, which are read.
     """
     suffix = (Path(path.stem) if is_compressed(path) else path).suffix.lower()
     if suffix in (".parquet", ".pq") and not is_compressed(path):
@@ -58,17 +58,17 @@ def kind_of(path: Path, column: str | None) -> str:
 
 
 def read_documents(file: TextFile, kind: str, column: str | None, bad: Callable[[str], None]) -> Iterator[Document]:
-    """Read the documents of a file; memory is that of a piece, a line of JSON, or some rows of Parquet.
+    """Yield the documents of a file; memory is that of a piece, a line of JSON, or a few rows of Parquet.
 
     Args:
         file: the file.
-        kind: what it holds; see `kind_of`.
-        column: which one of records has the text; by default `text`.
-        bad: called for each record without text, with a line that tells where it is and what is wrong.
+        kind: format of the file; see `kind_of`.
+        column: field of the records that has the text; by default `text`.
+        bad: function that is called for each record without text, with a line that names its place and the error.
 
     Raises:
-        NotTextError: it is binary, or UTF-16.
-        UserError: it cannot be read, is not whole or unpacks to what is no text; Parquet without such a column.
+        NotTextError: the file is binary or UTF-16.
+        UserError: the file cannot be read or is truncated, expands too much, or is Parquet without such a column.
     """
     if kind == TEXT:
         yield Document(os.fsencode(file.name), _pieces(file.path))
@@ -86,7 +86,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def _read(path: Path, unit: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
-    """Read a file, unpacked, by whatever `unit` takes of it."""
+    """Yield what `unit` reads from a file, decompressed, until its end."""
     size = 0
     with open_decompressed(path) as (stream, raw):
         while data := unit(stream):
@@ -131,7 +131,7 @@ def _field(record: Any, column: str) -> bytes:
     if column not in record:
         raise ValueError(f"no {column!r} among {', '.join(map(repr, record))}; --column chooses another")
     if not isinstance(record[column], str):
-        raise ValueError(f"{column!r} is no text")
+        raise ValueError(f"{column!r} is not text")
     return _whole(record[column].encode())
 
 
@@ -150,7 +150,7 @@ def _parquet(path: Path, column: str, bad: Callable[[str], None]) -> Iterator[by
     except ImportError:
         raise UserError(f"{path} is read with pyarrow; pip install pyarrow") from None
     try:
-        with path.open("rb") as stream, ParquetFile(stream) as table:  # pyarrow opens no names that are not UTF-8
+        with path.open("rb") as stream, ParquetFile(stream) as table:  # pyarrow cannot open names that are not UTF-8
             _require_text(path, table.schema_arrow, column)
             batches = table.iter_batches(BATCH_ROWS, columns=[column])
             texts = (text for batch in batches for text in batch.column(0).cast(pyarrow.large_binary()).to_pylist())
@@ -160,7 +160,7 @@ def _parquet(path: Path, column: str, bad: Callable[[str], None]) -> Iterator[by
                 except ValueError as error:
                     bad(f"{path.name} row {row}: {error}")
     except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names of columns are not UTF-8
-        raise UserError(f"{path} cannot be read to its end: {error}; fetch it again") from None
+        raise UserError(f"{path} cannot be read to its end: {error}; download it again") from None
 
 
 def _require_text(path: Path, schema: Any, column: str) -> None:

@@ -1,4 +1,4 @@
-"""Files of text, found in folders, each of them once."""
+"""Search for files of text, each of which is found once."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from hpcdistill.data.prepare.folder import PassedOver, mode_of, walk
 from hpcdistill.errors import UserError
 
 Identity = tuple[int, int]
-"""Equal for two paths that lead to the same file."""
+"""Device and inode: equal for two paths of the same file."""
 
 
 class TextFile(NamedTuple):
-    """A file that may hold text."""
+    """File that may have text."""
 
     path: Path
     name: str
-    """Its path relative to the folder that was searched; the name of a file that was given itself."""
+    """Path relative to the folder that was searched; for a file given as an input, its name."""
 
 
 def find_files(
     inputs: Sequence[Path], include: str, exclude: Sequence[str], passed_over: PassedOver
 ) -> dict[Identity, TextFile]:
-    """Find files in the order of the inputs, and in folders in that of their names.
+    """Find files in the order of the inputs, and in folders in the order of their names.
 
-    Of a file with several names the last is taken: caches of data sets keep files under digests, in a folder that comes
-    first (.git/annex of DataLad, blobs of Hugging Face), and links to them that tell by their names what they are.
+    Of a file with several names the last one is used: caches of data sets keep files under digests, in a folder that
+    comes first (.git/annex of DataLad, blobs of Hugging Face), with links to them whose names have the usual suffixes.
 
     Args:
         inputs: files, and folders that are searched recursively.
-        include: which file names of a folder to take, as a glob.
-        exclude: names of files and folders in a folder to leave out, as globs.
-        passed_over: where to note what is left out that `include` and `exclude` do not ask for.
+        include: glob of file names in folders to include.
+        exclude: globs of file and folder names in folders to leave out.
+        passed_over: count of what is left out for other reasons.
 
     Raises:
         UserError: an input does not exist or is neither a file nor a folder, or a folder cannot be read.
@@ -53,7 +53,7 @@ def find_files(
         except FileNotFoundError:
             raise UserError(f"{path}: no such file or folder; check --input and --validation") from None
         except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}; mend that, or leave it out with --exclude") from None
+            raise UserError(f"{error.filename}: {error.strerror}; leave it out with --exclude") from None
     return found
 
 
@@ -65,7 +65,7 @@ def _listed(path: Path, include: str, exclude: Sequence[str], passed_over: Passe
     if stat.S_ISREG(mode):
         yield TextFile(path, path.name)
     elif not stat.S_ISDIR(mode):
-        raise UserError(f"{path} is neither a file nor a folder; write what it gives to a file, and give that")
+        raise UserError(f"{path} is neither a file nor a folder; write its output to a file, and name that file")
     else:
         for entry in walk(path, passed_over, is_excluded):
             if not fnmatch(entry.name, include):

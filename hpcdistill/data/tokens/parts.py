@@ -1,4 +1,4 @@
-"""Text dealt out to the training and the validation part: by document, or where they are few by the end of files."""
+"""Assignment of text to the training and the validation part: by document, or by the end of files if there are few."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from hpcdistill.data.prepare.split import VALIDATION_SHARE
 from hpcdistill.data.tokens.documents import NotTextError, kind_of, read_documents
 from hpcdistill.data.tokens.files import TextFile
 
-NEAR = 1.5  # times as much or as little as `VALIDATION_SHARE` is near enough
-END = b"\0"  # of a document; no text contains it
+NEAR = 1.5  # accepted ratio of the validation part to `VALIDATION_SHARE`, or its inverse
+END = b"\0"  # end of a document; texts have no zero bytes
 
 
 class Source(NamedTuple):
-    """A file of text, measured."""
+    """File of text, and its size."""
 
     file: TextFile
     kind: str
     documents: int
-    """How many are not empty."""
+    """Number of documents that are not empty."""
     size: int
     """Bytes of text."""
     chosen: int
-    """Bytes of those documents whose hash chooses them for validation."""
+    """Bytes of the documents whose hash chooses the validation part."""
 
 
-class Deal(NamedTuple):
-    """A source, and what of it goes into which part."""
+class Split(NamedTuple):
+    """Source, and its split into the two parts."""
 
     source: Source
     cut: int | None
-    """Bytes of text for the training part, before those for validation; None: the hash of each document decides."""
+    """Bytes of text at the beginning that are for training; None if the hash of each document decides."""
 
     @property
     def training_size(self) -> int:
-        """Bytes of text that go into the training part."""
+        """Number of bytes of text in the training part."""
         return self.source.size - self.source.chosen if self.cut is None else self.cut
 
 
 def measure(
     files: Collection[TextFile], column: str | None, bad: Callable[[str], None], passed_over: PassedOver
 ) -> list[Source]:
-    """Read files to see how much text there is; shows how far it is.
+    """Read files to measure their text; show a progress bar.
 
     Args:
         files: the files.
-        column: which one of records has the text.
-        bad: called for each record without text; see `read_documents`.
-        passed_over: where to note files that hold no text.
+        column: field of the records that has the text.
+        bad: function that is called for each record without text; see `read_documents`.
+        passed_over: count of files without text.
 
     Raises:
         UserError: a file cannot be read.
@@ -84,41 +84,41 @@ def _measured(
     return Source(file, kind, documents, size, chosen)
 
 
-def deal_out(sources: Sequence[Source]) -> list[Deal]:
-    """Deal out about 5 % of the text for validation.
+def split_sources(sources: Sequence[Source]) -> list[Split]:
+    """Assign about 5 % of the text to the validation part.
 
-    A hash of each document chooses, so that its part does not depend on the other documents. Where that gives much
-    more or less than 5 %, as it does with few documents, the end of each file is taken.
+    A hash of each document chooses, so that its part does not depend on the other documents. If that gives much more or
+    less than 5 %, as with few documents, the end of each file is used.
     """
     size, chosen = sum(source.size for source in sources), sum(source.chosen for source in sources)
     if VALIDATION_SHARE / NEAR <= chosen / max(size, 1) <= VALIDATION_SHARE * NEAR:
-        return [Deal(source, None) for source in sources]
+        return [Split(source, None) for source in sources]
     ends = [0, *accumulate(source.size for source in sources)]
-    # Rounded over all files, or the ends of many small ones would add up to much more than 5 %.
+    # Rounded over all files: rounded ends of many small files would add up to much more than 5 %.
     cuts = [int(end * (1 - VALIDATION_SHARE)) for end in ends]
-    return [Deal(source, after - before) for source, (before, after) in zip(sources, pairwise(cuts), strict=True)]
+    return [Split(source, after - before) for source, (before, after) in zip(sources, pairwise(cuts), strict=True)]
 
 
-def deal_by_input(training: Iterable[Source], validation: Iterable[Source]) -> list[Deal]:
-    """Deal out sources that have been chosen for one part or the other."""
-    return [*(Deal(source, source.size) for source in training), *(Deal(source, 0) for source in validation)]
+def split_by_input(training: Iterable[Source], validation: Iterable[Source]) -> list[Split]:
+    """Assign each source to the part that it was given for."""
+    return [*(Split(source, source.size) for source in training), *(Split(source, 0) for source in validation)]
 
 
-def read(deal: Deal, column: str | None, end: bytes) -> Iterator[tuple[str, bytes]]:
-    """Read a source as it is dealt out.
+def read(split: Split, column: str | None, end: bytes) -> Iterator[tuple[str, bytes]]:
+    """Read a source, piece by piece, with the part of each.
 
     Args:
-        deal: the source and its cut.
-        column: which one of records has the text.
-        end: follows on each document, in each part that has some of it.
+        split: the source and its split.
+        column: field of the records that has the text.
+        end: bytes that end each document, in each part that has some of it.
 
     Yields:
         The part and the bytes of each piece, which may be empty.
     """
     position = 0
-    for document in read_documents(deal.source.file, deal.source.kind, column, lambda _: None):
+    for document in read_documents(split.source.file, split.source.kind, column, lambda _: None):
         begin = position
-        cut = deal.cut if deal.cut is not None else begin if is_chosen(document.key) else sys.maxsize
+        cut = split.cut if split.cut is not None else begin if is_chosen(document.key) else sys.maxsize
         for piece in document.pieces:
             rest = max(cut - position, 0)
             yield "train", piece[:rest]
@@ -129,5 +129,5 @@ def read(deal: Deal, column: str | None, end: bytes) -> Iterator[tuple[str, byte
 
 
 def is_chosen(key: bytes) -> bool:
-    """Tell by a hash whether a document belongs to the validation part."""
+    """Return whether a document belongs to the validation part, by a hash of its key."""
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64 < VALIDATION_SHARE

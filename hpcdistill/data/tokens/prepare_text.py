@@ -1,4 +1,4 @@
-"""`hpcdistill prepare text`: text files, folders and records into a token store, by bytes or a learned vocabulary."""
+"""`hpcdistill prepare text`: a token store from files of text, by bytes or a learned vocabulary."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tqdm import tqdm
 
 from hpcdistill.data.prepare.bad_records import require_few, warn_of_bad
 from hpcdistill.data.prepare.folder import PassedOver
-from hpcdistill.data.prepare.pieces import explained
+from hpcdistill.data.prepare.pieces import explain_write_errors
 from hpcdistill.data.store import PARTS
 from hpcdistill.data.tokens.documents import TEXT
 from hpcdistill.data.tokens.files import find_files
-from hpcdistill.data.tokens.parts import END, Deal, deal_by_input, deal_out, measure, read
+from hpcdistill.data.tokens.parts import END, Split, measure, read, split_by_input, split_sources
 from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.data.tokens.tokenizer import check_vocabulary, train_tokenizer
 from hpcdistill.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PIECE_BYTES = 1 << 16  # a word cut in two so rarely does no harm
-SAMPLE_BYTES = 1 << 25  # learning takes 0.2 GB of memory with prose or code, about 3 GB where no word occurs twice
+PIECE_BYTES = 1 << 16  # words are seldom cut at the end of a piece
+SAMPLE_BYTES = 1 << 25  # learning takes 0.2 GB of memory for prose or code, about 3 GB if no word occurs twice
 
 
 def prepare_text(
@@ -36,45 +36,45 @@ def prepare_text(
     column: str | None = None,
     max_bad: int = 0,
 ) -> None:
-    """Turn text into a token store; a zero byte ends each document of several.
+    """Write a token store from text; if there are several documents, a zero byte ends each.
 
     A document is a file of text, whose name may end in .gz or .zst, or the text of a record of JSON lines or Parquet.
-    Without `validation` about 5 % of the text become the validation part: documents chosen by a hash, of files by that
-    of their names; or the end of each file, where there are too few documents for that. Links to files are followed.
-    A warning tells which files are left out, as they are binary or UTF-16, are found again, or are no files.
+    Without `validation`, about 5 % of the text become the validation part: documents chosen by a hash of the file's
+    name or the record's text; or the end of each file, if there are too few documents. Links to files are followed.
+    A warning names files that are left out: binary or UTF-16 files, repeated files, pipes, sockets and devices.
 
     Args:
         inputs: files, and folders that are searched recursively.
-        output: the HDF5 file to make.
-        include: which file names of a folder to take, as a glob.
-        exclude: names of files and folders to pass over, as globs.
-        vocabulary: how many tokens to learn from the training part; by default one byte is one token.
+        output: HDF5 file to write.
+        include: glob of file names in folders to include.
+        exclude: globs of file and folder names to leave out.
+        vocabulary: number of tokens to learn from the training part; by default one byte is one token.
         validation: files and folders for the validation part.
-        column: which field of records has the text; by default `text`.
-        max_bad: records to pass over that have no text there.
+        column: field of the records that has the text; by default `text`.
+        max_bad: maximum number of records without text to pass over.
 
     Raises:
-        UserError: an input does not exist or cannot be read, no text or too little is found, too many records are bad,
-            there can be no such vocabulary, or the store cannot be written.
+        UserError: an input does not exist or cannot be read, there is no text or too little, too many records are bad,
+            the vocabulary is out of range, or the store cannot be written.
     """
     if vocabulary is not None:
         check_vocabulary(vocabulary)
-    deals = _deals(inputs, include, exclude, validation, column, max_bad)
-    tokenizer = train_tokenizer(_sample(deals, column), vocabulary) if vocabulary is not None else None
-    with explained(output):
-        write_store(output, _pieces(deals, column, "writing"), ", ".join(map(str, inputs)), tokenizer)
+    splits = _splits(inputs, include, exclude, validation, column, max_bad)
+    tokenizer = train_tokenizer(_sample(splits, column), vocabulary) if vocabulary is not None else None
+    with explain_write_errors(output):
+        write_store(output, _pieces(splits, column, "writing"), ", ".join(map(str, inputs)), tokenizer)
     with TokenStore(output) as store:
-        _tell(store, vocabulary)
+        _print_size(store, vocabulary)
 
 
-def _deals(
+def _splits(
     inputs: Sequence[Path],
     include: str,
     exclude: Sequence[str],
     validation: Sequence[Path],
     column: str | None,
     max_bad: int,
-) -> list[Deal]:
+) -> list[Split]:
     passed_over, quotes = PassedOver(), list[str]()
 
     def bad(quote: str) -> None:
@@ -92,22 +92,22 @@ def _deals(
         raise UserError(f"no file matches {include!r} in {where}; check --input, --include")
     if column is not None and all(source.kind == TEXT for source in sources + validating):
         raise UserError(f"--column {column} is for Parquet and JSON lines, and there are none; leave it out")
-    passed_over.tell()
+    passed_over.warn()
     warn_of_bad(len(quotes), quotes, "records")
-    deals = deal_by_input(sources, validating) if validation else deal_out(sources)
-    sizes = {"train": sum(deal.training_size for deal in deals)}
-    sizes["validation"] = sum(deal.source.size for deal in deals) - sizes["train"]
+    splits = split_by_input(sources, validating) if validation else split_sources(sources)
+    sizes = {"train": sum(split.training_size for split in splits)}
+    sizes["validation"] = sum(split.source.size for split in splits) - sizes["train"]
     if not all(sizes.values()):
         where = "--input and --validation" if validation else "--input"
         raise UserError(f"too little text for a training and a validation part: {sizes} bytes; add files to {where}")
-    _tell_sources(deals, bool(validation))
-    return deals
+    _print_sources(splits, bool(validation))
+    return splits
 
 
-def _tell_sources(deals: Sequence[Deal], is_given: bool) -> None:
-    documents = sum(deal.source.documents for deal in deals)
-    kinds = Counter(deal.source.kind for deal in deals)
-    by_hash = deals[0].cut is None
+def _print_sources(splits: Sequence[Split], is_given: bool) -> None:
+    documents = sum(split.source.documents for split in splits)
+    kinds = Counter(split.source.kind for split in splits)
+    by_hash = splits[0].cut is None
     how = "the files of --validation" if is_given else "whole documents" if by_hash else "the end of each file"
     print(
         f"{documents:,} documents, in files of {', '.join(f'{kind} ({count:,})' for kind, count in kinds.items())}; "
@@ -115,14 +115,14 @@ def _tell_sources(deals: Sequence[Deal], is_given: bool) -> None:
     )
 
 
-def _pieces(deals: Sequence[Deal], column: str | None, purpose: str) -> Iterator[tuple[str, bytes]]:
-    """Return the part and the bytes of each piece, in order; shows how far it is."""
-    end = END if sum(deal.source.documents for deal in deals) > 1 else b""
-    total = sum(deal.source.size + (deal.source.documents + 1) * len(end) for deal in deals)
-    waiting = {part: bytearray() for part in PARTS}  # as records may be of a few bytes, or of millions
+def _pieces(splits: Sequence[Split], column: str | None, purpose: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the part and the bytes of each piece, in order; show a progress bar."""
+    end = END if sum(split.source.documents for split in splits) > 1 else b""
+    total = sum(split.source.size + (split.source.documents + 1) * len(end) for split in splits)
+    waiting = {part: bytearray() for part in PARTS}  # records may have a few bytes, or millions
     with tqdm(desc=purpose, total=total, unit="B", unit_scale=True) as bar:
-        for deal in deals:
-            for part, piece in read(deal, column, end):
+        for split in splits:
+            for part, piece in read(split, column, end):
                 bar.update(len(piece))
                 waiting[part] += piece
                 while len(waiting[part]) >= PIECE_BYTES:
@@ -131,11 +131,11 @@ def _pieces(deals: Sequence[Deal], column: str | None, purpose: str) -> Iterator
     yield from ((part, bytes(rest)) for part, rest in waiting.items() if rest)
 
 
-def _sample(deals: Sequence[Deal], column: str | None) -> Iterator[bytes]:
-    """Return at most `SAMPLE_BYTES` of the training part and a piece more, evenly spread over it."""
-    total = sum(deal.training_size for deal in deals)
+def _sample(splits: Sequence[Split], column: str | None) -> Iterator[bytes]:
+    """Yield about `SAMPLE_BYTES` of the training part, evenly spread over it."""
+    total = sum(split.training_size for split in splits)
     seen = taken = 0
-    for part, piece in _pieces(deals, column, "learning the vocabulary"):
+    for part, piece in _pieces(splits, column, "learning the vocabulary"):
         if part != "train":
             continue
         if taken * total <= seen * SAMPLE_BYTES:
@@ -144,7 +144,7 @@ def _sample(deals: Sequence[Deal], column: str | None) -> Iterator[bytes]:
         seen += len(piece)
 
 
-def _tell(store: TokenStore, wanted: int | None) -> None:
+def _print_size(store: TokenStore, wanted: int | None) -> None:
     if wanted is not None and store.vocabulary < wanted:
         logger.warning(
             f"--vocabulary {wanted}: the text is enough for {store.vocabulary} tokens only, and the store has those; "

@@ -1,10 +1,10 @@
-"""The HDF5 token store: two streams of tokens, checksummed chunk by chunk.
+"""HDF5 store of tokens: two streams, with a checksum on each chunk.
 
 /                   attributes: format, version, vocabulary, source, identity
 /train              uint8, uint16 or uint32 [tokens], the smallest that holds the vocabulary; Fletcher-32 checksum on
-                    each chunk; attribute bytes, of the text (older stores have one token a byte, and no such attribute)
+                    each chunk; attribute bytes, the size of the text (absent in older stores, with one token per byte)
 /validation         the same
-/tokenizer          only where one byte is not one token: JSON of Hugging Face's `tokenizers`. In its tokens each
+/tokenizer          only if one byte is not one token: JSON of Hugging Face's `tokenizers`. In its tokens each
                     character is a byte: Tokenizer.from_str(JSON).decode(tokens, False).encode("latin-1") is the text
 """
 
@@ -36,10 +36,10 @@ def write_store(
     """Write a store from (part, text) pieces, in order; memory stays bounded by the largest piece.
 
     Args:
-        path: the file to make; replaced only when all pieces are written.
-        pieces: each with one of `PARTS` and the bytes to append to it.
-        source: where the text is from, for reports.
-        tokenizer: makes tokens of the text; without it, one byte is one token.
+        path: file to write; replaced only when all pieces are written.
+        pieces: each a part, one of `PARTS`, with the bytes to append to it.
+        source: origin of the text, for reports.
+        tokenizer: tokenizer of the text; without it, one byte is one token.
     """
     vocabulary, json = (tokenizer.get_vocab_size(), tokenizer.to_str()) if tokenizer else (BYTES, "")
     with atomic_file(path) as (file, _):
@@ -56,15 +56,15 @@ def write_store(
 
 
 class _Part:
-    """A part while it grows."""
+    """Part of a store that is being written."""
 
     def __init__(self, file: h5py.File, name: str, dtype: np.dtype[Any]) -> None:
         self.tokens = growing(file, name, dtype, CHUNK_TOKENS)
         self.bytes = 0
-        self.digest = hashlib.blake2b()  # by part: the pieces may be cut anywhere
+        self.digest = hashlib.blake2b()  # of the whole part, so that the sizes of pieces do not matter
 
     def append(self, tokens: Array, size: int) -> None:
-        """`tokens`, made of `size` bytes."""
+        """Append `tokens`, which encode `size` bytes of text."""
         values = tokens.astype(self.tokens.dtype, copy=False)
         begin = self.tokens.size
         self.tokens.resize(begin + values.size, axis=0)
@@ -74,10 +74,10 @@ class _Part:
 
 
 class TokenStore(StoreFile):
-    """A token store, open for reading; see `StoreFile`.
+    """Store of tokens that is open for reading; see `StoreFile`.
 
     Attributes:
-        vocabulary: tokens are in [0, vocabulary).
+        vocabulary: size of the vocabulary; tokens are in [0, vocabulary).
     """
 
     KIND, COMMAND = "a token store", "hpcdistill prepare text --input PATH"
@@ -92,15 +92,15 @@ class TokenStore(StoreFile):
                 raise ValueError("a part is not a sequence of unsigned integers")
 
     def size(self, part: str) -> int:
-        """Tokens in `part`."""
+        """Return the number of tokens in `part`."""
         return int(self._file[part].size)
 
     def bytes_per_token(self, part: str) -> float:
-        """Of text, on average over `part`: nats per token divided by it are nats per byte."""
+        """Return the mean bytes of text per token of `part`; nats per token divided by it are nats per byte."""
         return self._bytes[part] / self.size(part)
 
     def read(self, part: str, begin: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """`count` tokens of `part` from `begin`, int64.
+        """Return `count` tokens of `part` from `begin`, int64.
 
         Raises:
             UserError: the bytes on disk do not match their checksum, or a token is outside the vocabulary.

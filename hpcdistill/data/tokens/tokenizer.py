@@ -1,7 +1,7 @@
-"""A vocabulary for bytes, learned by byte pair encoding (Sennrich et al., arXiv 1508.07909) with `tokenizers`.
+"""Vocabulary of byte sequences, learned by byte pair encoding (Sennrich et al., arXiv 1508.07909) with `tokenizers`.
 
-Text need not be UTF-8, but `tokenizers` takes strings. So each byte becomes the character of its number, which is how
-Latin-1 reads it, and any bytes come back. The usual `ByteLevel` would see the UTF-8 of those characters instead, two
+Text need not be UTF-8, but `tokenizers` takes strings. Therefore each byte becomes the character with its number, as
+in Latin-1, which is reversible for any bytes. The usual `ByteLevel` would encode those characters as UTF-8, with two
 symbols for each byte above 127. Tokens below 256 are the bytes themselves, the others are sequences of bytes.
 """
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 BYTES = 256
 MAX_VOCABULARY = 1 << 20
-MIN_COUNT = 2  # what occurs once deserves no token
-BATCH_PIECES = 32  # encoded at a time, by all cores; a token takes some 100 bytes meanwhile
-# What tokens do not reach across. Bounded, because each merge costs the length of every word that has it.
+MIN_COUNT = 2  # a sequence that occurs once gets no token
+BATCH_PIECES = 32  # pieces encoded at a time, by all cores; a token takes about 100 bytes meanwhile
+# Words, which no token spans. Their length is bounded, as a merge costs the length of each word that it occurs in.
 WORD = "|".join(
     [
-        r" ?[A-Za-z\x{80}-\x{ff}]{1,64}",  # in UTF-8, what is no ASCII consists of bytes above 127
+        r" ?[A-Za-z\x{80}-\x{ff}]{1,64}",  # bytes above 127 are those of UTF-8 outside ASCII
         r" ?[0-9]{1,64}",
         r" ?[!-/:-@\[-`{-~]{1,64}",
-        r"[\t-\r ]{1,64}?(?= ?[^\t-\r ]|\z)",  # without the space that belongs to the next word
+        r"[\t-\r ]{1,64}?(?= ?[^\t-\r ]|\z)",  # without the space before the next word
         r"[\t-\r ]{64}",
-        r"[\x00-\x08\x0e-\x1f\x7f]",  # the end of a file is always a token of its own
+        r"[\x00-\x08\x0e-\x1f\x7f]",  # the end of a document is always a token by itself
     ]
 )
 
 
 def check_vocabulary(vocabulary: int) -> None:
-    """Refuse what cannot be learned, before anything is read.
+    """Check that a vocabulary of this size can be learned, before anything is read.
 
     Raises:
-        UserError: `vocabulary` is no sensible size, or `tokenizers` is not installed.
+        UserError: the size is out of range, or `tokenizers` is not installed.
     """
     if not BYTES < vocabulary <= MAX_VOCABULARY:
         raise UserError(
@@ -57,11 +57,11 @@ def check_vocabulary(vocabulary: int) -> None:
 
 
 def train_tokenizer(pieces: Iterable[bytes], vocabulary: int) -> Tokenizer:
-    """Learn a vocabulary; the same pieces give the same one.
+    """Learn a vocabulary; equal pieces give equal vocabularies.
 
     Args:
-        pieces: the text. Its different words are held in memory, at up to 100 times their size.
-        vocabulary: tokens wanted; with too little text there are fewer.
+        pieces: the text. Its different words are kept in memory, with up to 100 times their size.
+        vocabulary: number of tokens; too little text gives fewer.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -79,7 +79,7 @@ def train_tokenizer(pieces: Iterable[bytes], vocabulary: int) -> Tokenizer:
 
 
 def encode(pieces: Iterable[tuple[str, bytes]], tokenizer: Tokenizer | None) -> Iterator[tuple[str, Array, int]]:
-    """(part, text) pieces to (part, tokens, bytes of text); without a tokenizer the tokens are the bytes, uint8."""
+    """Yield (part, tokens, bytes of text) for (part, text) pieces; without a tokenizer, tokens are bytes, uint8."""
     if tokenizer is None:
         yield from ((part, np.frombuffer(text, np.uint8), len(text)) for part, text in pieces)
         return

@@ -1,4 +1,4 @@
-"""Images as tensors: augmented as the paper's, and the same again from the same generator."""
+"""Batches of images: augmented as in the paper, and reproducible."""
 
 import io
 from pathlib import Path
@@ -21,7 +21,7 @@ CLASSES = [str(number) for number in range(10)]
 
 
 def store_of(folder: Path, pictures: Any) -> ImageStore:
-    """A store whose two parts have the same pictures, arrays or encoded."""
+    """Write a store with the same images in both parts, as arrays or encoded."""
     shape = pictures.shape[1:] if isinstance(pictures, np.ndarray) else ()
     pixels = np.concatenate([decoded(picture) for picture in pictures], axis=1)
     histogram = np.stack([np.bincount(channel, minlength=256) for channel in pixels])
@@ -49,13 +49,13 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 def coordinates(width: int, height: int) -> np.ndarray:
-    """uint8 [height, width, 3]: red tells the column, green the row, blue is 99."""
+    """Return uint8 [height, width, 3]: red is the column, green the row, blue is 99."""
     across, down = np.meshgrid(np.arange(width), np.arange(height))
     return np.stack([across, down, np.full_like(across, 99)], -1).astype(np.uint8)
 
 
 def pixels_of(store: ImageStore, images: torch.Tensor) -> np.ndarray:
-    """What was normalised, in values from 0 to 255."""
+    """Undo the normalization; return values in [0, 255]."""
     mean, deviation = (torch.tensor(x).view(-1, 1, 1) for x in (store.kind.mean, store.kind.deviation))
     return (images.double() * deviation + mean).numpy()
 
@@ -136,7 +136,7 @@ def test_photographs_are_cut_scaled_and_mirrored(tmp_path: Path, is_encoded: boo
     mirrored = across.mean((1, 2)) < 0
     assert mirrored.mean() == pytest.approx(0.5, abs=0.1)
     assert (down.mean((1, 2)) > 0).all(), "never upside down"
-    zoom = np.abs(across.mean((1, 2))) * 100 / 150, down.mean((1, 2)) * 100 / 150  # of the picture, in each direction
+    zoom = np.abs(across.mean((1, 2))) * 100 / 150, down.mean((1, 2)) * 100 / 150  # scale in each direction
     assert (zoom[0] * zoom[1]).min() < 0.15
     assert (zoom[0] * zoom[1]).max() > 0.8
     np.testing.assert_allclose(made[:, 2], 99, atol=1e-3)
@@ -153,7 +153,7 @@ def test_of_large_arrays_the_middle_is_evaluated(
         images, _ = Images(store, size).validation_images(np.array([0]))
         (made,) = pixels_of(store, images)
     expected = begin + (np.arange(size) + 0.5) * length / size - 0.5
-    # Rounded to whole values, and at the edges of a box there is nothing beyond to average with.
+    # Values are rounded, and at the edges of a box fewer pixels are averaged.
     np.testing.assert_allclose(made[0], np.tile(expected, (size, 1)), atol=1e-3 if size == length else 1.01)
     np.testing.assert_allclose(made[1], made[0].T, atol=1e-3)
 
@@ -204,7 +204,7 @@ def test_sizes_are_what_is_stored_or_the_usual_one(tmp_path: Path) -> None:
 
 def test_stored_pictures_are_turned_upright_and_scaled_to_eight_bits(tmp_path: Path) -> None:
     values, exif = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000, Image.Exif()
-    exif[0x112] = 6  # the camera was held upright: turn the picture to the right
+    exif[0x112] = 6  # rotate by 90 degrees clockwise
     file = io.BytesIO()
     Image.fromarray(values).save(file, "PNG", exif=exif)
     kind = Kind(CLASSES, (), [0.0] * 3, [1.0] * 3)

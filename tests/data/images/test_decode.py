@@ -1,4 +1,4 @@
-"""Decoding pictures: every kind as it is to be seen, and nothing clipped."""
+"""Decoding of images: every format and orientation, without clipping."""
 
 import io
 import struct
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.alone
 Image = pytest.importorskip("PIL.Image")
 
 ORIENTATION = 0x112
-# What turns the stored pixels [height, width, C] into what is to be seen, by the value of EXIF's orientation.
+# Functions that rotate stored pixels [height, width, C], by the value of EXIF's orientation.
 TURNS = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -37,7 +37,7 @@ def encode(picture: Any, form: str, **options: Any) -> bytes:
 
 
 def grey(values: np.ndarray, form: str) -> np.ndarray:
-    """What a picture of these values decodes to, uint8 [height, width], once its channels are seen to be equal."""
+    """Encode and decode a grey image; check that its channels are equal, and return one, uint8 [height, width]."""
     pixels = np.asarray(decode(encode(Image.fromarray(values), form)))
     assert pixels.shape == (*values.shape, 3)
     assert (pixels == pixels[..., :1]).all()
@@ -49,7 +49,7 @@ def grey(values: np.ndarray, form: str) -> np.ndarray:
 @given(values=st.lists(st.integers(0, 65535), min_size=1, max_size=20).filter(lambda values: max(values) > 255))
 def test_sixteen_bits_are_scaled(form: str, dtype: str, values: list[int]) -> None:
     if (form, dtype) in (("PNG", "i4"), ("PPM", ">u2")):
-        form = "TIFF"  # Pillow writes no such files
+        form = "TIFF"  # Pillow cannot write such PNM files
     array = np.array([values], dtype)
     assert grey(array, form).tolist() == (array >> 8).tolist()
 
@@ -71,9 +71,9 @@ def test_floats_to_one_are_scaled() -> None:
 @pytest.mark.parametrize(
     ("values", "dtype", "message"),
     [
-        ([0, 65536], np.int32, "its values reach from 0 to 65536, where they must be from 0 to 65535"),
-        ([-1, 9], np.int32, "its values reach from -1 to 9"),
-        ([0, 255.5], np.float32, r"its values reach from 0.0 to 255.5, where they must be from 0 to 1 or 0 to 255"),
+        ([0, 65536], np.int32, "its values are from 0 to 65536, and must be from 0 to 65535"),
+        ([-1, 9], np.int32, "its values are from -1 to 9"),
+        ([0, 255.5], np.float32, r"its values are from 0.0 to 255.5, and must be from 0 to 1 or 0 to 255"),
         ([-0.5, 0.5], np.float32, "from -0.5 to 0.5"),
         ([0, np.nan], np.float32, "nan"),
         ([0, np.inf], np.float32, "inf"),
@@ -85,7 +85,7 @@ def test_values_of_an_unknown_range_are_refused(values: list[float], dtype: type
 
 
 def png(kind: int, channels: int, values: list[int], more: bytes = b"") -> bytes:
-    """A PNG of one row of 16-bit pixels of a colour type that Pillow does not write."""
+    """Encode a PNG of one row of 16-bit pixels with a color type that Pillow does not write."""
     header = struct.pack(">IIBBBBB", len(values) // channels, 1, 16, kind, 0, 0, 0)
     row = zlib.compress(b"\0" + struct.pack(f">{len(values)}H", *values))
     chunks = ((b"IHDR", header), (b"tRNS", more), (b"IDAT", row), (b"IEND", b""))

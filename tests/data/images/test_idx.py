@@ -1,4 +1,4 @@
-"""Preparing IDX files: read as their header says, and no further."""
+"""Preparation of IDX files, within the bounds of their headers."""
 
 import gzip
 import os
@@ -67,7 +67,7 @@ PIXELS, LABELS = digits(40)
         ),
         (PIXELS, PIXELS, "begins with 00000803, where an IDX file of labels has 00000801"),
         (b"", LABELS, "begins with nothing, where"),
-        (b"\0\0\x08\x03\0", LABELS, "has 5 bytes, where its header .* asks for 16; fetch it again"),
+        (b"\0\0\x08\x03\0", LABELS, "has 5 bytes, where its header .* asks for 16; download it again"),
         (b"\0\0\x0d\x03" + bytes(12), LABELS, "begins with 00000d03"),
         (PIXELS, b"\0\0\x08\x01\0\0\0\x28" + bytes(39), r"has 47 bytes, where its header \[40\] asks for 48"),
         (PIXELS, b"\0\0\x08\x01\0\0\0\x28" + bytes(41), r"has 49 bytes, where its header \[40\] asks for 48"),
@@ -114,14 +114,14 @@ PACKED = gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", *PIXELS.shape) +
 )
 def test_idx_files_that_do_not_unpack_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "images.gz").write_bytes(content)
-    with pytest.raises(UserError, match=r"images\.gz cannot be read to its end: .*; fetch it again"):
+    with pytest.raises(UserError, match=r"images\.gz cannot be read to its end: .*; download it again"):
         prepare_images([tmp_path / "images.gz", tmp_path / "labels"], tmp_path / "data.h5")
     with pytest.raises(UserError, match=r"nowhere cannot be read to its end: .*No such file"):
         prepare_images([tmp_path / "nowhere", tmp_path / "labels"], tmp_path / "data.h5")
 
 
 def bomb(path: Path, header: bytes, zeros: int) -> Path:
-    """A packed file that begins as an IDX file does; written piece by piece, as these zeros need not be in memory."""
+    """Write a compressed file that begins like an IDX file, piece by piece, so that its zeros take no memory."""
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(header)
         for _ in range(zeros >> 20):

@@ -1,4 +1,4 @@
-"""Preparing images: folders and IDX files, and what is said of bad ones."""
+"""Preparation of images from folders, and the messages about bad ones."""
 
 import io
 import os
@@ -33,7 +33,7 @@ def encoded(seed: int, mode: str = "RGB", size: tuple[int, int] = (40, 30), form
 
 
 def write_folder(folder: Path, each: int = 40, classes: list[str] = CLASSES) -> dict[str, bytes]:
-    """A folder in ImageNet's layout; the files' content by relative path, in the order of the store."""
+    """Write a folder in ImageNet's layout; return the content by relative path, in the order of the store."""
     contents = {}
     for number in range(each * len(classes)):
         name = classes[number // each]
@@ -170,7 +170,7 @@ def test_bad_pictures_are_passed_over_up_to_a_number(tmp_path: Path, capsys: pyt
     (folder / "cut.jpg").write_bytes(encoded(0, form="JPEG")[:-200])
     (folder / "gone.png").symlink_to("nowhere.png")
     with (folder / "huge.png").open("wb") as file:
-        file.truncate(1 << 40)  # which takes no disk
+        file.truncate(1 << 40)  # a sparse file
     (folder / "loop.png").symlink_to("loop.png")
     (folder / "zz.png").write_bytes(encoded(0)[:-2000])
     with pytest.raises(UserError, match=r"(?s)bad images: 7 so far.*aa\.jpg: not a picture.*--max-bad=N") as refused:
@@ -219,7 +219,7 @@ def test_after_a_kill_it_goes_on_and_ends_with_the_same_bytes(
         patch.setattr("hpcdistill.data.images.prepare_images.write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare_images([tmp_path / "in"], tmp_path / "killed.h5", size=size)
-    (tmp_path / "in" / "ant" / "0001.png").write_bytes(encoded(1234))  # after which no piece can be used
+    (tmp_path / "in" / "ant" / "0001.png").write_bytes(encoded(1234))  # the change makes all pieces unusable
     prepare_images([tmp_path / "in"], tmp_path / "killed.h5", size=size)
     assert (tmp_path / "killed.h5").read_bytes() != (tmp_path / "whole.h5").read_bytes()
 
@@ -348,7 +348,7 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, A
 def test_without_pillow_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "in")
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(UserError, match="decoded with Pillow; pip install pillow"):
+    with pytest.raises(UserError, match=r"decoded with Pillow, .*; pip install pillow"):
         prepare_images([tmp_path / "in"], tmp_path / "data.h5")
 
 

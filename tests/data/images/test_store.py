@@ -1,4 +1,4 @@
-"""The store of images: what is written comes back, damage is named."""
+"""Store of images: data is read as written, and damage is named."""
 
 from dataclasses import replace
 from itertools import pairwise

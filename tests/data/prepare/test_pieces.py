@@ -1,4 +1,4 @@
-"""Preparations in pieces: what was made stays made, and a kill at any moment changes nothing."""
+"""Pieces: each is made once, and a kill at any time changes nothing in the store."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.launch
 
 
 def logged(task: tuple[Path, int]) -> Piece:
-    """A piece that holds a number; what is made is noted in a file."""
+    """Make a piece with a number, and log it in a file."""
     log, number = task
     with log.open("a") as file:
         file.write(f"{number}\n")
@@ -44,7 +44,7 @@ def test_pieces_come_in_order_and_are_made_once(tmp_path: Path) -> None:
 
 
 def assorted(_: int) -> Piece:
-    """Arrays of all kinds; those of several chunks are larger than a megabyte."""
+    """Make a piece with arrays of all kinds; those of several chunks are larger than a megabyte."""
     return {
         "number": np.array(3),
         "empty": np.zeros((0, 2)),
@@ -128,7 +128,7 @@ def test_a_preparation_killed_again_and_again_ends_with_the_same_bytes(
 
 
 def begin(output: Path, stopped: Path) -> None:
-    """Prepare in a group of processes of its own, up to where half of the store is written."""
+    """Prepare in a new process group, until half of the store is written."""
     os.setpgid(0, 0)
     (output.parent / "processes").write_text(str(os.getpgid(0)))
     by_part = join._by_part
@@ -143,7 +143,7 @@ def begin(output: Path, stopped: Path) -> None:
 
 
 def wait_until_gone(group: int) -> None:
-    """Processes whose parent was killed end by themselves; bounded by the test's timeout."""
+    """Wait for the processes whose parent was killed to end by themselves; bounded by the test's timeout."""
     with contextlib.suppress(ProcessLookupError):
         while True:
             os.killpg(group, 0)

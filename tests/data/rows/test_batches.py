@@ -1,4 +1,4 @@
-"""Batches of rows: each row to one rank once a pass, and the same again from any cursor."""
+"""Batches of rows: each row is read once per pass, by one rank; restarts continue from any cursor."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.rows import batches
-from hpcdistill.data.rows.batches import RowBatches, deal, row_validation_batches
+from hpcdistill.data.rows.batches import RowBatches, assign_blocks, row_validation_batches
 from hpcdistill.data.rows.store import Fields, Rows, RowStore, write_rows
 from hpcdistill.errors import UserError
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def counting_store(folder: Path, rows: int, validation: int = 100) -> RowStore:
-    """A store in which every number of a row tells which one it is."""
+    """Write a store in which every value of a row is the number of the row."""
     path = folder / f"{rows}-{validation}.h5"
     pieces = [("train", counting_rows(rows)), ("validation", counting_rows(validation))]
     write_rows(path, pieces, Fields(["number"], {"double": 2**20}), "")
@@ -50,7 +50,7 @@ def counting_rows(count: int) -> Rows:
 
 
 def numbers(batch: Batch) -> list[int]:
-    """Which rows a batch holds; all of its columns tell the same."""
+    """Return the numbers of the rows of a batch; check that all columns agree."""
     (dense, categorical), label = batch
     assert [column.dtype for column in (dense, categorical, label)] == [torch.float32, torch.int32, torch.float32]
     result: list[int] = dense[:, 0].int().tolist()
@@ -72,7 +72,7 @@ worlds = {
 
 
 def owned_by(rows: int, part: int, parts: int) -> set[int]:
-    begins, lengths = deal(rows, part, parts)
+    begins, lengths = assign_blocks(rows, part, parts)
     return {row for begin, length in zip(begins, lengths, strict=True) for row in range(begin, begin + length)}
 
 
@@ -81,12 +81,12 @@ def test_each_row_is_dealt_to_one_part_and_the_parts_are_equal(rows: int, parts:
     owned = [owned_by(rows, part, parts) for part in range(parts)]
     assert sorted(row for part in owned for row in part) == list(range(rows))
     assert max(map(len, owned)) - min(map(len, owned)) <= 1
-    assert all(length <= BLOCK for part in range(parts) for length in deal(rows, part, parts)[1])
+    assert all(length <= BLOCK for part in range(parts) for length in assign_blocks(rows, part, parts)[1])
 
 
 @pytest.mark.parametrize("rows", [60, 400, 5000])
 def test_parts_are_alike_where_rows_are_sorted(rows: int) -> None:
-    """A table that is sorted by its label has the same share of it in each part."""
+    """Each part of a table sorted by its label has the same share of ones."""
     for part in range(3):
         ones = sum(row >= rows // 2 for row in owned_by(rows, part, 3))
         assert ones / len(owned_by(rows, part, 3)) == pytest.approx(0.5, abs=0.06)
@@ -120,7 +120,7 @@ def test_from_any_cursor_it_goes_on_the_same(
     mine = Share(groups - 1, groups, rank, size, (seed, groups - 1))
     straight, resumed = (RowBatches(store, batch, mine) for _ in range(2))
     expected = [numbers(next(straight)) for _ in range(cursor + 20)]
-    next(resumed)  # a pool of another place is in memory
+    next(resumed)  # puts another pool in memory
     resumed.drawn = cursor
     assert [numbers(next(resumed)) for _ in range(20)] == expected[cursor:]
     assert resumed.drawn == cursor + 20

@@ -1,4 +1,4 @@
-"""Ids for frequent categories."""
+"""Ids of frequent categories."""
 
 from collections import Counter
 

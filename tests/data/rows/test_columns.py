@@ -1,4 +1,4 @@
-"""What is a number, what a category, what missing, in text and in typed columns."""
+"""Numbers, categories and missing values, in columns of text and of other types."""
 
 import datetime
 import decimal

@@ -1,4 +1,4 @@
-"""Records of CSV: as Python's csv reads them, wherever the text is cut, and no record made of pieces of others."""
+"""Records of CSV: equal to those of Python's csv module, wherever the text is cut; errors never join records."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def values(record: bytes, delimiter: str = ",") -> list[str]:
 
 
 def begins(rows: list[list[str]]) -> list[int]:
-    """The line on which each row begins, from 0."""
+    """Return the line on which each row begins, from 0."""
     return [written(rows[:place]).count(b"\n") for place in range(len(rows))]
 
 
@@ -51,7 +51,7 @@ def test_what_csv_writes_is_found_record_by_record(rows: list[list[str]]) -> Non
     cut=st.integers(0, 200),
 )
 def test_a_text_is_cut_where_all_of_it_would_be(rows: list[list[str]], junk: str, place: int, cut: int) -> None:
-    """What is whole in a begin of a text, read for itself, and the rest, are what the text is."""
+    """The whole records at the beginning of a text and its rest, read apart, equal the text read at once."""
     text = written(rows[:place]) + junk.encode() + written(rows[place:])
     end = COMMA.whole(text[:cut])
     assert end == 0 or text[end - 1 : end] == b"\n"
@@ -63,7 +63,7 @@ def test_a_text_is_cut_where_all_of_it_would_be(rows: list[list[str]], junk: str
 @pytest.mark.parametrize("quote", ['"', 'a"', 'a,"', '"a",b"'])
 @given(rows=st.lists(st.lists(st.sampled_from(["1", "22", "a b"]), min_size=2, max_size=2), min_size=1, max_size=5))
 def test_a_stray_quote_costs_its_own_line_only(quote: str, rows: list[list[str]]) -> None:
-    """Whether the others are quoted or not, and wherever the next quote is."""
+    """Records after an open quote are read, quoted or not, wherever the next quote is."""
     for options in ({}, {"quoting": csv.QUOTE_ALL}):
         line = f'{quote}x,"y\n'.encode()
         records = COMMA.read(written(rows, **options) + line + written(rows, **options), 2)

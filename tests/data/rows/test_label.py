@@ -1,8 +1,8 @@
-"""Which of a label's values is 1."""
+"""Choice of the value of a label that is 1."""
 
 import pytest
 
-from hpcdistill.data.rows.label import choose
+from hpcdistill.data.rows.label import choose_positive
 from hpcdistill.errors import UserError
 
 pytestmark = pytest.mark.alone
@@ -18,19 +18,19 @@ pytestmark = pytest.mark.alone
 )
 def test_the_larger_number_or_the_later_word_is_1(zero: str, one: str, guessed: bool) -> None:
     for values in ([zero, one], [one, zero]):
-        label = choose("y", values, None)
+        label = choose_positive("y", values, None)
         assert (label.zero, label.one, label.is_guessed) == (zero, one, guessed)
         assert (label.is_one(zero), label.is_one(one)) == (False, True)
 
 
 @pytest.mark.parametrize(("positive", "one"), [("1", "1.0"), ("+1", "1.0"), (" 1.00", "1.0"), ("0", "0.0")])
 def test_a_number_is_found_however_it_is_written(positive: str, one: str) -> None:
-    label = choose("y", {"0.0", "1.0"}, positive)
+    label = choose_positive("y", {"0.0", "1.0"}, positive)
     assert (label.one, label.is_guessed) == (one, False)
 
 
 def test_numbers_written_in_two_ways_are_one_value() -> None:
-    label = choose("y", {"0", "1", "1.0", "+1", "0.00"}, None)
+    label = choose_positive("y", {"0", "1", "1.0", "+1", "0.00"}, None)
     assert [label.is_one(value) for value in ("0", "1", "1.0", "+1", "0.00")] == [False, True, True, True, False]
 
 
@@ -47,4 +47,4 @@ def test_numbers_written_in_two_ways_are_one_value() -> None:
 )
 def test_what_is_no_label_is_refused_with_its_values(values: list[str], positive: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        choose("y", values, positive)
+        choose_positive("y", values, positive)

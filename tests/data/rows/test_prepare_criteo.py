@@ -1,4 +1,4 @@
-"""Criteo's lines: what they become, and what is said of bad ones."""
+"""Preparation of Criteo's lines, and the messages about bad ones."""
 
 import contextlib
 import gzip
@@ -38,7 +38,7 @@ def line_of(example: Example) -> bytes:
 
 
 def random_examples(count: int, seed: int = 0) -> list[Example]:
-    """As many categories as columns have in common: few frequent ones and many rare ones."""
+    """Draw categories for all columns: few frequent and many rare ones."""
     random = np.random.default_rng(seed)
 
     def some(values: np.ndarray) -> list[int | None]:
@@ -163,7 +163,7 @@ def test_files_become_a_store_row_by_row(tmp_path: Path, monkeypatch: pytest.Mon
 def test_with_a_minimal_count_ids_are_of_frequent_training_categories(tmp_path: Path) -> None:
     rows, chosen = random_examples(600), in_validation(np.arange(600))
     only = int(np.flatnonzero(chosen)[0])
-    rows[only][2][:] = [0xDEADBEEF] * CATEGORIES  # seen in validation only
+    rows[only][2][:] = [0xDEADBEEF] * CATEGORIES  # in the validation part only
     prepare_criteo([write(tmp_path / "a.tsv", rows)], tmp_path / "data.h5", min_count=5)
     values = np.array([[MISSING if x is None else x for x in categories] for _, _, categories in rows])
     parts = read_all(tmp_path / "data.h5")
@@ -257,7 +257,7 @@ def test_a_bad_line_ends_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.launch
 def test_memory_does_not_grow_with_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor with the length of what has no line ends."""
+    """Memory does not grow with the length of a text without line ends, either."""
     monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 18)
     block = b"".join(line_of(example) + b"\n" for example in random_examples(2000))
     few, many, long = (tmp_path / name for name in ("few", "many", "long"))
@@ -266,7 +266,7 @@ def test_memory_does_not_grow_with_the_lines(tmp_path: Path, monkeypatch: pytest
     long.write_bytes(bytes(len(block) * 60))
 
     def prepare(path: Path) -> None:
-        with contextlib.suppress(UserError):  # `long` has no rows at all
+        with contextlib.suppress(UserError):  # `long` has no rows
             prepare_criteo([path], path.with_suffix(".h5"), max_bad=1000)
 
     smallest, *others = (peak_of(lambda path=path: prepare(path)) for path in (few, many, long))

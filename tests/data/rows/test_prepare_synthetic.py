@@ -1,4 +1,4 @@
-"""The generated click log: its best possible loss is what it says, and depends on the seed alone."""
+"""Generated click log: its best possible loss is right, and it depends on the seed only."""
 
 import math
 from pathlib import Path
@@ -24,7 +24,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RowStore:
 
 
 def losses(store: RowStore, part: str, error: float = 0.0) -> np.ndarray:
-    """Each row's log loss under the true log odds, or others that are off by random errors of that size."""
+    """Return the log loss of each row for the true log odds, with random errors of the given size added."""
     rows = store.read(part, 0, store.size(part))
     logits = true_logits(rows.dense, rows.categorical, SEED)
     logits = logits + error * np.random.default_rng(0).standard_normal(len(logits))
@@ -33,7 +33,7 @@ def losses(store: RowStore, part: str, error: float = 0.0) -> np.ndarray:
 
 @pytest.mark.parametrize("part", ["train", "validation"])
 def test_the_bayes_loss_is_that_of_the_truth_on_the_labels(store: RowStore, part: str) -> None:
-    """The labels are a Monte-Carlo sample: off by less than five standard errors, so once in a million seeds."""
+    """The labels are a Monte Carlo sample: the bound is five standard errors, exceeded by one seed in a million."""
     sample = losses(store, part)
     assert abs(sample.mean() - store.bayes_log_loss(part)) < 5 * sample.std() / math.sqrt(len(sample))
     assert 0.3 < store.bayes_log_loss(part) < 0.5
@@ -51,11 +51,11 @@ def test_worse_models_lose_more(store: RowStore) -> None:
     assert means == sorted(means)
     rate = store.read("train", 0, ROWS).label.mean()
     constant = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
-    assert constant > store.bayes_log_loss("train") + 0.1  # there is much to learn
+    assert constant > store.bayes_log_loss("train") + 0.1  # the features have information
 
 
 def test_pairs_of_features_matter() -> None:
-    """The log odds are no sum of one term for each feature: a second difference would vanish."""
+    """The log odds are not a sum of one term for each feature: then a second difference would be 0."""
     dense, ids = np.zeros((4, DENSE), np.float32), np.zeros((4, len(CARDINALITIES)), np.int32)
     ids[[1, 3], 2] = ids[[2, 3], 3] = 1
     a, b, c, d = true_logits(dense, ids, SEED)
@@ -99,7 +99,7 @@ def test_too_few_rows_make_no_store(tmp_path: Path, rows: int, seed: int, messag
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HDF5 remembers where chunks are, in up to 32 MiB; small ones fill that in both cases."""
+    """HDF5 caches the index of chunks, up to 32 MiB; small chunks fill the cache in both cases."""
     monkeypatch.setattr("hpcdistill.data.rows.prepare_synthetic.PIECE_ROWS", 1 << 13)
     monkeypatch.setattr("hpcdistill.data.rows.store.CHUNK_ROWS", 4)
     few, many = 1 << 17, 1 << 19

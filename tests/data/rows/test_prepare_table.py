@@ -1,4 +1,4 @@
-"""Tables: what is read of files, what their columns become, and what is said of them."""
+"""Preparation of tables: files, columns, and messages."""
 
 import csv
 import gzip
@@ -41,7 +41,7 @@ NAMES = ["age", "town", "pay", "constant", "nothing"]
 
 
 def table(count: int) -> list[list[Any]]:
-    """Rows as in the census data: numbers, words, both with gaps, and a label of two words."""
+    """Return rows like those of census data: numbers, words, both with gaps, and a label of two words."""
     random = np.random.default_rng(0)
     return [
         [
@@ -67,7 +67,7 @@ def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
 
 
 def prepare(tmp_path: Path, content: str | bytes, label: str = "y", **options: Any) -> dict[str, Rows]:
-    """The parts of the store of a CSV file with that content."""
+    """Prepare a CSV file with this content; return the parts of the store."""
     source = tmp_path / "a.csv"
     source.write_bytes(content if isinstance(content, bytes) else content.encode())
     prepare_table([source], tmp_path / "data.h5", label, **options)
@@ -85,7 +85,7 @@ def fields_of(path: Path) -> Fields:
 
 
 def column(cells: list[Any], name: str = "x") -> str:
-    """A table of a column, and of a label which is 0 and 1 in turns."""
+    """Write a table of a column, and of a label that is 0 and 1 in turns."""
     return f"{name},y\n" + "".join(f"{cell},{row % 2}\n" for row, cell in enumerate(cells))
 
 
@@ -98,7 +98,7 @@ def test_columns_become_what_they_are(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(lines, "BLOCK_BYTES", 2000)
     rows = table(500)
     only = int(np.flatnonzero(in_validation(np.arange(1, 501)))[0])
-    rows[only][1] = "Atlantis"  # seen in validation only
+    rows[only][1] = "Atlantis"  # in the validation part only
     prepare_table([write(tmp_path / "a.csv", rows, end)], tmp_path / "data.h5", "pay")
     check(tmp_path / "data.h5", rows, in_validation(np.arange(1, 501)), only)
 
@@ -135,7 +135,7 @@ def test_parquet_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     check(tmp_path / "data.h5", rows, in_validation(np.arange(500)), only)
     content = whole.read_bytes()
     (tmp_path / "cut.parquet").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"cut\.parquet is not a whole Parquet file"):
+    with pytest.raises(UserError, match=r"cut\.parquet is not a complete Parquet file"):
         prepare_table([tmp_path / "cut.parquet"], tmp_path / "data.h5", "pay")
 
 
@@ -151,7 +151,7 @@ def test_a_lack_of_pyarrow_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         args.command(args)
 
 
-# How text is read
+# Parsing of CSV
 
 
 @given(
@@ -179,7 +179,7 @@ def test_any_text_in_quotes_is_one_cell(
 @pytest.mark.launch
 @pytest.mark.parametrize("size", [7, 60, 5000])
 def test_a_table_is_the_same_however_it_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Values over several lines, blank lines and quotes that are none or never closed are where they are."""
+    """Messages name the right lines after values of several lines, blank lines and stray quotes."""
     content = 'x,t,y\n"1","a\nb",0\n\n2,"say ""hi""",1\n3,5" pipe,0\n4,"open,1\n5,\'single\',1\r\n' * 30
     content = content.replace("\nx,t,y", "") + "\n\n"
     whole = prepare(tmp_path, content, max_bad=30)
@@ -249,7 +249,7 @@ def test_what_has_no_lines_is_refused_and_not_cut(tmp_path: Path, monkeypatch: p
     assert sum(len(rows.label) for rows in parts.values()) == 800
 
 
-# Which files
+# Search for files
 
 
 @pytest.mark.launch
@@ -269,7 +269,7 @@ def test_a_folder_of_parts_is_one_table(tmp_path: Path, capsys: pytest.CaptureFi
             columns = dict(zip(NAMES, map(list, zip(*part, strict=True)), strict=True))
             columns["age"] = [None if age == "" else age for age in columns["age"]]
             if number == 1:
-                columns["nothing"] = [None] * 200  # a type of its own
+                columns["nothing"] = [None] * 200  # the type null
             write_parquet(folder / f"part-{number}.PARQUET", columns)
     prepare_table([folder], tmp_path / "data.h5", "pay")
     assert "1 files of other kinds are passed over: README" in capsys.readouterr().err
@@ -374,7 +374,7 @@ def test_bad_tables_are_refused(tmp_path: Path, content: bytes, options: dict[st
     assert not (tmp_path / "data.h5").exists()
 
 
-# What columns become, and what is said of them
+# Encoding of columns, and warnings
 
 
 @pytest.mark.launch
@@ -386,8 +386,8 @@ def test_bad_tables_are_refused(tmp_path: Path, content: bytes, options: dict[st
         ([*REALS[20:], *["odd"] * 20], True, "20 of its 400 values are no numbers.*'odd' .a.csv line 382"),
         ([*REALS[40:], *["odd"] * 40], False, "categorical, though 360 of its 400 values are numbers.*--dense 'x'"),
         ([f'"1,{row:03}"' for row in range(400)], False, "dates in a notation that is not read, as '1,000'.*--drop"),
-        ([f"id{row}" for row in range(400)], False, "another value in every row.*: 'x'. To leave out: --drop x"),
-        ([1000 - row for row in range(400)], True, "another value in every row.*: 'x'. To leave out: --drop x"),
+        ([f"id{row}" for row in range(400)], False, "a different value in every row.*: 'x'. To leave out: --drop x"),
+        ([1000 - row for row in range(400)], True, "a different value in every row.*: 'x'. To leave out: --drop x"),
         (["7"] * 400, True, "the same value in every row.*: 'x'. To leave out: --drop x"),
         (["a"] * 400, False, "the same value in every row.*: 'x'"),
         ([""] * 400, True, "the same value in every row.*: 'x'"),
@@ -412,7 +412,7 @@ def test_columns_that_are_not_all_they_seem_are_named(
 def test_a_begin_that_misleads_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begin: str, rest: str
 ) -> None:
-    """What a column is depends on all of its values, and bad lines are told of once."""
+    """All values of a column decide on its kind, and bad lines are reported once."""
     monkeypatch.setattr(lines, "HEAD_BYTES", 100)
     content = column([begin] * 30 + [rest] * 1000) + "bad\n"
     prepare(tmp_path, content, max_bad=1)
@@ -422,7 +422,7 @@ def test_a_begin_that_misleads_does_no_harm(
 
 @pytest.mark.launch
 def test_columns_become_what_the_user_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As the integers of Avazu, most of which are codes, and its ids."""
+    """The integers of Avazu's data are mostly codes, and some are ids."""
     random = np.random.default_rng(0)
     names = ["id", "click", "hour", "C1", "site_id", "C14"]
     rows = [
@@ -559,7 +559,7 @@ def test_memory_does_not_grow_with_the_lines(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(categories, "MERGE_VALUES", 1000)
     few, many = (write(tmp_path / f"{count}.csv", table(2000) * count) for count in (10, 100))
     peaks = [peak_of(lambda path=path: prepare_table([path], tmp_path / "data.h5", "pay")) for path in (few, many)]
-    more = 90 * 2000 * (4 * (8 + 8) + 8)  # in the pieces: a number and a hash for each column, and the label
+    more = 90 * 2000 * (4 * (8 + 8) + 8)  # bytes of the pieces: a number and a hash for each column, and the label
     assert peaks[1] - peaks[0] < more / 2, f"bytes: {peaks}, for {more} more in the pieces"
 
 
@@ -603,7 +603,7 @@ def test_an_outlier_of_the_validation_part_stays_finite(tmp_path: Path) -> None:
 
 @pytest.mark.launch
 def test_preparing_starts_without_torch() -> None:
-    """Which takes a second, when a table of a million rows takes one or two."""
+    """Importing torch takes a second, as long as preparing a million rows."""
     rooms = "hpcdistill.cli.main, hpcdistill.data.rows.prepare_table, hpcdistill.data.rows.prepare_criteo"
     script = f"import sys, {rooms}; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)

@@ -1,4 +1,4 @@
-"""The store of rows: what is written comes back, damage is named."""
+"""Store of rows: data is read as written, and damage is named."""
 
 from itertools import pairwise
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From text to batches: nothing lost, nothing twice, damage named."""
+"""Batches of tokens: none is lost or repeated, and damage is named."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ from peak_memory import peak_of
 
 
 def counting_store(path: Path, tokens: int, validation: int = 500) -> TokenStore:
-    """A store whose tokens tell their own place, modulo 251 (no divisor of any sequence length used here)."""
+    """Write a store whose tokens are their positions modulo 251, which no sequence length here divides."""
     content = bytes(i % 251 for i in range(max(tokens, validation)))
     write_store(path, [("train", content[:tokens]), ("validation", content[:validation])], source="numbers")
     return TokenStore(path)
@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def draw(store: TokenStore, groups: int, size: int, batch: int, drawn: int, seed: int) -> list[torch.Tensor]:
-    """Inputs of batch number `drawn` by world rank."""
+    """Return the inputs of batch number `drawn`, by world rank."""
     config = DataConfig(path=store.path, batch_size=batch, sequence_length=7)
     result = []
     for world_rank in range(groups * size):
@@ -191,7 +191,7 @@ def test_too_little_text_leaves_the_store_that_is_there(tmp_path: Path, content:
 def test_memory_does_not_grow_with_a_file(tmp_path: Path) -> None:
     few, many = tmp_path / "few", tmp_path / "many"
     few.write_bytes(b"bytes\n" * 10_000)
-    with many.open("wb") as file:  # piece by piece, or its memory would be here for the reader to use again
+    with many.open("wb") as file:  # piece by piece, so that no memory is left for the reader to reuse
         for _ in range(1000):
             file.write(few.read_bytes())
     peaks = [peak_of(lambda path=path: prepare_text([path], tmp_path / "data.h5")) for path in (few, many)]

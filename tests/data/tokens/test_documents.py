@@ -1,4 +1,4 @@
-"""Preparing text of every kind of file: plain and packed, JSON lines and Parquet."""
+"""Documents of every file format: plain and compressed text, JSON lines and Parquet."""
 
 import gzip
 import json
@@ -142,7 +142,7 @@ NOISE = np.random.default_rng(0).bytes(10_000).hex().encode()
 )
 def test_files_that_are_not_whole_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     write(tmp_path, {name: content})
-    with pytest.raises(UserError, match=rf"{name} cannot be read to its end: .*; fetch"):
+    with pytest.raises(UserError, match=rf"{name} cannot be read to its end: .*; download"):
         prepared([tmp_path / name])
     assert not (tmp_path / "prepared.h5").exists()
 

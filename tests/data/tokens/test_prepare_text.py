@@ -1,4 +1,4 @@
-"""Preparing text: every byte in one part, and nothing left out without a word."""
+"""Preparation of text: every byte is in one part, and warnings name what is left out."""
 
 import os
 import resource
@@ -19,7 +19,7 @@ from texts import RECORDS, TEXTS, json_lines, prepared, stored, told, write
 
 pytestmark = pytest.mark.alone
 
-# Which part
+# Choice of the part
 
 
 @settings(max_examples=30)  # each waits for the disk
@@ -91,7 +91,7 @@ def test_one_file_in_both_parts_is_refused(tmp_path: Path) -> None:
         prepared([tmp_path / "in"], validation=[tmp_path / "link.txt"])
 
 
-# What is found
+# Search for files
 
 
 def test_links_to_files_are_followed(tmp_path: Path) -> None:
@@ -160,11 +160,11 @@ def test_no_text_at_all_is_refused_with_the_reasons(tmp_path: Path) -> None:
 
 def test_an_input_that_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="pipe is neither a file nor a folder; write what it gives to a file"):
+    with pytest.raises(UserError, match="pipe is neither a file nor a folder; write its output to a file"):
         prepared([tmp_path / "pipe"])
 
 
-# Where it goes, and under which names
+# Outputs and names
 
 
 @pytest.mark.parametrize("output", ["file/data.h5", "/proc/data.h5"])
@@ -189,7 +189,7 @@ def test_a_disk_that_takes_no_more_is_told(tmp_path: Path) -> None:
 
 @pytest.fixture
 def strange(tmp_path: Path) -> Path:
-    """A folder whose name is not UTF-8, with files whose names are not."""
+    """Write a folder whose name is not UTF-8, with files whose names are not."""
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     for name, make in RECORDS.items():
         write(folder / os.fsdecode(b"\xff"), {os.fsdecode(b"caf\xe9-") + name: make(TEXTS)})

@@ -1,4 +1,4 @@
-"""Learned vocabularies: any bytes come back, and the same text gives the same tokens."""
+"""Learned vocabularies: any bytes can be decoded, and equal texts give equal vocabularies."""
 
 import json
 import random
@@ -42,7 +42,7 @@ def tokens_of(*pieces: bytes) -> list[list[int]]:
 
 
 def stored_text(path: Path, part: str) -> bytes:
-    """As other programs read it: without hpcdistill."""
+    """Decode the store without hpcdistill, as other programs do."""
     with h5py.File(path, locking=False) as file:
         learned = tokenizers.Tokenizer.from_str(file["tokenizer"].asstr()[()])
         return bytes(learned.decode(file[part][()].tolist(), skip_special_tokens=False).encode("latin-1"))
@@ -86,7 +86,7 @@ def test_what_occurs_once_is_not_learned() -> None:
 
 def test_what_has_no_words_is_cut() -> None:
     learned = train_tokenizer([kind * 100_000 for kind in (b"a", b"\xe4", b"1", b"=", b" ", b"\n")], 5000)
-    assert max(map(len, learned.get_vocab())) <= 65  # a space may come before a word
+    assert max(map(len, learned.get_vocab())) <= 65  # a word may begin with a space
 
 
 def test_a_folder_becomes_tokens_of_its_training_part(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_same_text_gives_the_same_store_and_other_vocabularies_others(tmp_pa
 
 def test_the_same_tokens_that_mean_something_else_have_another_identity(tmp_path: Path) -> None:
     other = train_tokenizer([b"other words" * 10], 300)
-    for name, learned in (("one", LEARNED), ("other", other)):  # in neither is there a token for these two bytes
+    for name, learned in (("one", LEARNED), ("other", other)):  # neither has a token for these two bytes
         write_store(tmp_path / name, [("train", b"\x01\x02"), ("validation", b"\x01")], "bytes", learned)
     with TokenStore(tmp_path / "one") as one, TokenStore(tmp_path / "other") as two:
         assert one.read("train", 0, 2).tolist() == two.read("train", 0, 2).tolist()
@@ -156,7 +156,7 @@ def test_a_vocabulary_is_learned_from_a_sample_of_all_text(tmp_path: Path, monke
     sample = b"".join(seen)
     assert 4900 <= len(sample) <= 5100
     assert all(400 <= sample.count(letter) <= 600 for letter in b"abcdefghi")
-    assert 200 <= sample.count(b"j") <= 300  # half of them are for validation
+    assert 200 <= sample.count(b"j") <= 300  # half of them are in the validation part
 
 
 def test_too_little_text_for_so_many_tokens_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,5 +180,5 @@ def test_memory_does_not_grow_with_a_file(tmp_path: Path, monkeypatch: pytest.Mo
     many.write_bytes(words * 50)
     peaks = [peak_of(lambda path=path: prepare_text([path], tmp_path / "a.h5", vocabulary=400)) for path in (few, many)]
     more = many.stat().st_size - few.stat().st_size
-    # Encoded all at once, it would take over 100 bytes for each.
+    # Encoded at once, each token would take over 100 bytes.
     assert peaks[1] - peaks[0] < 10 * more, f"bytes: {peaks}, for {more} more of text"
