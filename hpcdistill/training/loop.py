@@ -83,7 +83,7 @@ def _train(
         Recorder(config, groups, _header(config, groups, parts), step) as recorder,
         restart,
     ):
-        peers.load_state_dict(peers.state_dict() | {"step": step})  # the checkpoint has that of the model
+        peers.load_state_dict(peers.state_dict() | {"step": step})  # Restart has compared the models
         milestones = Milestones(config, validation, restart, recorder, stop)
         stopping = milestones.catch_up(step)
         while step < steps and not stopping:
