@@ -68,8 +68,9 @@ def inline(document: Path) -> Iterator[Block]:
 
 BLOCKS = [block for document in DOCUMENTS for block in [*fenced(document), *inline(document)]]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
-# The Python of docs/own_loop.md is tried by test_own_loop.py.
-PYTHON = [block for block in BLOCKS if block.language == "python" and not block.place.startswith("own_loop")]
+# The Python of these pages has tests of its own: test_own_loop.py, and test_extension.py in exchange/ and models/.
+WITH_OWN_TESTS = ("own_loop", "extension")
+PYTHON = [block for block in BLOCKS if block.language == "python" and not block.place.startswith(WITH_OWN_TESTS)]
 
 
 @dataclass
