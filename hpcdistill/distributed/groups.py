@@ -34,7 +34,7 @@ Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 @dataclass(frozen=True)
 class Groups:
-    """This process's place among groups of ranks, each of which trains one model.
+    """Place of this process among groups of ranks, each of which trains one model.
 
     All groups are in one MPI world, or each group is a world (a job) of its own. The ranks of a group are neighbours in
     the world, so that they share nodes.
