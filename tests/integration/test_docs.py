@@ -251,6 +251,14 @@ def test_commands(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch, r
     execute(block, Workspace(folder, monkeypatch, lambda: request.getfixturevalue("cluster")))
 
 
+@pytest.mark.alone
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[document.name for document in DOCUMENTS])
+def test_tests_that_are_named_exist(document: Path) -> None:
+    for path, words in re.findall(r"\b(tests/[\w/]+\.py)(?: -k (\w+))?", document.read_text()):
+        assert (ROOT / path).exists(), path
+        assert re.search(rf"^def test_\w*{words}", (ROOT / path).read_text(), re.M), f"no test {words} in {path}"
+
+
 V, D = 11, 5
 UNDER_MPIRUN = """
 import torch
