@@ -21,7 +21,7 @@ def model_outputs(model: nn.Module, *inputs: Any, **kwargs: Any) -> Any:
 class Predictions(Sequence[Any]):
     """Teachers' outputs that a side stream computes; reading one makes the current stream wait for the side stream.
 
-    So the teachers' forward runs beside the student's, up to the loss.
+    So the teachers' forward overlaps with the work that the current stream gets before the first output is read.
 
     Args:
         outputs: outputs of each teacher: tensors, or tuples, lists and dictionaries of them.

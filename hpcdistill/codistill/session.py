@@ -144,7 +144,8 @@ class Codistillation:
     def predict(self, *inputs: Any, target: Tensor | None = None, **kwargs: Any) -> Sequence[Any]:
         """Return the outputs of each active teacher for a batch, without gradient.
 
-        On a GPU the teachers compute beside the student until the first output is read. Collective over the group.
+        On a GPU the teachers compute on a side stream, and the first output that is read waits for it: call `predict`
+        before the student's forward to overlap the two. Collective over the group.
 
         Args:
             inputs: what the student's forward takes.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LAUNCHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 LAUNCHER_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 LAUNCHER_SIGNS = (*LAUNCHER_SIZES, "PMIX_RANK", "PALS_RANKID")
-"""Variables that a launcher sets, and a batch script of Slurm, which runs one process, has not."""
+"""Variables that only a rank of a launcher has; a batch script of Slurm, which is one process, has none of them."""
 
 START_SECONDS = 600.0
 """Time for all ranks to start MPI; thousands that load torch from one filesystem need minutes."""

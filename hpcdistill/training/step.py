@@ -16,6 +16,7 @@ def train_step(parts: Parts, batch: Batch, peers: Codistillation, temperature: f
         predictions = peers.predict(*batch.inputs, target=batch.target)
     outputs = parts.objective.outputs(parts.model, *batch.inputs)
     loss = parts.objective.loss(outputs, batch.target, predictions, peers.weight, temperature)
+    del predictions  # frees their memory before the backward pass
     loss.backward()
     parts.optimizer.step()  # averages the gradients over the group first
     parts.optimizer.zero_grad()
