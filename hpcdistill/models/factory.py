@@ -40,10 +40,10 @@ def build(config: FactoryConfig, store: StoreFile) -> nn.Module:
         ) from None
     except SystemExit:  # on one rank alone it would leave the others waiting, on all it would pass for success
         raise UserError(
-            f"model.factory = {factory!r}: importing {module} ends the program; move what it does as a script under "
+            f"model.factory = {factory!r}: importing {module} ends the program; move its script code under "
             "if __name__ == '__main__'"
         ) from None
     model = make(store)
     if not isinstance(model, nn.Module):
-        raise UserError(f"model.factory = {factory!r} made {type(model).__name__}, not a torch.nn.Module")
+        raise UserError(f"model.factory = {factory!r} returned {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -81,7 +81,7 @@ class SavedModel:
     def _is_for_other_data(self, store: StoreFile, why: str) -> UserError:
         return UserError(
             f"checkpoint {self.path} is of a model for other data than {store.path}, which is {store.KIND}: {why}; "
-            f"name the data it was trained on ({self.config.data.path}), or data prepared alike"
+            f"name the data it was trained on ({self.config.data.path}), or data prepared in the same way"
         )
 
 
@@ -99,6 +99,6 @@ def _require_own(path: Path, factory: str) -> None:
     except KeyError:
         name = f"user {owner}"
     raise UserError(
-        f"checkpoint {path} belongs to {name}, and names code to be run as you: model.factory = {factory!r}; add "
-        "--trust if you trust both"
+        f"checkpoint {path} belongs to {name}, and names code that would run with your permissions: model.factory = "
+        f"{factory!r}; add --trust if you trust both"
     )

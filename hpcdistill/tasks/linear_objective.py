@@ -40,7 +40,7 @@ class FusedSoftmax(TrainingObjective[Hidden]):
         if not (callable(getattr(model, "hidden", None)) and isinstance(getattr(model, "head", None), nn.Linear)):
             raise UserError(
                 f"codistill.fused_linear needs a model with a method `hidden` and an nn.Linear `head`, which "
-                f"{type(model).__name__} has not; add them, or omit --codistill.fused_linear"
+                f"{type(model).__name__} does not have; add them, or omit --codistill.fused_linear"
             )
         self.chance_loss = math.log(classes)
         self.uniform = torch.zeros(classes)

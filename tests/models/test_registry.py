@@ -92,7 +92,7 @@ def test_a_factory_is_given_the_store(tokens: TokenStore) -> None:
     [
         ("no.such.module:make", "cannot be imported .*No module named 'no'"),
         ("math:make", "cannot be imported .*has no attribute 'make'"),
-        ("builtins:repr", "made str, not a torch.nn.Module"),
+        ("builtins:repr", "returned str, not a torch.nn.Module"),
     ],
 )
 def test_a_factory_that_is_none_is_named(factory: str, message: str, tokens: TokenStore) -> None:

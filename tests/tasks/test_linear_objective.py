@@ -57,5 +57,7 @@ def test_models_of_images_have_what_it_takes() -> None:
 
 @pytest.mark.parametrize("model", [nn.Linear(3, 3), nn.Sequential()])
 def test_a_model_without_a_head_is_refused(model: nn.Module) -> None:
-    with pytest.raises(UserError, match=f"a method `hidden` and an nn.Linear `head`, which {type(model).__name__} has"):
+    with pytest.raises(
+        UserError, match=f"a method `hidden` and an nn.Linear `head`, which {type(model).__name__} does not"
+    ):
         FusedSoftmax(3, model)

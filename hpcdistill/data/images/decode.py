@@ -47,7 +47,7 @@ def decode(encoded: bytes) -> Image:
                 ImageOps.exif_transpose(picture, in_place=True)
             return _to_rgb(picture)
     except pillow.UnidentifiedImageError:
-        raise ValueError("not a picture, or of a format that is not read here") from None
+        raise ValueError("not an image, or of an unsupported format") from None
     except Exception as error:  # Pillow's parsers raise many types
         raise ValueError(str(error)) from None
 

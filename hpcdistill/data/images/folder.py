@@ -81,7 +81,7 @@ def _require_known(folder: Path, classes: list[str], validation: Path, chosen: l
     unknown, missing = (sorted(set(one) - set(other)) for one, other in ((chosen, classes), (classes, chosen)))
     if unknown:
         raise UserError(
-            f"--validation {validation} has a class {unknown[0]!r}, which --input {folder} has not"
+            f"--validation {validation} has a class {unknown[0]!r}, which --input {folder} does not have"
             f"{suggestion(unknown[0], classes)}; both need the same names of folders"
         )
     if missing:
@@ -112,7 +112,7 @@ def _files(
             if is_picture(entry.name):
                 pictures.append(entry)
             else:
-                passed_over.add("not named as pictures are", entry.path)
+                passed_over.add("without the suffix of an image", entry.path)
         if not pictures:
             raise UserError(f"{folder / name} has no pictures in it ({', '.join(SUFFIXES)}); add some, or remove it")
         chosen = validation([os.path.relpath(entry.path, folder) for entry in pictures]).tolist()

@@ -27,7 +27,7 @@ def read_idx(images: Path, labels: Path) -> tuple[Array, Array]:
     pixels, numbers = _array(images, 3, "images"), _array(labels, 1, "labels")
     if len(pixels) != len(numbers):
         raise UserError(
-            f"{images} has {len(pixels)} images, but {labels} {len(numbers)} labels; they must be of a pair"
+            f"{images} has {len(pixels)} images, but {labels} {len(numbers)} labels; they must belong together"
         )
     if pixels.shape[1] != pixels.shape[2]:
         raise UserError(f"{images} has images of {pixels.shape[1]} × {pixels.shape[2]} pixels; they must be square")
@@ -53,6 +53,6 @@ def _array(path: Path, dimensions: int, what: str) -> Array:
             "the file of images first, then that of labels"
         )
     if len(header) + len(content) != begin + size:
-        found = f"has {held:,}" if not packed else "unpacks to more" if len(content) > size else "unpacks to fewer"
+        found = f"has {held:,}" if not packed else "expands to more" if len(content) > size else "expands to fewer"
         raise UserError(f"{path} {found} bytes, where its header {shape} asks for {begin + size:,}; download it again")
     return np.frombuffer(content, np.uint8).reshape(shape if size else [0, 1, 1][:dimensions])

@@ -78,11 +78,11 @@ def _folders(folder: Path, passed_over: PassedOver) -> list[str]:
         if entry.name.startswith("."):
             passed_over.add("hidden", entry.path)
         elif not mode_of(entry):
-            passed_over.add("links that lead nowhere", entry.path)
+            passed_over.add("dangling links", entry.path)
         elif not stat.S_ISDIR(mode_of(entry)):
             passed_over.add("beside the folders of the classes", entry.path)
         elif entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve()):
-            passed_over.add("links that lead up again", entry.path)
+            passed_over.add("links to parent folders", entry.path)
         else:
             names.append(entry.name)
     return names

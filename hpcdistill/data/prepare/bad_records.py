@@ -70,7 +70,7 @@ def require_few(count: int, quotes: Sequence[str], max_bad: int, things: str) ->
     if count > max_bad:
         raise UserError(
             "\n  ".join([f"bad {things}: {count} so far, the first of them", *quotes[:QUOTES]])
-            + f"\nmend them, or pass over up to N such {things} with --max-bad=N"
+            + f"\ncorrect them, or pass over up to N bad {things} with --max-bad=N"
         )
 
 

@@ -43,7 +43,7 @@ def _of_numbers(column: Column, seen: Seen) -> Iterator[str]:
     total = seen.numbers + seen.infinite + seen.odd
     if seen.odd:
         yield (
-            f"column {name!r} is dense; {seen.odd:,} of its {total:,} values are no numbers and count as missing, the "
+            f"column {name!r} is dense; {seen.odd:,} of its {total:,} values are not numbers and count as missing; the "
             f"first is {seen.odd_one}{'' if column.said_by == 'user' else remedy}"
         )
     if seen.infinite:

@@ -141,7 +141,7 @@ def _text(file: Path) -> bytes:
         raise UserError(f"{file} is not a file with lines in it; check --input")
     if b"\0" in text:
         raise UserError(
-            f"{file} is no CSV in UTF-8: it holds zero bytes, as UTF-16, spreadsheets and other binary files do; save "
+            f"{file} is not CSV in UTF-8: it holds zero bytes, as UTF-16, spreadsheets and other binary files do; save "
             "it as CSV in UTF-8"
         )
     if b"\n" not in text and b"\r" in text:

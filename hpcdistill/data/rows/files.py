@@ -29,8 +29,8 @@ def find_files(inputs: Sequence[Path]) -> tuple[list[Path], bool]:
     parquet = [_is_parquet(file) for file in files]
     if any(parquet) and not all(parquet):
         raise UserError(
-            f"--input has Parquet, as {files[parquet.index(True)]}, and other files, as {files[parquet.index(False)]}; "
-            "prepare files of one kind together"
+            f"--input has Parquet files, such as {files[parquet.index(True)]}, and others, such as "
+            f"{files[parquet.index(False)]}; prepare files of one kind together"
         )
     return files, all(parquet)
 
@@ -40,8 +40,8 @@ def _in_folder(folder: Path) -> list[Path]:
     folders = [child for child in children if child.is_dir()]
     if folders:
         raise UserError(
-            f"--input {folder} has folders of its own, as {folders[0].name}, whose names are no column of the files in "
-            f"them; give the folders with the files to --input, as {folder}/*"
+            f"--input {folder} has folders in it, such as {folders[0].name}, whose names are not columns of the files; "
+            f"name the folders with the files, such as {folder}/*"
         )
     files = [child for child in children if _is_parquet(child)] or [child for child in children if _is_lines(child)]
     if not files:

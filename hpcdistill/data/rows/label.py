@@ -55,7 +55,7 @@ def choose_positive(name: str, values: Iterable[str], positive: str | None) -> L
         zero, one, words = one, zero, words[::-1]
     if positive is not None:
         if _meaning(positive.strip()) not in by_meaning:
-            raise UserError(f"--positive {positive!r} is no value of {name!r}; its values are {zero!r}, {one!r}")
+            raise UserError(f"--positive {positive!r} is not a value of {name!r}; its values are {zero!r}, {one!r}")
         if _meaning(positive.strip()) == _meaning(zero):
             zero, one = one, zero
     is_known = positive is not None or words in OPPOSITES or None not in (_number(zero), _number(one))

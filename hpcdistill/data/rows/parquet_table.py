@@ -68,7 +68,7 @@ class ParquetTable:
             elif not pyarrow.types.is_null(type_) and _sort(type_) != _sort(self.types[name]):
                 raise UserError(
                     f"column {name!r} has the type {type_} in {file}, and {self.types[name]} in {self.files[0]}; write "
-                    f"it alike, or leave it out with --drop {name!r}"
+                    f"equal types, or leave it out with --drop {name!r}"
                 )
 
     def tasks(self) -> Iterator[Groups]:

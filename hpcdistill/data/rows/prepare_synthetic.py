@@ -42,7 +42,7 @@ def prepare_clicks(output: Path, rows: int, seed: int = 0, processes: int | None
         UserError: too few rows for two parts, or a negative seed.
     """
     if rows < 1 or seed < 0:
-        raise UserError(f"--rows {rows} --seed {seed}: neither can be negative, and there must be a row")
+        raise UserError(f"--rows {rows} --seed {seed}: --rows must be at least 1, and --seed at least 0")
     begins = range(0, rows, PIECE_ROWS)
     with pieces_folder(output, "clicks", 1, rows, seed, PIECE_ROWS) as folder:
         tasks = ((seed, begin, min(PIECE_ROWS, rows - begin)) for begin in begins)

@@ -95,7 +95,8 @@ def prepare_table(
     print(f"{label} = {chosen.one!r} is 1, {chosen.zero!r} is 0")
     if chosen.is_guessed:
         logger.warning(
-            f"which value of {label!r} is 1 was guessed by the alphabet; to choose the other: --positive={chosen.zero}"
+            f"the alphabetical order decides which value of {label!r} is 1; to choose the other: "
+            f"--positive={chosen.zero}"
         )
 
 
@@ -104,7 +105,7 @@ def _features(table: Table, label: str, choices: ColumnChoices) -> list[str]:
     file, names = table.files[0], [name for name in table.names if name]
     if label not in names:
         known = ", ".join(names[:20])
-        raise UserError(f"--label {label!r} is no column of {file}{suggestion(label, names)}; it has {known}")
+        raise UserError(f"--label {label!r} is not a column of {file}{suggestion(label, names)}; it has {known}")
     if table.types and pyarrow.types.is_nested(table.types[label]):
         raise UserError(
             f"--label {label!r} of {file} has the type {table.types[label]}; it must be of numbers or words"
@@ -116,7 +117,7 @@ def _features(table: Table, label: str, choices: ColumnChoices) -> list[str]:
     for option, chosen in zip(("--categorical", "--dense", "--drop"), choices, strict=True):
         for name in chosen:
             if name not in names:
-                raise UserError(f"{option} {name!r} is no column of {file}{suggestion(name, names)}")
+                raise UserError(f"{option} {name!r} is not a column of {file}{suggestion(name, names)}")
             if wished.setdefault(name, option) != option:
                 raise UserError(f"{option} {name!r}: that column is in {wished[name]} as well; choose one")
     index = [name for name in table.index if name not in wished]

@@ -91,12 +91,12 @@ def _read(path: Path, unit: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
     with open_decompressed(path) as (stream, raw):
         while data := unit(stream):
             if not size and data.startswith(UTF_16):
-                raise NotTextError(path, "UTF-16 files, of which `iconv -f UTF-16 -t UTF-8` makes text")
+                raise NotTextError(path, "UTF-16 files, which `iconv -f UTF-16 -t UTF-8` converts to text")
             size += len(data)
             if size > UNPACKED_BYTES and size > MOST_UNPACKED * raw.tell():
                 raise UserError(
-                    f"{path} unpacks to more than {MOST_UNPACKED} times its size, which text does not; leave it out "
-                    "with --exclude, or unpack it yourself"
+                    f"{path} expands to more than {MOST_UNPACKED} times its size, unlike text; leave it out "
+                    "with --exclude, or decompress it yourself"
                 )
             yield data
 

@@ -71,7 +71,7 @@ def _listed(path: Path, include: str, exclude: Sequence[str], passed_over: Passe
             if not fnmatch(entry.name, include):
                 continue
             if not mode_of(entry):
-                passed_over.add("links that lead nowhere", entry.path)
+                passed_over.add("dangling links", entry.path)
             elif not os.access(entry.path, os.R_OK):
                 passed_over.add("files that you may not read", entry.path)
             else:

@@ -147,8 +147,7 @@ def _sample(splits: Sequence[Split], column: str | None) -> Iterator[bytes]:
 def _print_size(store: TokenStore, wanted: int | None) -> None:
     if wanted is not None and store.vocabulary < wanted:
         logger.warning(
-            f"--vocabulary {wanted}: the text is enough for {store.vocabulary} tokens only, and the store has those; "
-            "for more, add files to --input"
+            f"--vocabulary {wanted}: the text gives only {store.vocabulary} tokens; for more, add files to --input"
         )
     print(
         f"{store.path}: {store.size('train'):,} training and {store.size('validation'):,} validation tokens, "

@@ -152,7 +152,7 @@ def test_a_picture_that_says_it_is_huge_is_refused() -> None:
 
 
 def test_no_program_is_started_for_a_picture() -> None:
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         decode(encode(Image.new("RGB", (8, 8)), "EPS"))
 
 

@@ -71,7 +71,7 @@ PIXELS, LABELS = digits(40)
         (b"\0\0\x0d\x03" + bytes(12), LABELS, "begins with 00000d03"),
         (PIXELS, b"\0\0\x08\x01\0\0\0\x28" + bytes(39), r"has 47 bytes, where its header \[40\] asks for 48"),
         (PIXELS, b"\0\0\x08\x01\0\0\0\x28" + bytes(41), r"has 49 bytes, where its header \[40\] asks for 48"),
-        (PIXELS, LABELS[:-1], "has 40 images, but .*labels 39 labels; they must be of a pair"),
+        (PIXELS, LABELS[:-1], "has 40 images, but .*labels 39 labels; they must belong together"),
         (PIXELS[:, :, 1:], LABELS, "images of 28 × 27 pixels; they must be square"),
         (PIXELS[:0], LABELS[:0], "too few images for a training and a validation part"),
         (b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8, LABELS[:0], "too few images for a training and a validation part"),
@@ -135,7 +135,7 @@ def test_no_more_is_unpacked_than_the_header_asks_for(tmp_path: Path) -> None:
     labels = write_idx(tmp_path / "labels", LABELS)
 
     def refused() -> None:
-        with pytest.raises(UserError, match=r"images.gz unpacks to more bytes, where .*\[40, 28, 28\] asks for 31,376"):
+        with pytest.raises(UserError, match=r"images.gz expands to more bytes, where .*\[40, 28, 28\] asks for 31,376"):
             read_idx(images, labels)
 
     refused()
@@ -147,7 +147,7 @@ def test_a_header_that_asks_for_more_than_there_can_be_is_refused(tmp_path: Path
     header = bytes([0, 0, 8, 3]) + struct.pack(">3I", *[0xFFFFFFFF] * 3)
     path, labels = tmp_path / f"images{end}", write_idx(tmp_path / "labels", LABELS)
     path.write_bytes(gzip.compress(header + bytes(999)) if end else header + bytes(999))
-    with pytest.raises(UserError, match=r"images.* (has 1,015|unpacks to fewer) bytes, where its header"):
+    with pytest.raises(UserError, match=r"images.* (has 1,015|expands to fewer) bytes, where its header"):
         read_idx(path, labels)
 
 

@@ -136,9 +136,9 @@ def test_files_are_found_at_any_depth_and_others_told(tmp_path: Path, capsys: py
     told = [line for line in capsys.readouterr().err.splitlines() if "passed over" in line]
     assert told == [
         f"hpcdistill: warning: passed over: hidden: 3 ({tmp_path}/in/.git, {ant}/._0000.png, {ant}/.hidden.png); "
-        f"links that lead up again: 1 ({tmp_path}/in/again); links that lead nowhere: 1 ({tmp_path}/in/gone); "
+        f"links to parent folders: 1 ({tmp_path}/in/again); dangling links: 1 ({tmp_path}/in/gone); "
         f"beside the folders of the classes: 1 ({tmp_path}/in/readme.txt); links to folders: 1 ({ant}/around); "
-        f"not named as pictures are: 1 ({ant}/boxes.txt); pipes, sockets and devices: 1 ({ant}/pipe.png)"
+        f"without the suffix of an image: 1 ({ant}/boxes.txt); pipes, sockets and devices: 1 ({ant}/pipe.png)"
     ]
 
 
@@ -151,7 +151,7 @@ def test_names_need_not_be_utf_8(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert main(command) == 0
     with ImageStore(folder / f"{name}.h5") as store:
         assert store.kind.classes == ["ant", name]
-    assert "not named as pictures are: 1 (" in capfd.readouterr().err
+    assert "without the suffix of an image: 1 (" in capfd.readouterr().err
 
 
 def test_a_class_may_be_a_link(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_bad_pictures_are_passed_over_up_to_a_number(tmp_path: Path, capsys: pyt
         file.truncate(1 << 40)  # a sparse file
     (folder / "loop.png").symlink_to("loop.png")
     (folder / "zz.png").write_bytes(encoded(0)[:-2000])
-    with pytest.raises(UserError, match=r"(?s)bad images: 7 so far.*aa\.jpg: not a picture.*--max-bad=N") as refused:
+    with pytest.raises(UserError, match=r"(?s)bad images: 7 so far.*aa\.jpg: not an image.*--max-bad=N") as refused:
         prepare_images([tmp_path / "in"], tmp_path / "data.h5", max_bad=6)
     assert "0x" not in str(refused.value), "addresses mean nothing to the user"
     assert not (tmp_path / "data.h5").exists()
@@ -312,7 +312,7 @@ def test_folders_that_cannot_be_are_refused(tmp_path: Path, make: Callable[[Path
 def test_a_class_of_the_validation_folder_only_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 2)
     write_folder(tmp_path / "other", 2, ["ant", "been"])
-    with pytest.raises(UserError, match=r"has a class 'been', which --input .* has not \(did you mean 'bee'\?\)"):
+    with pytest.raises(UserError, match=r"has a class 'been', which --input .* does not have \(did you mean 'bee'\?\)"):
         prepare_images([tmp_path / "in"], tmp_path / "data.h5", [tmp_path / "other"])
 
 
@@ -368,7 +368,7 @@ def test_a_bad_picture_ends_the_command(tmp_path: Path) -> None:
     command.append(f"--output={tmp_path / 'data.h5'}")
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert refused.returncode != 0
-    assert "ant/bad.png: not a picture" in refused.stderr
+    assert "ant/bad.png: not an image" in refused.stderr
     assert "Traceback" not in refused.stderr
     accepted = subprocess.run([*command, "--max-bad=1"], capture_output=True, text=True, timeout=60)
     assert accepted.returncode == 0

@@ -41,8 +41,8 @@ def test_numbers_written_in_two_ways_are_one_value() -> None:
         (["1", "1.0"], None, "must have two values, and it has '1'"),
         (["10", "9", "x"], None, "it has '9', '10', 'x'; choose another column"),
         (list("abcdefghijkl"), None, "'j', …;"),
-        (["0", "1"], "2", "--positive '2' is no value of 'y'; its values are '0', '1'"),
-        (["No", "Yes"], "yes", "--positive 'yes' is no value of 'y'; its values are 'No', 'Yes'"),
+        (["0", "1"], "2", "--positive '2' is not a value of 'y'; its values are '0', '1'"),
+        (["No", "Yes"], "yes", "--positive 'yes' is not a value of 'y'; its values are 'No', 'Yes'"),
     ],
 )
 def test_what_is_no_label_is_refused_with_its_values(values: list[str], positive: str | None, message: str) -> None:

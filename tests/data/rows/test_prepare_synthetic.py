@@ -90,7 +90,7 @@ def test_the_store_depends_on_the_seed_and_not_on_the_processes(
 
 
 @pytest.mark.parametrize(
-    ("rows", "seed", "message"), [(0, 0, "there must be a row"), (9, -1, "--seed -1"), (2, 0, "prepare more")]
+    ("rows", "seed", "message"), [(0, 0, "--rows must be at least 1"), (9, -1, "--seed -1"), (2, 0, "prepare more")]
 )
 def test_too_few_rows_make_no_store(tmp_path: Path, rows: int, seed: int, message: str) -> None:
     with pytest.raises(UserError, match=message):

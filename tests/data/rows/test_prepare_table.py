@@ -326,7 +326,7 @@ def test_a_name_need_not_be_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_folder_of_folders_is_refused(tmp_path: Path) -> None:
     (tmp_path / "year=2020").mkdir()
-    with pytest.raises(UserError, match="has folders of its own, as year=2020"):
+    with pytest.raises(UserError, match="has folders in it, such as year=2020"):
         prepare_table([tmp_path], tmp_path / "data.h5", "y")
 
 
@@ -335,14 +335,14 @@ def test_a_folder_of_folders_is_refused(tmp_path: Path) -> None:
     ("content", "options", "message"),
     [
         (b"", {}, "is not a file with lines"),
-        (b"a,b\n", {}, r"--label 'pay' is no column of .*; it has a, b"),
+        (b"a,b\n", {}, r"--label 'pay' is not a column of .*; it has a, b"),
         (b"age,Pay\n", {}, r"did you mean 'Pay'\?"),
         (b"pay,a,a\n", {}, "two columns 'a'"),
         (b'pay,"a\n', {}, "line 1 should have the names of the columns"),
         (b"pay,a\n", {}, "--label 'pay' must have two values, and it has none"),
         (b"pay,a\n0,1\n1,1\n2,1\n", {}, "must have two values, and it has '0', '1', '2'"),
         (b"pay,a\n0,1\n", {}, "must have two values, and it has '0';"),
-        (b"pay,a\n0,1\n1,2\n", {"positive": "2"}, "--positive '2' is no value of 'pay'; its values are '0', '1'"),
+        (b"pay,a\n0,1\n1,2\n", {"positive": "2"}, "--positive '2' is not a value of 'pay'; its values are '0', '1'"),
         (b"pay,a\n0,1\n1\n", {}, "a.csv line 3: 1 columns instead of 2"),
         (b"pay,a\n0,1\n1,2\n", {"processes": 0}, "--processes 0 must be at least 1"),
         (b"pay\n0\n1\n", {}, "no column to learn from besides the label"),
@@ -354,7 +354,7 @@ def test_a_folder_of_folders_is_refused(tmp_path: Path) -> None:
         (
             b"pay,a\n1,2\n",
             {"choices": ColumnChoices(drop=["pya"])},
-            r"--drop 'pya' is no column of .*did you mean 'pay'",
+            r"--drop 'pya' is not a column of .*did you mean 'pay'",
         ),
         (
             b"pay,a\n1,2\n",
@@ -381,9 +381,9 @@ def test_bad_tables_are_refused(tmp_path: Path, content: bytes, options: dict[st
 @pytest.mark.parametrize(
     ("cells", "is_dense", "warning"),
     [
-        ([*REALS[1:], "oops"], True, "1 of its 400 values are no numbers.* 'oops' .a.csv line 401.*--categorical 'x'"),
+        ([*REALS[1:], "oops"], True, "1 of its 400 values are not numbers.* 'oops' .a.csv line 401.*--categorical 'x'"),
         ([*REALS[1:], "inf"], True, "1 infinite values of 400 count as missing, the first in a.csv line 401"),
-        ([*REALS[20:], *["odd"] * 20], True, "20 of its 400 values are no numbers.*'odd' .a.csv line 382"),
+        ([*REALS[20:], *["odd"] * 20], True, "20 of its 400 values are not numbers.*'odd' .a.csv line 382"),
         ([*REALS[40:], *["odd"] * 40], False, "categorical, though 360 of its 400 values are numbers.*--dense 'x'"),
         ([f'"1,{row:03}"' for row in range(400)], False, "dates in a notation that is not read, as '1,000'.*--drop"),
         ([f"id{row}" for row in range(400)], False, "a different value in every row.*: 'x'. To leave out: --drop x"),

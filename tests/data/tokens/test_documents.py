@@ -152,7 +152,7 @@ def test_what_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(documents, "UNPACKED_BYTES", 1 << 20)
     pack = gzip.compress if name == "a.gz" else zstd
     write(tmp_path, {name: pack(b"a" * (1 << 24))})
-    with pytest.raises(UserError, match=rf"{name} unpacks to more than 1000 times its size.* --exclude"):
+    with pytest.raises(UserError, match=rf"{name} expands to more than 1000 times its size.* --exclude"):
         prepared([tmp_path / name])
 
 

@@ -134,11 +134,11 @@ def test_what_is_left_out_is_told_in_one_line(tmp_path: Path, capsys: pytest.Cap
         server.bind(str(Path(os.path.relpath(folder / "socket"))))
     prepare_text([folder, folder / "a.txt"], tmp_path / "data.h5", exclude=["skipped"])
     assert stored(tmp_path / "data.h5") == [b"words " * 95, b"words " * 5]
-    convert = "UTF-16 files, of which `iconv -f UTF-16 -t UTF-8` makes text"
+    convert = "UTF-16 files, which `iconv -f UTF-16 -t UTF-8` converts to text"
     assert told(capsys) == [
         f"passed over: links to folders: 1 ({folder}/around); "
         f"found again under another name: 3 ({folder}/a.txt, {folder}/b.txt, {folder}/c.txt); "
-        f"links that lead nowhere: 2 ({folder}/gone, {folder}/loop); "
+        f"dangling links: 2 ({folder}/gone, {folder}/loop); "
         f"pipes, sockets and devices: 2 ({folder}/pipe, {folder}/socket); "
         f"binary files: 2 ({folder}/binary, {folder}/sub/icon.png); "
         f"{convert}: 2 ({folder}/chinese.txt, {folder}/utf16.txt)"

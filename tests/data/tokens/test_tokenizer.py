@@ -166,7 +166,7 @@ def test_too_little_text_for_so_many_tokens_is_said(tmp_path: Path, capsys: pyte
     with TokenStore(tmp_path / "data.h5") as store:
         assert 256 < store.vocabulary < 300
         told = capsys.readouterr()
-        assert f"--vocabulary 5000: the text is enough for {store.vocabulary} tokens only" in told.err
+        assert f"--vocabulary 5000: the text gives only {store.vocabulary} tokens" in told.err
         assert f"{store.vocabulary} different ones, {store.bytes_per_token('train'):.2f} bytes each" in told.out
 
 
