@@ -9,6 +9,8 @@ from hpcdistill.cli.submit import script_folder
 from hpcdistill.errors import UserError
 from repository import ROOT
 
+pytestmark = pytest.mark.alone
+
 CONFIG = ROOT / "configs" / "demo.toml"
 
 
