@@ -1,6 +1,7 @@
 """The transport and the payload of docs/extension.md work as they stand there."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,22 @@ from torch import nn
 
 from hpcdistill import Codistillation
 from hpcdistill.distributed.groups import Groups
+from hpcdistill.exchange import registry
 from hpcdistill.exchange.registry import open_exchange
 from hpcdistill.exchange.weights import WeightPayload
 from repository import ROOT
 
 
 @pytest.fixture(scope="module")
-def page() -> dict[str, Any]:
+def page() -> Iterator[dict[str, Any]]:
     """Run the page's snippets on transports and payloads; return their names."""
     text = (ROOT / "docs" / "extension.md").read_text()
     names: dict[str, Any] = {}
     for title in ("A transport", "What is exchanged"):
         snippet = text.split(f"\n## {title}\n")[1].split("```python\n")[1].split("```")[0]
         exec(compile(snippet, "docs/extension.md", "exec"), names)
-    return names
+    yield names
+    del registry._openers["mailbox"]
 
 
 @pytest.mark.usefixtures("page")
