@@ -25,6 +25,7 @@ def sole(world: MPI.Intracomm, group: int, count: int = 2) -> Groups:
 def joined(world: MPI.Intracomm, folder: Path, models: tuple[nn.Module, nn.Module], **options: Any) -> Iterator[Pair]:
     """Open the sessions of a student and its peer, with these models; `options` are arguments of the student's."""
     common: dict[str, Any] = {"interval": 1, "burn_in": 0, "transport": "files", "folder": world.bcast(folder)}
+    common["max_staleness"] = 1 << 30  # steps take a millisecond here, and a snapshot many on a busy disk
     with ExitStack() as stack:
         student, peer = (
             stack.enter_context(Codistillation(model, sole(world, group), **(common | extra)))
