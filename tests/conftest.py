@@ -40,6 +40,8 @@ if WORLD.size > 1:
     root = Path(tempfile.gettempdir(), f"pytest-rank-{WORLD.rank}-of-{getpass.getuser()}")
     root.mkdir(exist_ok=True)
     os.environ["PYTEST_DEBUG_TEMPROOT"] = str(root)
+# torch begins each process with another seed. This one is for what test modules draw when they are imported.
+torch.manual_seed(WORLD.rank)
 THREAD_LEVELS = {
     MPI.THREAD_SINGLE: "SINGLE",
     MPI.THREAD_FUNNELED: "FUNNELED",
@@ -109,6 +111,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left = [item for item in items if item.get_closest_marker("launch") or item.get_closest_marker("alone")]
     items[:] = [item for item in items if item not in left]
     config.hook.pytest_deselected(items=left)
+
+
+def pytest_runtest_setup() -> None:
+    """Let a test draw the same numbers in every run, and others on each rank."""
+    torch.manual_seed(WORLD.rank)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

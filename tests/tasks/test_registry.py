@@ -108,7 +108,7 @@ def test_the_loss_without_teachers_is_the_mean_cross_entropy(
     assert losses.shape == target.shape
     assert objective.loss(outputs, target, [], 1.0, 1.0).item() == pytest.approx(losses.mean().item(), rel=1e-5)
     excess = losses.mean().item() - objective.chance_loss
-    assert objective.excess_loss(outputs, target).item() == pytest.approx(excess, rel=1e-5)
+    assert objective.excess_loss(outputs, target).item() == pytest.approx(excess, abs=1e-6)  # of float32 near 1.6
     ignorant = objective.uniform.expand(outputs.shape)
     assert objective.cross_entropy(ignorant, target).mean().item() == pytest.approx(objective.chance_loss, rel=1e-6)
     # The divergence from a uniform teacher is the cross-entropy with uniform probabilities minus their entropy.
