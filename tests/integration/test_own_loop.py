@@ -158,7 +158,8 @@ with Codistillation(compiled, groups, interval=5, burn_in=10) as peers:
         taught += len(teachers)
         first, last = first or loss.item(), loss.item()
 weights = groups.comm.allgather(model[0].weight.flatten().tolist())
-print("the same" if weights[0] == weights[1] else "apart", "learned" if last < first else "not learned", flush=True)
+outcome = "the same" if weights[0] == weights[1] else "apart", "learned" if last < first else "not learned"
+print(" ".join(outcome), flush=True)  # at once: ranks share the pipe
 """
 
 
