@@ -169,7 +169,7 @@ def test_a_label_of_weight_zero_adds_nothing_even_if_it_is_ruled_out() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_large_logits_do_not_lose_the_sum(dtype: torch.dtype) -> None:
-    """At 1e4 the rounding of a logsumexp would be an error of 1e-3; the only error here is the rounding of logits."""
+    """Check that only the logits are rounded: at 1e4 a rounded logsumexp would be an error of 1e-3."""
     case = random_case(rows=3, V=300, dtype=dtype)
     near = replace(case, logits=case.logits.round(), teachers=[teacher.round() for teacher in case.teachers])
     far = replace(near, logits=near.logits + 1e4, teachers=[teacher - 1e4 for teacher in near.teachers])

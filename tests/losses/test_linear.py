@@ -77,7 +77,7 @@ def test_error_of_gradients_no_larger_than_with_all_logits_in_float32(dtype: tor
 
 
 def test_the_chunks_are_summed_in_float32_by_default() -> None:
-    """In bfloat16 a large sum loses the contribution of a single row."""
+    """Check a small row: in bfloat16 a large sum loses the contribution of a single row."""
     case = random_linear_case(rows=600, V=20, N=1, dtype=torch.bfloat16, biased=False)
     _, (_, true) = case.reference("sum")
     errors = {}
@@ -249,7 +249,7 @@ def test_gradients_that_are_not_wanted_cost_no_gemm() -> None:
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:
-    """With LoRA, for example, the hidden states learn while the head is frozen."""
+    """Check a frozen head: with LoRA, for example, the hidden states learn while the head is frozen."""
     case = random_linear_case(biased=False)
     for reduction in ("mean", "none"):
         hidden = case.student.hidden.clone().requires_grad_()

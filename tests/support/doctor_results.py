@@ -1,4 +1,4 @@
-"""What tests look for in the table of doctor and in the results of its checks."""
+"""Constants and checks for the table of doctor and the results of its checks."""
 
 from mpi4py import MPI
 
