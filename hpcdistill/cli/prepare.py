@@ -39,16 +39,9 @@ def _add_text(kinds: Subparsers) -> None:
         "are few, the end of each file. Links to files are followed; a warning names what is left out.",
         example="prepare text --input /usr/lib/python3 --include '*.py' --output data.h5",
     )
-    parser.add_argument("--input", type=input_path, nargs="+", required=True, metavar="PATH", help="files or folders")
-    parser.add_argument("--output", type=output_path, required=True, metavar="FILE.h5", help="store to write")
-    parser.add_argument(
-        "--validation",
-        type=input_path,
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="files or folders of the validation part",
-    )
+    _add_input(parser, "PATH", "files or folders")
+    _add_output(parser)
+    _add_validation(parser, "files or folders of the validation part")
     parser.add_argument("--include", default="*", metavar="GLOB", help="file names to take from folders, as '*.py'")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="GLOB", help="files and folders to leave out")
     parser.add_argument("--column", metavar="NAME", help="field of a record that holds the text (default: text)")
@@ -86,14 +79,7 @@ def _add_criteo(kinds: Subparsers) -> None:
         "--min-count gets an id of its own if it is frequent enough. " + VALIDATION_SHARE + RESUMES,
         example="prepare criteo --input day_0.gz --min-count 10 --output criteo.h5",
     )
-    parser.add_argument(
-        "--input",
-        type=input_path,
-        nargs="+",
-        required=True,
-        metavar="FILE.tsv",
-        help="files of such lines, also .gz or .zst",
-    )
+    _add_input(parser, "FILE.tsv", "files of such lines, also .gz or .zst")
     parser.add_argument(
         "--buckets", type=int, metavar="N", help="ids of each categorical field (default, without --min-count: 2**18)"
     )
@@ -112,13 +98,8 @@ def _add_table(kinds: Subparsers) -> None:
         + RESUMES,
         example="prepare table --input clicks.csv --label clicked --output table.h5",
     )
-    parser.add_argument(
-        "--input",
-        type=input_path,
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="CSV files, also .gz or .zst, or Parquet files, or folders of them, all with the same columns",
+    _add_input(
+        parser, "PATH", "CSV files, also .gz or .zst, or Parquet files, or folders of them, all with the same columns"
     )
     parser.add_argument("--label", required=True, metavar="COLUMN", help="column to predict; it has two values")
     parser.add_argument(
@@ -146,20 +127,25 @@ def _add_images(kinds: Subparsers) -> None:
         "Without --size the files of a folder are stored as they are and decoded during training. " + RESUMES,
         example="prepare images --input train --validation val --output images.h5",
     )
-    parser.add_argument(
-        "--input",
-        type=input_path,
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="a folder with one folder for each class; or two IDX files[.gz], of images and of labels",
+    _add_input(
+        parser, "PATH", "a folder with one folder for each class; or two IDX files[.gz], of images and of labels"
     )
-    parser.add_argument(
-        "--validation", type=input_path, nargs="+", default=[], metavar="PATH", help="the same, of the validation part"
-    )
+    _add_validation(parser, "the same, of the validation part")
     parser.add_argument("--size", type=int, metavar="S", help="store the middle of each picture as S × S pixels")
     _add_max_bad(parser, "images")
     _add_store(parser, _prepare_images)
+
+
+def _add_input(parser: Parser, metavar: str, meaning: str) -> None:
+    parser.add_argument("--input", type=input_path, nargs="+", required=True, metavar=metavar, help=meaning)
+
+
+def _add_validation(parser: Parser, meaning: str) -> None:
+    parser.add_argument("--validation", type=input_path, nargs="+", default=[], metavar="PATH", help=meaning)
+
+
+def _add_output(parser: Parser) -> None:
+    parser.add_argument("--output", type=output_path, required=True, metavar="FILE.h5", help="store to write")
 
 
 def _add_max_bad(parser: Parser, items: str) -> None:
@@ -169,7 +155,7 @@ def _add_max_bad(parser: Parser, items: str) -> None:
 
 
 def _add_store(parser: Parser, command: Callable[[argparse.Namespace], int]) -> None:
-    parser.add_argument("--output", type=output_path, required=True, metavar="FILE.h5", help="store to write")
+    _add_output(parser)
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: one for each core)")
     parser.set_defaults(command=command)
 

@@ -63,7 +63,6 @@ class PeerTeachers:
         self._last: int | None = None
         self._peers: list[int] = []
         self._replicas: dict[int, nn.Module] = {}
-        self._published: dict[int, int] = {}  # the peer's step when it published its snapshot
         parameter = next(student.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._stream = torch.cuda.Stream(parameter.device) if parameter.is_cuda else None
@@ -95,7 +94,7 @@ class PeerTeachers:
 
     def staleness(self, step: int) -> dict[int, int]:
         """Return by how many steps each peer's teacher is behind `step`, by peer; negative if it is ahead."""
-        return {peer: step - published for peer, published in self._published.items()}
+        return {peer: step - published for peer, published in self._quarantine.published.items()}
 
     def step(self, step: int) -> None:
         """Publish if an interval has passed and, after the burn-in, adopt the snapshots that have arrived.
@@ -135,7 +134,6 @@ class PeerTeachers:
         if peer not in self._replicas:
             self._replicas[peer] = self._spare_replica()
         self._payload.load(snapshot.shards, self._replicas[peer])
-        self._published[peer] = snapshot.step
         logger.debug(f"group {self._topology.group}: adopted step {snapshot.step} of group {peer} after {step} steps")
         self._quarantine.admit(peer, snapshot.step, step, self._replicas[peer])
 
@@ -144,6 +142,5 @@ class PeerTeachers:
         if len(self._replicas) < len(self._peers):
             return copy.deepcopy(self._student).eval().requires_grad_(False)
         former = next(peer for peer in self._replicas if peer not in self._peers)
-        del self._published[former]
         self._quarantine.forget(former)
         return self._replicas.pop(former)

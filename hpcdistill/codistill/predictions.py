@@ -38,8 +38,9 @@ class Predictions(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         current = torch.cuda.current_stream(self._stream.device)
         current.wait_stream(self._stream)
-        hold_until_done(self._outputs, current)
-        return self._outputs[index]
+        outputs = self._outputs[index]
+        hold_until_done(outputs, current)
+        return outputs
 
 
 def hold_until_done(value: Any, stream: torch.cuda.Stream) -> None:

@@ -33,14 +33,15 @@ class Quarantine:
 
     Attributes:
         reasons: reasons by peer.
+        published: step of each peer when it published its snapshot.
     """
 
     def __init__(self, groups: Groups, patience: int, excess_loss: ExcessLoss | None = None) -> None:
         self.reasons: dict[int, str] = {}
+        self.published: dict[int, int] = {}
         self._groups = groups
         self._patience = patience
         self._excess_loss = excess_loss
-        self._published: dict[int, int] = {}  # the peer's step when it published its snapshot
         self._adopted: dict[int, int] = {}  # this group's step when it adopted that
         self._untried: set[int] = set()
 
@@ -61,7 +62,7 @@ class Quarantine:
             step: this group's step.
             replica: the model with the snapshot's weights.
         """
-        self._published[peer], self._adopted[peer] = published, step
+        self.published[peer], self._adopted[peer] = published, step
         if not all(_is_finite(tensor) for tensor in (*replica.parameters(), *replica.buffers())):
             self._put_in_quarantine(peer, f"its snapshot of step {published} is not finite")
         elif self._excess_loss is None:
@@ -94,18 +95,18 @@ class Quarantine:
         """Drop all that is known of a peer that no longer teaches this group."""
         self.reasons.pop(peer, None)
         self._untried.discard(peer)
-        del self._published[peer], self._adopted[peer]
+        del self.published[peer], self._adopted[peer]
 
     def _validate_snapshot(self, peer: int, excess: float) -> None:
         if excess <= MARGIN:
             self._release(peer)
             return
         reason = f"{excess:.3g} nats worse than a constant prediction (at most {MARGIN} is accepted)"
-        self._put_in_quarantine(peer, f"its snapshot of step {self._published[peer]} is {reason}")
+        self._put_in_quarantine(peer, f"its snapshot of step {self.published[peer]} is {reason}")
 
     def _release(self, peer: int) -> None:
         if self.reasons.pop(peer, None):
-            self._log(f"group {peer} has left quarantine with its snapshot of step {self._published[peer]}")
+            self._log(f"group {peer} has left quarantine with its snapshot of step {self.published[peer]}")
 
     def _put_in_quarantine(self, peer: int, reason: str) -> None:
         if peer not in self.reasons:

@@ -209,7 +209,7 @@ class Codistillation:
 
         Snapshots are not part of it: the exchange brings newer ones.
         """
-        return {"step": self._step, "tensors": [str(entry) for entry in self._layout.entries]}
+        return {"step": self._step, "tensors": self._layout.signature}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the step of `state`, a result of `state_dict`.
@@ -222,7 +222,7 @@ class Codistillation:
                 f"a state of Codistillation holds 'step' and 'tensors', this one {sorted(state)}; "
                 "load what state_dict() has returned"
             )
-        mine, theirs = self.state_dict()["tensors"], list(state["tensors"])
+        mine, theirs = self._layout.signature, list(state["tensors"])
         if mine != theirs:
             difference = next(
                 (f"{other} there against {one} here" for one, other in zip(mine, theirs, strict=False) if one != other),

@@ -59,9 +59,8 @@ def _read_toml(path: Path, config: type[Config]) -> dict[str, Any]:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
-    for key in (
-        values.keys() - config.model_fields.keys()
-    ):  # a key could be the name of a private argument of BaseSettings
+    # Here, since a key could be the name of a private argument of BaseSettings.
+    for key in values.keys() - config.model_fields.keys():
         raise UserError(f"{path}: {_unknown(key, config)}")
     return values
 

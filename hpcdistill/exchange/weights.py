@@ -38,7 +38,7 @@ class WeightPayload(Payload):
     @property
     def facts(self) -> dict[str, Any]:
         """Codec, and name, shape and dtype of each tensor."""
-        return {"codec": self._codec, "tensors": [str(entry) for entry in self.layout.entries]}
+        return {"codec": self._codec, "tensors": self.layout.signature}
 
     @property
     def device(self) -> torch.device:

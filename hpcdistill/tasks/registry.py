@@ -39,8 +39,9 @@ def open_task(path: Path, warns: bool = True) -> Task:
     Raises:
         UserError: the file is missing, damaged or not a store.
     """
-    import_siblings(__name__)
     kind = stored_format(path)
+    if kind not in _TASKS:
+        import_siblings(__name__)
     if kind not in _TASKS:
         raise UserError(f"data.path = {path}: HDF5, but not a store; make one with: {ANY_COMMAND} --output {path}")
     task = _TASKS[kind](path)

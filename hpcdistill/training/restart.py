@@ -65,7 +65,7 @@ class Restart:
         self._optimizer = optimizer
         self._batches = batches
         owner = {
-            "tensors": [str(entry) for entry in Layout.of(model).entries],
+            "tensors": Layout.of(model).signature,
             "optimizer": config.optimizer.name,
             "groups": groups.count,
             "ranks per group": groups.size,

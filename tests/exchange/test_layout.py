@@ -42,11 +42,11 @@ def test_shards_hold_each_element_once_and_equal_shares(
     assert all((count == 1).all() for count in counts)
 
 
-def test_equal_models_have_equal_digests_and_others_name_the_difference() -> None:
+def test_equal_models_have_equal_signatures_and_others_name_the_difference() -> None:
     first, second = Layout.of(nn.Linear(3, 4)), Layout.of(nn.Linear(3, 5))
-    assert first.digest == Layout.of(nn.Linear(3, 4)).digest
+    assert first.signature == Layout.of(nn.Linear(3, 4)).signature
     assert first.difference(Layout.of(nn.Linear(3, 4))) == ""
-    assert first.digest != second.digest
+    assert first.signature != second.signature
     assert first.difference(second) == "weight [4, 3] float32 against weight [5, 3] float32"
     assert Layout.of(nn.Linear(3, 4, bias=False)).difference(first) == "1 tensors against 2"
 
