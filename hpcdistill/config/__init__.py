@@ -1,4 +1,4 @@
-"""Configuration: every key but those of the model families, and the reader of files. Imports: errors."""
+"""Configuration: a file for each section but `model`, and the reader of files. Imports: errors."""
 
 from hpcdistill.config.load import load_config
 from hpcdistill.config.schema import Config

@@ -1,4 +1,4 @@
-"""Keys of a run's configuration, but those of the model families.
+"""Configuration of a run: its sections, and the checks of keys that depend on each other.
 
 The command line (`--section.key=value`) overrides the TOML file, which overrides the defaults; unknown keys are errors.
 Each key's docstring is its help in `hpcdistill train --help`.
@@ -7,131 +7,17 @@ Each key's docstring is its help in `hpcdistill train --help`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Union
+from typing import Any, Union
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, create_model, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from hpcdistill.config.codistill import CodistillConfig, ExchangeConfig
+from hpcdistill.config.data import DataConfig
+from hpcdistill.config.optimizer import OptimizerConfig
 from hpcdistill.config.paths import UserPath
-from hpcdistill.config.section import DEFAULT_MODEL, ModelConfig, Section
-
-
-class DataConfig(Section):
-    """Training and validation data."""
-
-    path: UserPath
-    """Store made by `hpcdistill prepare`; its kind determines the task."""
-    batch_size: PositiveInt = 16
-    """Sequences, rows or images per group and step; each rank of the group takes an equal share."""
-    sequence_length: PositiveInt = 64
-    """Tokens per sequence; for text."""
-    image_size: PositiveInt | None = None
-    """Width and height of the model's input in pixels; for images. Without it, the stored size, or 224 where images are
-    stored encoded."""
-    partition: Literal["disjoint", "same"] = "disjoint"
-    """'disjoint': each group trains on its own part of the data; 'same': every group trains on all of it, in its own
-    order."""
-
-
-class OptimizerConfig(Section):
-    """Optimizer and learning rate."""
-
-    name: Literal["adam", "sgd"] = "adam"
-    """Update rule."""
-    lr: PositiveFloat = 1e-2
-    """Learning rate after the warm-up."""
-    warmup: NonNegativeInt = 0
-    """Steps of the warm-up, in which the learning rate rises linearly to `lr`."""
-    decay: Literal["none", "linear", "cosine"] = "none"
-    """Decay of the learning rate from the end of the warm-up to zero after the last step."""
-    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Momentum of 'sgd'."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Weight decay: decoupled from the gradient with 'adam' (AdamW), part of the gradient with 'sgd'."""
-
-
-class CodistillConfig(Section):
-    """Distillation between groups (Anil et al. 2018, Algorithm 1)."""
-
-    weight: NonNegativeFloat = 1.0
-    """Weight of the distillation term; 0 turns codistillation off."""
-    ramp: NonNegativeInt = 0
-    """Steps after the burn-in in which the weight of the distillation term rises linearly to its full value."""
-    teachers: Literal["peers", "checkpoints", "uniform", "unigram"] = "peers"
-    """Teachers: the other groups ('peers'); trained models ('checkpoints', two-phase distillation); or, as label
-    smoothing, the same probability for every class ('uniform') or its frequency in the training data ('unigram')."""
-    checkpoints: tuple[UserPath, ...] = ()
-    """Trained models to learn from, such as runs/a/checkpoints/g0-best.h5; with teachers 'checkpoints'."""
-    temperature: PositiveFloat = 1.0
-    """Temperature of both distributions in the distillation term."""
-    burn_in: NonNegativeInt = 400
-    """Steps before distillation begins."""
-    exchange_interval: PositiveInt = 50
-    """Steps between two publications of a group's weights."""
-    max_staleness: PositiveInt | None = None
-    """Steps after which a teacher is excluded if no new snapshot of it has arrived. Without it, 20 exchange
-    intervals."""
-    fused_linear: bool = False
-    """Fuse the loss with the model's head, so that the logits of a large vocabulary are never all in memory."""
-    teacher_precision: Literal["full", "bf16"] = "full"
-    """Precision of the teachers' forward pass: 'full' is that of the student, 'bf16' may be faster."""
-
-    @property
-    def with_peers(self) -> bool:
-        """True if groups learn from each other."""
-        return self.weight > 0 and self.teachers == "peers"
-
-
-class ExchangeConfig(Section):
-    """Exchange of snapshots between groups."""
-
-    transport: Literal["window", "files"] = "window"
-    """'window': MPI one-sided windows, between groups of one job; 'files': a folder in run_dir, between groups that may
-    be separate jobs."""
-    topology: Literal["all", "ring", "pairs", "k-random"] = "all"
-    """Peers of a group: 'all' other groups, the next one in a 'ring', its partner in 'pairs' (0, 1; 2, 3; ...), or
-    `degree` others drawn at random for each exchange interval ('k-random')."""
-    degree: PositiveInt = 1
-    """Number of peers that 'k-random' draws."""
-    codec: Literal["fp32", "bf16", "int8"] = "fp32"
-    """Encoding of published weights: 'fp32' unchanged; 'bf16' in half the bytes, with a relative error of 0.4 %; 'int8'
-    in a quarter of the bytes, with an error of 0.4 % of the largest of 256 neighbours. Running statistics are always
-    sent unchanged."""
-
-
-class TrainConfig(Section):
-    """Length of the training, and its validation."""
-
-    steps: PositiveInt = 1000
-    """Optimizer steps."""
-    validate_every: PositiveInt = 200
-    """Steps between two validations."""
-    validation_items: PositiveInt | None = None
-    """Maximum number of sequences, rows or images of a validation, evenly spread over the validation part. Without it,
-    1024 sequences, 65,536 rows or 10,000 images."""
-    average: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Decay of an exponential moving average of the weights, such as 0.99. The average is validated and published
-    in place of the weights. 0 for no average."""
-    tensorboard: bool = False
-    """Write TensorBoard event files into run_dir/tensorboard, too (needs the package tensorboard)."""
-
-
-class CheckpointConfig(Section):
-    """Checkpoints to restart from."""
-
-    interval: PositiveInt = 500
-    """Steps between two checkpoints; the last step always writes one."""
-    keep: int = Field(default=2, ge=2)
-    """Number of checkpoints kept beside the best one; at least 2, so that a damaged one has a predecessor."""
+from hpcdistill.config.section import DEFAULT_MODEL, ModelConfig
+from hpcdistill.config.train import CheckpointConfig, TrainConfig
 
 
 class Config(BaseSettings):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hpcdistill.config.schema import DataConfig
+from hpcdistill.config.data import DataConfig
 from hpcdistill.errors import UserError
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.tasks.task import Task

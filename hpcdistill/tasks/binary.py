@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpcdistill.config.schema import DataConfig
+from hpcdistill.config.data import DataConfig
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.rows.batches import RowBatches, row_validation_batches
 from hpcdistill.data.rows.store import RowStore

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcdistill.config.schema import DataConfig
+from hpcdistill.config.data import DataConfig
 from hpcdistill.data.arrays import Numbers
 from hpcdistill.data.batches import Batch, Batches, Share, evenly_spread, require_one_each
 from hpcdistill.data.images.batches import Images

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hpcdistill.config.schema import DataConfig
+from hpcdistill.config.data import DataConfig
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.tokens.batches import sequence_batches, sequence_validation_batches
 from hpcdistill.data.tokens.store import TokenStore

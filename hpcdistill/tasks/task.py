@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from hpcdistill.config.schema import DataConfig
+from hpcdistill.config.data import DataConfig
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.store import StoreFile
 from hpcdistill.errors import UserError

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from hpcdistill.config.schema import OptimizerConfig
+from hpcdistill.config.optimizer import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -12,7 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.codistill.session import Codistillation
-from hpcdistill.config.schema import CodistillConfig, Config
+from hpcdistill.config.codistill import CodistillConfig
+from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import Share
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.models.registry import build_model

@@ -10,7 +10,7 @@ import pytest
 
 import saved_models
 from hpcdistill.cli.main import main
-from hpcdistill.config.schema import DataConfig
+from hpcdistill.config.data import DataConfig
 from hpcdistill.errors import UserError
 from hpcdistill.evaluation.evaluate import evaluate
 from hpcdistill.models.saved import SavedModel

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdistill.config.schema import DataConfig
+from hpcdistill.config.data import DataConfig
 from hpcdistill.data.images.store import Kind, write_images
 from hpcdistill.data.rows.prepare_synthetic import prepare_clicks
 from hpcdistill.data.rows.store import RowStore

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import saved_models
-from hpcdistill.config.schema import CodistillConfig
+from hpcdistill.config.codistill import CodistillConfig
 from hpcdistill.errors import UserError
 from hpcdistill.evaluation.churn import churn
 from hpcdistill.evaluation.evaluate import evaluate

@@ -8,7 +8,8 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from hpcdistill.config.schema import CodistillConfig, DataConfig
+from hpcdistill.config.codistill import CodistillConfig
+from hpcdistill.config.data import DataConfig
 from hpcdistill.data.batches import Batch, Batches, Share
 from hpcdistill.data.images.store import Kind, write_images
 from hpcdistill.data.rows.store import Fields, Rows, write_rows

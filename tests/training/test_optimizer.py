@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdistill.config.schema import OptimizerConfig
+from hpcdistill.config.optimizer import OptimizerConfig
 from hpcdistill.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 

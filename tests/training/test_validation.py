@@ -12,7 +12,7 @@ from mpi4py import MPI
 from torch import nn
 
 import saved_models
-from hpcdistill.config.schema import DataConfig
+from hpcdistill.config.data import DataConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.data.images.store import Kind, write_images
 from hpcdistill.distributed.groups import Groups

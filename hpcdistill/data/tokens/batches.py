@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hpcdistill.config.schema import DataConfig
+from hpcdistill.config.data import DataConfig
 from hpcdistill.data.arrays import Numbers
 from hpcdistill.data.batches import Batch, Batches, Share, evenly_spread, require_one_each
 from hpcdistill.data.tokens.store import TokenStore

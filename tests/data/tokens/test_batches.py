@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from damaged_store import DAMAGES, make_damaged_store
-from hpcdistill.config.schema import DataConfig
+from hpcdistill.config.data import DataConfig
 from hpcdistill.data.batches import Share
 from hpcdistill.data.tokens import documents
 from hpcdistill.data.tokens.batches import sequence_batches, sequence_validation_batches
