@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Literal
 
 from pydantic import Field
@@ -10,6 +9,7 @@ from torch import nn
 
 from hpcdistill.config.section import MODEL_NAME, ModelConfig
 from hpcdistill.data.store import StoreFile
+from hpcdistill.discovery import import_named
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import register
 
@@ -29,21 +29,7 @@ def build(config: FactoryConfig, store: StoreFile) -> nn.Module:
     Raises:
         UserError: the factory cannot be imported, or returns something else than a module.
     """
-    factory = config.factory
-    module, _, function = factory.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"model.factory = {factory!r} cannot be imported ({error}); name a function of an installed module, or one "
-            "of the folder you start in"
-        ) from None
-    except SystemExit:  # on one rank alone it would leave the others waiting, on all it would pass for success
-        raise UserError(
-            f"model.factory = {factory!r}: importing {module} ends the program; move its script code under "
-            "if __name__ == '__main__'"
-        ) from None
-    model = make(store)
+    model = import_named(config.factory, "model.factory")(store)
     if not isinstance(model, nn.Module):
-        raise UserError(f"model.factory = {factory!r} returned {type(model).__name__}, not a torch.nn.Module")
+        raise UserError(f"model.factory = {config.factory!r} returned {type(model).__name__}, not a torch.nn.Module")
     return model
