@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hpcdistill.data.arrays import Numbers
 from hpcdistill.errors import UserError
 
 
-class Batch(NamedTuple):
-    """Inputs of a model, and their targets."""
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Inputs of a model, and their targets; the first dimension of each tensor is that of the batch."""
 
-    inputs: tuple[torch.Tensor, ...]
-    """Positional arguments of the model; the first dimension of each is that of the batch."""
-    target: torch.Tensor
+    inputs: tuple[Tensor, ...]
+    """Positional arguments of the model."""
+    target: Tensor
+    named: dict[str, Tensor] = field(default_factory=dict)
+    """Arguments of the model that are passed by name."""
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on `device`."""
-        return Batch(tuple(tensor.to(device) for tensor in self.inputs), self.target.to(device))
+        """Return the batch on `device`. From pinned memory, a copy to a GPU runs beside the host's work."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def split(self, parts: int) -> list[Batch]:
+        """Return `parts` consecutive batches, views of this one, whose sizes differ by at most one."""
+
+        def part(number: int) -> Batch:
+            return self._map(lambda tensor: tensor.tensor_split(parts)[number])
+
+        return [part(number) for number in range(parts)]
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        named = {name: change(tensor) for name, tensor in self.named.items()}
+        return Batch(tuple(map(change, self.inputs)), change(self.target), named)
 
 
 @dataclass(frozen=True)

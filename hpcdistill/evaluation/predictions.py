@@ -38,9 +38,9 @@ def validation_outputs(
     data = _common_data(saved, task.store.path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [one.build(task.store).to(device) for one in saved]
-    for batch in task.validation(data):
-        inputs, target = batch.to(device)
-        yield [model(*inputs) for model in models], target
+    for on_host in task.validation(data):
+        batch = on_host.to(device)
+        yield [model(*batch.inputs) for model in models], batch.target
 
 
 def _common_data(saved: Sequence[SavedModel], path: Path) -> DataConfig:

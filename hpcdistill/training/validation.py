@@ -50,12 +50,12 @@ class Validation:
             for _ in recorder.validating(self._rounds):
                 if stop.agreed_now(self._groups.comm):  # a batch may take seconds, a vote takes none
                     return None
-                batch = next(batches, None)
-                if batch is not None:
-                    inputs, target = batch.to(self._groups.device)
-                    outputs = self._objective.outputs(self._model, *inputs)
-                    total += self._objective.cross_entropy(outputs, target).sum().item()
-                    count += target.numel()
+                on_host = next(batches, None)
+                if on_host is not None:
+                    batch = on_host.to(self._groups.device)
+                    outputs = self._objective.outputs(self._model, *batch.inputs)
+                    total += self._objective.cross_entropy(outputs, batch.target).sum().item()
+                    count += batch.target.numel()
         finally:
             self._model.train()
         return self._groups.sum(total) / self._groups.sum(count)
