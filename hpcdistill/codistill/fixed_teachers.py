@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hpcdistill.codistill.predictions import Outputs, model_outputs
+from hpcdistill.codistill.predictions import Outputs
+from hpcdistill.models.outputs import model_outputs
 
 
 class FixedTeachers:

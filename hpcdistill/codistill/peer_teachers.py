@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcdistill.codistill.predictions import Outputs, Predictions, hold_until_done, model_outputs
+from hpcdistill.codistill.predictions import Outputs, Predictions, hold_until_done
 from hpcdistill.codistill.quarantine import Quarantine
 from hpcdistill.errors import UserError
 from hpcdistill.exchange.base import Exchange, Snapshot
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.weights import WeightPayload
+from hpcdistill.models.outputs import model_outputs
 
 logger = logging.getLogger(__name__)
 

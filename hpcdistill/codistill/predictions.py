@@ -6,16 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Outputs = Callable[..., Any]
 """Function `(model, *inputs, **kwargs)` that returns what the loss takes of a model."""
-
-
-def model_outputs(model: nn.Module, *inputs: Any, **kwargs: Any) -> Any:
-    """Return what `model` returns, or its attribute `logits` if it has one, as the outputs of Hugging Face models."""
-    outputs = model(*inputs, **kwargs)
-    return getattr(outputs, "logits", outputs)
 
 
 class Predictions(Sequence[Any]):

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hpcdistill.codistill.arguments import check_arguments
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.codistill.peer_teachers import PeerTeachers
-from hpcdistill.codistill.predictions import Outputs, model_outputs
+from hpcdistill.codistill.predictions import Outputs
 from hpcdistill.codistill.quarantine import ExcessLoss, Quarantine
 from hpcdistill.codistill.teachers import Teachers
 from hpcdistill.distributed.groups import Groups
@@ -25,6 +25,7 @@ from hpcdistill.exchange.registry import open_exchange
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.traffic import TrafficStats
 from hpcdistill.exchange.weights import WeightPayload
+from hpcdistill.models.outputs import model_outputs
 
 PATIENCE = 20
 """Default of `max_staleness`, in exchange intervals."""

@@ -40,7 +40,8 @@ def validation_outputs(
     models = [one.build(task.store).to(device) for one in saved]
     for on_host in task.validation(data):
         batch = on_host.to(device)
-        yield [model(*batch.inputs) for model in models], batch.target
+        outputs = [task.objective.outputs(model, *batch.inputs, **batch.named) for model in models]
+        yield outputs, batch.target
 
 
 def _common_data(saved: Sequence[SavedModel], path: Path) -> DataConfig:

@@ -45,10 +45,10 @@ class FusedSoftmax(TrainingObjective[Hidden]):
         self.chance_loss = math.log(classes)
         self.uniform = torch.zeros(classes)
 
-    def outputs(self, model: nn.Module, *inputs: Any) -> Hidden:
+    def outputs(self, model: nn.Module, *inputs: Any, **named: Any) -> Hidden:
         """See `TrainingObjective`."""
         hidden, head = cast(Callable[..., Tensor], model.hidden), cast(nn.Linear, model.head)
-        return Hidden(hidden(*inputs), head.weight, head.bias)
+        return Hidden(hidden(*inputs, **named), head.weight, head.bias)
 
     def constant_prediction(self, logits: Tensor, target: Tensor) -> Hidden:
         """See `TrainingObjective`; the states and the weight are zero, and the bias alone predicts."""

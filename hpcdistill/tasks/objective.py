@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from hpcdistill.losses.binary import binary_codistillation_loss
 from hpcdistill.losses.codistillation import codistillation_loss
+from hpcdistill.models.outputs import model_outputs
 
 Outputs = TypeVar("Outputs")
 
@@ -26,8 +27,14 @@ class TrainingObjective(ABC, Generic[Outputs]):
     """Logits of that model for one target, float32."""
 
     @abstractmethod
-    def outputs(self, model: nn.Module, *inputs: Any) -> Outputs:
-        """Run the forward pass of `model` and return its outputs."""
+    def outputs(self, model: nn.Module, *inputs: Any, **named: Any) -> Outputs:
+        """Run the forward pass of `model` and return its outputs.
+
+        Args:
+            model: the model.
+            inputs: the inputs of a batch, in the order of the model's parameters.
+            named: the inputs of a batch that are passed by name.
+        """
 
     @abstractmethod
     def constant_prediction(self, logits: Tensor, target: Tensor) -> Outputs:
@@ -88,11 +95,11 @@ class EvaluationObjective(ABC):
 
 
 class Objective(TrainingObjective[Tensor], EvaluationObjective):
-    """Objective of a task: the outputs are the logits that a model returns."""
+    """Objective of a task: the outputs are the logits that a model returns, alone or as an attribute `logits`."""
 
-    def outputs(self, model: nn.Module, *inputs: Any) -> Tensor:
+    def outputs(self, model: nn.Module, *inputs: Any, **named: Any) -> Tensor:
         """See `TrainingObjective`."""
-        logits: Tensor = model(*inputs)
+        logits: Tensor = model_outputs(model, *inputs, **named)
         return logits
 
     def constant_prediction(self, logits: Tensor, target: Tensor) -> Tensor:
