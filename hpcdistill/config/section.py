@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, get_origin
+import json
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic_settings import NoDecode
 
 DEFAULT_MODEL = "lstm"
 MODEL_NAME = f"Model family, which must fit the data; 'factory' is a model of your own. Without it, '{DEFAULT_MODEL}'."
 """Description of the key `name`, which every model family declares."""
+
+
+def _parse_json(value: Any) -> Any:
+    """Parse text from the command line, which is a JSON object; a table of the file is a dictionary already."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error}); give an object, such as '{{\"rate\": 0.5}}'") from None
+
+
+Arguments = Annotated[dict[str, Any], NoDecode, BeforeValidator(_parse_json)]
+"""Keyword arguments of a user's own function: a table in the file, one JSON object on the command line."""
 
 
 class Section(BaseModel):

@@ -52,6 +52,8 @@ def test_the_demo_configuration_is_valid() -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
+        (MINIMAL, ["--model.name=factory", "--model.factory=a:b", "--model.args=c=1"], r"args = 'c=1': not JSON .*'{"),
+        (MINIMAL, ["--model.name=factory", "--model.factory=a:b", "--model.args=[1]"], r"args = \[1\]: .*dictionary"),
         (MINIMAL + "[optimizer]\nrate = 1\n", [], r"unknown key 'optimizer.rate'"),
         (MINIMAL + "[model]\nname = 'dnn'\nhidden = 3\n", [], r"unknown key 'model.hidden' of model.name = 'dnn'"),
         (MINIMAL + "[model]\nname = 'cnn'\n", [], r"model = .*'lstm', 'dnn', 'factory', 'resnet'"),
@@ -138,6 +140,7 @@ def samples(type_: Any) -> dict[str, Any]:
         text, value = next(iter(samples(arguments[0]).items()))
         return {text: [value], f"{text},{text}": [value, value]}
     known: dict[Any, dict[str, Any]] = {
+        dict: {'{"a": [1, true], "b": {"c": "d, e"}}': {"a": [1, True], "b": {"c": "d, e"}}, "{}": {}},
         bool: {"true": True, "false": False},
         int: {"7": 7},
         float: {"0.5": 0.5, "5e-1": 0.5},
@@ -145,7 +148,7 @@ def samples(type_: Any) -> dict[str, Any]:
         Path: {"a folder/file.h5": "a folder/file.h5"},
         NoneType: {"None": None},
     }
-    return known[type_]
+    return known[origin or type_]
 
 
 EVERY_KEY = [
@@ -169,5 +172,6 @@ def test_every_key_is_an_option(tmp_path: Path, key: str, text: str, value: Any,
     got = reduce(getattr, key.split("."), config)
     assert json.loads(json.dumps(got, default=str)) == value
     if value is not None:  # TOML has no null
-        (tmp_path / "run.toml").write_text("".join([*lines, f"{key} = {json.dumps(value)}\n"]))
+        toml = json.dumps(value, separators=(", ", " = "))  # a dictionary is an inline table
+        (tmp_path / "run.toml").write_text("".join([*lines, f"{key} = {toml}\n"]))
         assert load_config(tmp_path / "run.toml", config_class()) == config

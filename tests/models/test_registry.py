@@ -1,6 +1,7 @@
 """Registered model families: they fit their data, and other data is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,20 +77,53 @@ def test_a_resnet_takes_its_form_from_the_images(pixels: int, strides: int, tmp_
     assert model.eval()(torch.zeros(2, 1, pixels, pixels)).shape == (2, 2)
 
 
-def linear_of(store: StoreFile) -> nn.Module:
+def linear_of(store: StoreFile, outputs: int = 1) -> nn.Module:
     assert isinstance(store, TokenStore)
-    return nn.Linear(store.vocabulary, 1)
+    return nn.Linear(store.vocabulary, outputs)
+
+
+def text_of() -> str:
+    return "text"
 
 
 def test_a_factory_is_given_the_store(tokens: TokenStore) -> None:
     model = build_model(FactoryConfig(name="factory", factory=f"{__name__}:linear_of"), tokens)
     assert isinstance(model, nn.Linear)
-    assert model.in_features == 256
+    assert (model.in_features, model.out_features) == (256, 1)
+
+
+def test_a_factory_is_given_the_configured_arguments(tokens: TokenStore) -> None:
+    """Classes of other packages know no store."""
+    args = {"in_features": 3, "out_features": 2, "bias": False}
+    model = build_model(FactoryConfig(name="factory", factory="torch.nn:Linear", args=args), tokens)
+    assert isinstance(model, nn.Linear)
+    assert (model.in_features, model.out_features, model.bias) == (3, 2, None)
+    both = FactoryConfig(name="factory", factory=f"{__name__}:linear_of", args={"outputs": 5})
+    assert build_model(both, tokens).out_features == 5
+
+
+@pytest.mark.parametrize(
+    ("factory", "args", "message"),
+    [
+        ("torch.nn:Linear", {"in_features": 3}, r"missing a required argument: 'out_features'"),
+        (
+            "torch.nn:Linear",
+            {"in_features": 3, "out_features": 3, "biased": 1},
+            r"unexpected keyword argument",
+        ),
+        ("torch.nn:functional", {}, r"is not a callable object"),
+    ],
+)
+def test_arguments_that_a_factory_does_not_take_are_refused(
+    factory: str, args: dict[str, Any], message: str, tokens: TokenStore
+) -> None:
+    with pytest.raises(UserError, match=rf"'{factory}' cannot be called with model\.args = .*{message}.*'store'"):
+        build_model(FactoryConfig(name="factory", factory=factory, args=args), tokens)
 
 
 def test_a_factory_that_returns_no_model_is_refused(tokens: TokenStore) -> None:
-    with pytest.raises(UserError, match=r"model\.factory = 'builtins:repr' returned str, not a torch\.nn\.Module"):
-        build_model(FactoryConfig(name="factory", factory="builtins:repr"), tokens)
+    with pytest.raises(UserError, match=r"model\.factory = .* returned str, not a torch\.nn\.Module"):
+        build_model(FactoryConfig(name="factory", factory=f"{__name__}:text_of"), tokens)
 
 
 def test_a_model_for_other_data_is_refused(tokens: TokenStore, rows: RowStore) -> None:
