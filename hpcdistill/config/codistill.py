@@ -17,6 +17,11 @@ class CodistillConfig(Section):
     """Weight of the distillation term; 0 turns codistillation off."""
     ramp: NonNegativeInt = 0
     """Steps after the burn-in in which the weight of the distillation term rises linearly to its full value."""
+    lr_scale: PositiveFloat = 1.0
+    """Factor on the learning rate once distillation has begun, reached with the ramp: the distillation term multiplies
+    the curvature of the loss by up to 1 + `weight`."""
+    weight_decay: NonNegativeFloat | None = None
+    """Weight decay once distillation has begun, reached with the ramp. Without it, that of the optimizer."""
     teachers: Literal["peers", "checkpoints", "uniform", "unigram"] = "peers"
     """Teachers: the other groups ('peers'); trained models ('checkpoints', two-phase distillation); or, as label
     smoothing, the same probability for every class ('uniform') or its frequency in the training data ('unigram')."""

@@ -67,6 +67,21 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_schedule(self) -> Config:
+        optimizer, steps = self.optimizer, self.train.steps
+        if (optimizer.decay == "wsd") != (optimizer.decay_steps is not None):
+            raise ValueError(
+                f"optimizer.decay = '{optimizer.decay}' with optimizer.decay_steps = {optimizer.decay_steps}; set "
+                "--optimizer.decay_steps to the steps of the decay with --optimizer.decay=wsd, and only then"
+            )
+        if optimizer.decay_steps and optimizer.warmup + optimizer.decay_steps > steps:
+            raise ValueError(
+                f"optimizer.warmup = {optimizer.warmup} and optimizer.decay_steps = {optimizer.decay_steps} are more "
+                f"steps than train.steps = {steps}; lower one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_checkpoints(self) -> Config:
         if bool(self.codistill.checkpoints) != (self.codistill.teachers == "checkpoints"):
             raise ValueError(

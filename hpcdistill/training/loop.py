@@ -11,10 +11,10 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.training.milestones import Milestones
-from hpcdistill.training.optimizer import set_learning_rate
 from hpcdistill.training.owner import owned
 from hpcdistill.training.recorder import Recorder
 from hpcdistill.training.restart import Restart
+from hpcdistill.training.schedule import set_rates
 from hpcdistill.training.setup import Parts, build_parts, open_session
 from hpcdistill.training.step import train_step
 from hpcdistill.training.validation import Validation
@@ -87,7 +87,7 @@ def _train(
         milestones = Milestones(config, validation, restart, recorder, stop)
         stopping = milestones.catch_up(step)
         while step < steps and not stopping:
-            set_learning_rate(parts.optimizer, config.optimizer, step, steps)
+            set_rates(parts.optimizer, config, step, peers.weight)
             batch = next(parts.batches).to(groups.device)
             loss = train_step(parts, batch, peers, config.codistill.temperature, recorder)
             step += 1

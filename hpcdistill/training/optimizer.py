@@ -1,34 +1,121 @@
-"""Optimizers and learning rate schedules."""
+"""Optimizers by their names."""
 
 from __future__ import annotations
 
-import math
+import inspect
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from hpcdistill.config.optimizer import OptimizerConfig
+from hpcdistill.discovery import import_named
+from hpcdistill.errors import UserError
+
+CLASSES: dict[str, type[Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+"""Classes that update all parameters on a GPU by one kernel if asked to."""
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the configured optimizer of all parameters of `model`."""
-    if config.name == "adam":
-        return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+    """Return the configured optimizer of all parameters of `model`.
+
+    Weight decay applies to parameters with two or more dimensions: it is meant for matrices, not for biases and the
+    scales of norms.
+
+    Raises:
+        UserError: the class cannot be imported, is no optimizer of torch, or refuses its arguments.
+    """
+    class_ = optimizer_class(config)
+    arguments = _arguments(config, class_, next(model.parameters()).device)
+
+    def __init__(self: Optimizer, params: Iterable[dict[str, Any]]) -> None:  # noqa: N807
+        class_.__init__(self, params, **arguments)
+
+    # Horovod makes the optimizer a second time, from its class and the parameter groups alone.
+    bound = type(class_.__name__, (class_,), {"__init__": __init__})
+    try:
+        optimizer: Optimizer = bound(_parameter_groups(model, "weight_decay" in arguments))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"optimizer.name = {config.name!r} with optimizer.args = {config.args}: {error}") from None
+    return optimizer
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, steps: int) -> None:
-    """Set the learning rate of the next step, after `step` of `steps` steps; it depends on nothing else."""
-    rate = learning_rate(config, step, steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def optimizer_class(config: OptimizerConfig) -> type[Optimizer]:
+    """Return the class that `optimizer.name` means.
+
+    Raises:
+        UserError: it cannot be imported, or is no optimizer of torch.
+    """
+    if config.name in CLASSES:
+        return CLASSES[config.name]
+    found = import_named(config.name, "optimizer.name")
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise UserError(
+            f"optimizer.name = {config.name!r} is no subclass of torch.optim.Optimizer; name one, such as "
+            "torch.optim:Adagrad"
+        )
+    return found
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return the learning rate of the step after `step` others: linear warm-up, then a decay to zero after `steps`."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / (config.warmup + 1)
-    progress = (step - config.warmup) / max(1, steps - config.warmup)
-    if config.decay == "cosine":
-        return config.lr * (1 + math.cos(math.pi * progress)) / 2
-    return config.lr * (1 - progress) if config.decay == "linear" else config.lr
+def load_optimizer_state(config: OptimizerConfig, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a result of `optimizer.state_dict()`, but keep the configured arguments.
+
+    Of the parameter groups only those values are loaded that are no arguments of the optimizer's class, as the
+    counters of some optimizers: a resumed run obeys its configuration, not that of the run before.
+
+    Raises:
+        ValueError: the state is of another model.
+    """
+    arguments = {"lr", "weight_decay", *config.args, *_names(optimizer_class(config))}
+    current = optimizer.state_dict()["param_groups"]
+    groups = [
+        {name: value for name, value in saved.items() if name not in arguments}
+        | {name: value for name, value in mine.items() if name in arguments}
+        for saved, mine in zip(state["param_groups"], current, strict=True)
+    ]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+
+
+def _parameter_groups(model: nn.Module, decays: bool) -> list[dict[str, Any]]:
+    """Return the parameters in groups with and without weight decay; in one group if the class has none."""
+    parameters = list(model.parameters())
+    if not decays:
+        return [{"params": parameters}]
+    matrices = [each for each in parameters if each.ndim >= 2]
+    others = [each for each in parameters if each.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _arguments(config: OptimizerConfig, class_: type[Optimizer], device: torch.device) -> dict[str, Any]:
+    """Return the arguments of the class beside the parameters.
+
+    Raises:
+        UserError: the class does not take one of them.
+    """
+    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in config.args.items()}
+    names = _names(class_)
+    if config.weight_decay or "weight_decay" in names:
+        arguments["weight_decay"] = config.weight_decay
+    if class_ in FUSED and device.type == "cuda" and not {"fused", "foreach"} & arguments.keys():
+        arguments["fused"] = True
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in inspect.signature(class_).parameters.values())
+    unknown = [] if takes_any else [name for name in arguments if name not in names]
+    if unknown:
+        raise UserError(
+            f"optimizer.name = {config.name!r} does not take {', '.join(unknown)}; it takes "
+            f"{', '.join(name for name in names if name != 'params')}"
+        )
+    return {"lr": config.lr, **arguments}
+
+
+def _names(class_: type[Optimizer]) -> list[str]:
+    """Return the names of the parameters of a class's constructor."""
+    return [
+        name
+        for name, each in inspect.signature(class_).parameters.items()
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]

@@ -19,6 +19,7 @@ from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, on_host
 from hpcdistill.tasks.task import TrainingBatches
+from hpcdistill.training.optimizer import load_optimizer_state
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,8 @@ class Restart:
             self._average.load_state_dict(state["average"])
         saved = state["optimizer"]
         moments = {int(index): values for index, values in saved.get("state", {}).items()}
-        self._optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
+        state_dict = {"state": moments, "param_groups": saved["param_groups"]}
+        load_optimizer_state(self._config.optimizer, self._optimizer, state_dict)
         self._batches.drawn = int(state["batches_drawn"])
         _set_rng_state(state["rng"][str(self._groups.rank)])
         self.owes_validation = bool(state.get("owes_validation"))

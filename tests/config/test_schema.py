@@ -62,6 +62,15 @@ def test_the_demo_configuration_is_valid() -> None:
         ("goups = 2\n" + MINIMAL, [], r"unknown key 'goups' \(did you mean 'groups'\?\)"),
         (MINIMAL + "[codistil]\nweight = 1\n", [], r"unknown key 'codistil' \(did you mean 'codistill'\?\)"),
         (MINIMAL, ["--train.steps=many"], r"train.steps = 'many': .*integer"),
+        (MINIMAL, ["--optimizer.name=adam"], r"optimizer.name = 'adam': neither 'adamw' nor 'sgd'"),
+        (MINIMAL + "[optimizer.args]\nlr = 1\n", [], r"optimizer.args = .*: lr is a key of its own; set optimizer.lr"),
+        (MINIMAL, ["--optimizer.decay=wsd"], r"decay = 'wsd' with optimizer.decay_steps = None; set"),
+        (MINIMAL, ["--optimizer.decay_steps=3"], r"decay = 'none' with optimizer.decay_steps = 3; set"),
+        (
+            MINIMAL,
+            ["--optimizer.decay=wsd", "--optimizer.decay_steps=800", "--optimizer.warmup=201"],
+            r"warmup = 201 and optimizer.decay_steps = 800 are more steps than train.steps = 1000",
+        ),
         (MINIMAL + "[optimizer]\nlr = -1\n", [], r"optimizer.lr = -1: .*greater than 0"),
         ("groups = 0\n" + MINIMAL, [], r"groups = 0: .*greater than 0"),
         (MINIMAL, ["--checkpoint.keep=1"], r"checkpoint.keep = '1': .*greater than or equal to 2"),
@@ -108,6 +117,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "codistill.max_staleness": {"codistill.exchange_interval": 5},
     "codistill.checkpoints": {"codistill.teachers": "checkpoints"},
     "codistill.teachers": {"codistill.checkpoints": []},
+    "optimizer.decay_steps": {"optimizer.decay": "wsd"},
 }
 
 
@@ -165,6 +175,10 @@ def test_every_key_is_an_option(tmp_path: Path, key: str, text: str, value: Any,
         more = {"codistill.checkpoints": ["a.h5"]}
     if key == "group_sizes":
         more = {"groups": len(value or "12"), "codistill.weight": 0}
+    if key == "optimizer.decay" and value == "wsd":
+        more = {"optimizer.decay_steps": 9}
+    if key == "optimizer.decay_steps" and value is None:
+        more = {}
     base = {"run_dir": "x", "data.path": "y"} | more
     base.pop(key, None)
     lines = [f"{each} = {json.dumps(its)}\n" for each, its in base.items()]

@@ -1,38 +1,146 @@
-"""Learning rate schedules, and the optimizers by their names."""
+"""Optimizers by their names, what they decay, and what they take from a checkpoint."""
 
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import horovod.torch as hvd
 import pytest
 import torch
+from mpi4py import MPI
 from torch import nn
 
 from hpcdistill.config.optimizer import OptimizerConfig
-from hpcdistill.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from hpcdistill.distributed.groups import Groups
+from hpcdistill.errors import UserError
+from hpcdistill.training.optimizer import build_optimizer, load_optimizer_state
+
+WORLD = MPI.COMM_WORLD
 
 
-def rates(steps: int, **config: object) -> list[float]:
-    return [learning_rate(OptimizerConfig(lr=8.0, **config), step, steps) for step in range(steps)]
+class Model(nn.Module):
+    """Layers whose biases and scales come between the matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Conv1d(1, 2, 3))
 
 
-def test_warm_up_then_decay_to_zero_after_the_last_step() -> None:
-    assert rates(4) == [8.0] * 4
-    assert rates(6, warmup=3) == [2.0, 4.0, 6.0, 8.0, 8.0, 8.0]
-    assert rates(5, warmup=1, decay="linear") == [4.0, 8.0, 6.0, 4.0, 2.0]
-    assert rates(4, decay="cosine") == pytest.approx([8.0, 4 + 8**0.5 * 1.0, 4.0, 4 - 8**0.5 * 1.0])
+class Stateful(torch.optim.Optimizer):
+    """Optimizer with an argument that it needs, one that it keeps to itself, and a counter in its groups."""
+
+    def __init__(self, params: Any, lr: float, *, power: float, scale: float = 1.0) -> None:
+        super().__init__(params, {"lr": lr, "scale": scale, "count": 0})
+        self.power = power
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        for group in self.param_groups:
+            group["count"] += 1
+            for parameter in group["params"]:
+                parameter -= group["lr"] * group["scale"] * parameter.grad**self.power
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_a_step_moves_weights_by_the_rate_of_that_step(name: str) -> None:
-    config = OptimizerConfig(name=name, lr=0.5, warmup=1)
-    model = nn.Linear(1, 1, bias=False)
-    optimizer = build_optimizer(config, model)
-    for step, rate in enumerate((0.25, 0.5)):
-        before = model.weight.item()
-        model.weight.grad = torch.ones(1, 1)  # the first step of Adam is as long as its learning rate
-        set_learning_rate(optimizer, config, step, steps=2)
+STATEFUL = f"{__name__}:Stateful"
+
+
+@pytest.fixture(params=[1, 2])
+def group(request: pytest.FixtureRequest) -> Iterator[Groups]:
+    """Yield a group that is the whole world, or half of it, with Horovod."""
+    if WORLD.size % request.param:
+        pytest.skip(f"ranks: {WORLD.size} do not make {request.param} groups")
+    yield Groups.from_world(request.param)
+    hvd.shutdown()
+
+
+def test_only_matrices_decay() -> None:
+    model = Model()
+    optimizer = build_optimizer(OptimizerConfig(name="sgd", lr=0.5, weight_decay=0.1), model)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = 1 - 0.5 * 0.1 if parameter.ndim > 1 else 1.0
+        torch.testing.assert_close(parameter, factor * before[name], msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("adamw", {"betas": [0.8, 0.9], "eps": 1e-3, "fused": True}),
+        ("sgd", {"momentum": 0.9, "nesterov": True}),
+        ("torch.optim:Adagrad", {"initial_accumulator_value": 0.1}),
+    ],
+)
+def test_a_group_updates_as_the_class_itself_does(group: Groups, name: str, args: dict[str, Any]) -> None:
+    """Wrap it for the ranks of a group, too: Horovod makes the optimizer a second time."""
+    torch.manual_seed(0)
+    one, other = Model(), Model()
+    other.load_state_dict(one.state_dict())
+    config = OptimizerConfig(name=name, args=args, lr=0.1)
+    class_ = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}.get(name, torch.optim.Adagrad)
+    reference = class_(other.parameters(), lr=0.1, weight_decay=0, **args)
+    one, optimizer = group.distribute(one, build_optimizer(config, one))
+    for _ in range(3):
+        for mine, its in zip(one.parameters(), other.parameters(), strict=True):
+            mine.grad = torch.randn_like(mine)
+            its.grad = mine.grad.clone()
         optimizer.step()
-        assert before - model.weight.item() == pytest.approx(rate, rel=1e-4)
+        reference.step()
+    for mine, its in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, its)
 
 
-def test_momentum_and_weight_decay_reach_the_optimizer() -> None:
-    sgd = build_optimizer(OptimizerConfig(name="sgd", momentum=0.9, weight_decay=0.1), nn.Linear(1, 1))
-    adam = build_optimizer(OptimizerConfig(weight_decay=0.2), nn.Linear(1, 1))
-    assert (sgd.defaults["momentum"], sgd.defaults["weight_decay"], adam.defaults["weight_decay"]) == (0.9, 0.1, 0.2)
+def test_a_class_gets_arguments_that_are_not_in_its_groups(group: Groups) -> None:
+    model = nn.Linear(1, 1)
+    config = OptimizerConfig(name=STATEFUL, args={"power": 2.0, "scale": 0.5}, lr=0.1)
+    model, optimizer = group.distribute(model, build_optimizer(config, model))
+    before = model.weight.item()
+    model.weight.grad, model.bias.grad = torch.full((1, 1), 3.0), torch.zeros(1)
+    optimizer.step()
+    assert before - model.weight.item() == pytest.approx(0.1 * 0.5 * 3.0**2)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("nowhere:Class", {}, "optimizer.name = 'nowhere:Class' cannot be imported (No module named 'nowhere')"),
+        ("torch.nn:Linear", {}, "optimizer.name = 'torch.nn:Linear' is no subclass of torch.optim.Optimizer"),
+        ("adamw", {"args": {"momentum": 0.9}}, "'adamw' does not take momentum; it takes lr, betas, eps, weight_decay"),
+        (
+            STATEFUL,
+            {"args": {"power": 1}, "weight_decay": 0.1},
+            "does not take weight_decay; it takes lr, power, scale",
+        ),
+        (STATEFUL, {}, "missing 1 required keyword-only argument: 'power'"),
+        ("sgd", {"args": {"nesterov": True}}, "Nesterov momentum requires a momentum"),
+        ("torch.optim:Muon", {}, "Muon only supports 2D parameters"),
+    ],
+)
+def test_mistakes_are_named(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_optimizer(OptimizerConfig(name=name, **settings), Model())
+
+
+def test_a_resumed_run_obeys_its_configuration() -> None:
+    model = Model()
+    before = OptimizerConfig(name="sgd", args={"momentum": 0.9}, lr=0.1, weight_decay=0.1)
+    state = build_optimizer(before, model).state_dict()
+    after = OptimizerConfig(name="sgd", args={"momentum": 0.5}, lr=0.2, weight_decay=0.3)
+    optimizer = build_optimizer(after, model)
+    load_optimizer_state(after, optimizer, state)
+    assert [(group["lr"], group["momentum"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        (0.2, 0.5, 0.3),
+        (0.2, 0.5, 0.0),
+    ]
+
+
+def test_counters_of_an_optimizer_are_restored() -> None:
+    model = nn.Linear(1, 1)
+    config = OptimizerConfig(name=STATEFUL, args={"power": 1.0})
+    state = build_optimizer(config, model).state_dict()
+    state["param_groups"][0] |= {"count": 7, "scale": 3.0}
+    optimizer = build_optimizer(config, model)
+    load_optimizer_state(config, optimizer, state)
+    assert (optimizer.param_groups[0]["count"], optimizer.param_groups[0]["scale"]) == (7, 1.0)
