@@ -83,7 +83,9 @@ def _explain_one(problem: ErrorDetails, config: type[Config]) -> str:
             name for name, field in _keys(config).items() if field.is_required() and f"{name}.".startswith(f"{key}.")
         ]
         return f"{key} is missing; set {needed[-1]} in the file or with --{needed[-1]}=…"
-    return f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}" if key else message
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # of a section; it names its keys
+        return message
+    return f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"
 
 
 def _unknown(key: str, config: type[Config], tag: str = "") -> str:

@@ -18,9 +18,9 @@ class LSTMConfig(ModelConfig):
 
     name: Literal["lstm"] = Field(default="lstm", description=MODEL_NAME)
     hidden: PositiveInt = 128
-    """Units of each LSTM layer and, without projection, of the embedding."""
+    """Units of each LSTM layer and, without projection, of the embedding; width of a 'transformer'."""
     layers: PositiveInt = 2
-    """Number of LSTM layers; of a 'resnet', 18 or 50."""
+    """Number of LSTM layers, or of blocks of a 'transformer'; of a 'resnet', 18 or 50."""
     projection: NonNegativeInt = 0
     """Units that each LSTM layer's output, and the embedding, is projected to; 0 for no projection."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)

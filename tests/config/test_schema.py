@@ -80,6 +80,12 @@ def test_the_demo_configuration_is_valid() -> None:
         (MINIMAL + "[model]\nlayer = 2\n", [], r"unknown key 'model.layer' .*'lstm' \(did you mean 'model.layers'\?\)"),
         ("_env_file = 'x'\n" + MINIMAL, [], r"unknown key '_env_file'"),
         (MINIMAL, ["--model.name=resnet", "--model.layers=34"], r"model.layers = '34': .* 18 or 50"),
+        (MINIMAL, ["--model.name=transformer", "--model.hidden=100", "--model.heads=4"], r"multiple of 8, or other --"),
+        (
+            MINIMAL,
+            ["--model.name=transformer", "--model.heads=2", "--model.kv_heads=4"],
+            r"toml: model.kv_heads = 4 does not",
+        ),
         (MINIMAL, ["--codistill.temperature=inf"], r"codistill.temperature = .*inf.*finite number"),
         ("groups = 1\n" + MINIMAL, [], r"groups = 1 has no peers to learn from.*--codistill.weight=0"),
         (MINIMAL, ["--codistill.exchange_interval=0"], r"codistill.exchange_interval = '0': .*greater than 0"),
@@ -113,7 +119,8 @@ def test_every_key_has_help() -> None:
 # Other keys that must be set with a key, or its sample values would be refused.
 COMPANIONS: dict[str, dict[str, Any]] = {
     "groups": {"codistill.weight": 0},
-    "group": {"groups": 8, "exchange.transport": "files"},
+    "group": {"groups": 9, "exchange.transport": "files"},
+    "model.kv_heads": {"model.heads": 8},
     "codistill.max_staleness": {"codistill.exchange_interval": 5},
     "codistill.checkpoints": {"codistill.teachers": "checkpoints"},
     "codistill.teachers": {"codistill.checkpoints": []},
@@ -152,7 +159,7 @@ def samples(type_: Any) -> dict[str, Any]:
     known: dict[Any, dict[str, Any]] = {
         dict: {'{"a": [1, true], "b": {"c": "d, e"}}': {"a": [1, True], "b": {"c": "d, e"}}, "{}": {}},
         bool: {"true": True, "false": False},
-        int: {"7": 7},
+        int: {"8": 8},
         float: {"0.5": 0.5, "5e-1": 0.5},
         str: {"package.module:function": "package.module:function"},
         Path: {"a folder/file.h5": "a folder/file.h5"},

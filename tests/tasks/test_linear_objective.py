@@ -1,5 +1,6 @@
 """Softmax fused with the model's head: its losses and gradients are those of the plain softmax."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from hpcdistill.errors import UserError
 from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.models.resnet import ResNet
+from hpcdistill.models.transformer import Transformer
 from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Softmax, TrainingObjective
 
@@ -20,11 +22,16 @@ def model_of(seed: int, width: int = 8) -> nn.Module:
     return LSTMLanguageModel(17, width, layers=1, projection=0, dropout=0.0).double()
 
 
+def transformer_of(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return Transformer(17, 8, layers=1, heads=2, kv_heads=1, feed_forward=16, dropout=0.0).double()
+
+
 def learned(
-    objective: TrainingObjective[Any], teachers: list[nn.Module]
+    objective: TrainingObjective[Any], model: nn.Module, teachers: list[nn.Module]
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
     """Return loss and gradients of one batch, with a constant prediction as one more teacher."""
-    model = model_of(0)
+    model.zero_grad()
     with torch.no_grad():
         advice = [objective.outputs(teacher, TOKENS) for teacher in teachers]
         advice.append(objective.constant_prediction(torch.linspace(-1, 1, 17).double(), TOKENS))
@@ -33,10 +40,12 @@ def learned(
     return loss.detach(), [parameter.grad for parameter in model.parameters()]
 
 
-def test_losses_and_gradients_are_those_of_logits() -> None:
-    teachers = [model_of(1).requires_grad_(False), model_of(2, width=5).requires_grad_(False)]
-    loss, gradients = learned(Softmax(17), teachers)
-    fused_loss, fused_gradients = learned(FusedSoftmax(17, model_of(0)), teachers)
+@pytest.mark.parametrize("make", [model_of, transformer_of])
+def test_losses_and_gradients_are_those_of_logits(make: Callable[[int], nn.Module]) -> None:
+    """A transformer's head is its embedding too."""
+    model, teachers = make(0), [make(1).requires_grad_(False), model_of(2, width=5).requires_grad_(False)]
+    loss, gradients = learned(Softmax(17), model, teachers)
+    fused_loss, fused_gradients = learned(FusedSoftmax(17, model), model, teachers)
     torch.testing.assert_close(fused_loss, loss)
     torch.testing.assert_close(fused_gradients, gradients)
 
