@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from hpcdistill.config.section import Section
 
 
 class TrainConfig(Section):
-    """Length of the training, and its validation."""
+    """Length of the training, its step, and its validation."""
 
     steps: PositiveInt = 1000
     """Optimizer steps."""
+    precision: Literal["float32", "bf16", "bf16-weights"] = "float32"
+    """'float32'; 'bf16': float32 weights, and forward passes under torch's autocast to bfloat16; 'bf16-weights':
+    weights, gradients and optimizer in bfloat16, in half the memory, where small updates are lost to rounding."""
+    tf32: bool = False
+    """Let NVIDIA GPUs round the inputs of float32 matrix products to TF32, with a relative error of 0.05 %, which is
+    several times as fast. Without it, torch's default: convolutions and LSTMs alone use TF32."""
+    accumulate: PositiveInt = 1
+    """Micro-batches of a step: each rank splits its share of the batch into as many, one after the other, in less
+    memory. `data.batch_size` stays the batch of a step."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of a step's gradient, averaged over the group; a longer gradient is scaled down to it. Without it,
+    gradients are not clipped."""
+    compile: bool = False
+    """Compile the student's forward and backward by torch.compile, which takes a minute at the start."""
+    activation_checkpointing: bool = False
+    """Recompute each block of the model in the backward pass instead of keeping its activations: less memory, and up
+    to a third more time. For models with blocks in an nn.ModuleList, and those of Hugging Face."""
     validate_every: PositiveInt = 200
     """Steps between two validations."""
     validation_items: PositiveInt | None = None
@@ -22,6 +41,16 @@ class TrainConfig(Section):
     in place of the weights. 0 for no average."""
     tensorboard: bool = False
     """Write TensorBoard event files into run_dir/tensorboard, too (needs the package tensorboard)."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _refuse_fp16(cls, value: Any) -> Any:
+        if value in ("fp16", "float16", "half"):
+            raise ValueError(
+                f"'{value}' needs a loss scaler, which this program does not have, because its range is small; use "
+                "--train.precision=bf16, which has the range of float32"
+            )
+        return value
 
 
 class CheckpointConfig(Section):

@@ -12,6 +12,9 @@ from torch import Tensor
 from hpcdistill.data.arrays import Numbers
 from hpcdistill.errors import UserError
 
+IGNORED = -100
+"""Target that no loss counts, as in torch's `cross_entropy`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -22,6 +25,11 @@ class Batch:
     target: Tensor
     named: dict[str, Tensor] = field(default_factory=dict)
     """Arguments of the model that are passed by name."""
+
+    @property
+    def counted(self) -> Tensor:
+        """Number of targets that are not ignored, int64 []."""
+        return (self.target != IGNORED).sum()
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`. From pinned memory, a copy to a GPU runs beside the host's work."""

@@ -6,6 +6,7 @@ import logging
 import sys
 from bisect import bisect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -178,6 +179,24 @@ class Groups:
             return model, optimizer
         horovod.broadcast_parameters(model)
         return model, horovod.average_gradients(model, optimizer, micro_batches)
+
+    def averaged_gradients(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        """Return a context in which the gradients are those of the group, to be clipped or looked at before the step.
+
+        Collective over the group. Entering it waits for the averages; `optimizer.step()` belongs into the block.
+
+        ```python
+        loss.backward()
+        with groups.averaged_gradients(optimizer):
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        optimizer.zero_grad()
+        ```
+
+        Args:
+            optimizer: the optimizer that `distribute` has returned.
+        """
+        return nullcontext() if self.is_single else horovod.averaged_gradients(optimizer)
 
     def vocab_parallel(self, classes: int) -> VocabParallel:
         """Return the `vocab_parallel` of `linear_codistillation_loss` for a head split over the ranks of the group.

@@ -12,7 +12,7 @@ from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.training.milestones import Milestones
 from hpcdistill.training.owner import owned
-from hpcdistill.training.recorder import Recorder
+from hpcdistill.training.recorder import RECORD_EVERY, Recorder
 from hpcdistill.training.restart import Restart
 from hpcdistill.training.schedule import set_rates
 from hpcdistill.training.setup import Parts, build_parts, open_session
@@ -52,7 +52,7 @@ def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -
     with owned(RunDir(config.run_dir), groups):
         parts = build_parts(config, groups, trust)
         data = parts.task.validation(config.data, groups.rank, groups.size, config.train.validation_items)
-        validation = Validation(parts.published, parts.objective, data, groups)
+        validation = Validation(parts.published, parts.objective, data, groups, config.train.precision)
         restart = Restart(
             config, groups, parts.model, parts.average, parts.optimizer, parts.batches, parts.task.store.identity
         )
@@ -89,7 +89,8 @@ def _train(
         while step < steps and not stopping:
             set_rates(parts.optimizer, config, step, peers.weight)
             batch = next(parts.batches).to(groups.device)
-            loss = train_step(parts, batch, peers, config.codistill.temperature, recorder)
+            is_recorded = (step + 1) % RECORD_EVERY == 0
+            loss, _ = train_step(config, groups, parts, batch, peers, recorder, with_norm=is_recorded)
             step += 1
             with recorder.time("exchange"):
                 peers.step()

@@ -11,18 +11,22 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
+from hpcdistill.codistill.predictions import Outputs
 from hpcdistill.codistill.session import Codistillation
 from hpcdistill.config.codistill import CodistillConfig
 from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import Share
 from hpcdistill.distributed.groups import Groups
+from hpcdistill.errors import UserError
 from hpcdistill.models.registry import build_model
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.tasks.objective import TrainingObjective
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.tasks.task import Task, TrainingBatches
+from hpcdistill.training.activations import checkpoint_activations
 from hpcdistill.training.optimizer import build_optimizer
+from hpcdistill.training.precision import allow_tf32, to_bfloat16
 from hpcdistill.training.tensorboard import require_tensorboard
 
 
@@ -34,6 +38,8 @@ class Parts:
     batches: TrainingBatches
     """This rank's training batches."""
     objective: TrainingObjective[Any]
+    forward: Outputs
+    """`outputs` of the objective, compiled if the student is."""
     model: nn.Module
     average: AveragedModel | None
     """Moving average of the model's weights, if there is one."""
@@ -56,20 +62,24 @@ def build_parts(config: Config, groups: Groups, trust: bool) -> Parts:
         trust: let checkpoints of other users name the code of their models (`model.factory`).
 
     Raises:
-        UserError: the data, a model or a checkpoint does not fit; or ranks see different data.
+        UserError: the data, a model or a checkpoint does not fit; the batch does not split into micro-batches; or ranks
+            see different data.
     """
     if config.train.tensorboard:
         groups.from_leader(require_tensorboard)
     task = open_task(config.data.path, warns=groups.world.rank == 0)
     groups.require_same(f"data.path = {config.data.path}", task.store.identity)
     batches = task.batches(config.data, training_share(config, groups))
+    _require_micro_batches(config, groups.size)
     torch.manual_seed(config.seed * groups.count + groups.group)  # differs between groups, not between their ranks
-    model = build_model(config.model, task.store).to(groups.device)
+    model = _build_student(config, task, groups.device)
     objective = task.fused_objective(model) if config.codistill.fused_linear else task.objective
+    forward = torch.compile(objective.outputs) if config.train.compile else objective.outputs
     teachers = fixed_teachers(config.codistill, task, objective, groups.device, trust)
     torch.manual_seed(dropout_seed(config.seed, groups.group, groups.rank))
-    model, optimizer = groups.distribute(model, build_optimizer(config.optimizer, model))
-    return Parts(task, batches, objective, model, _average_of(model, config.train.average), optimizer, teachers)
+    model, optimizer = groups.distribute(model, build_optimizer(config.optimizer, model), config.train.accumulate)
+    average = _average_of(model, config.train.average)
+    return Parts(task, batches, objective, forward, model, average, optimizer, teachers)
 
 
 def open_session(config: Config, groups: Groups, parts: Parts) -> Codistillation:
@@ -139,6 +149,32 @@ def dropout_seed(seed: int, group: int, rank: int) -> int:
     """
     start = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
     return start ^ (group << 20 | rank)
+
+
+def _build_student(config: Config, task: Task, device: torch.device) -> nn.Module:
+    """Build the model, with its initial weights, on `device`, and prepare it as the keys of `train` say."""
+    if config.train.tf32:
+        allow_tf32()
+    model = build_model(config.model, task.store)
+    if config.train.precision == "bf16-weights":
+        to_bfloat16(model)
+    if config.train.activation_checkpointing:
+        checkpoint_activations(model)
+    return model.to(device)
+
+
+def _require_micro_batches(config: Config, ranks: int) -> None:
+    """Check that the share of each rank of a group in a batch splits evenly into micro-batches.
+
+    Raises:
+        UserError: it does not.
+    """
+    share, parts = config.data.batch_size // ranks, config.train.accumulate
+    if share % parts:
+        raise UserError(
+            f"train.accumulate = {parts} does not divide {share}, the share of each of {ranks} ranks of a group in "
+            f"data.batch_size = {config.data.batch_size}; set --data.batch_size to a multiple of {ranks * parts}"
+        )
 
 
 def _average_of(model: nn.Module, decay: float) -> AveragedModel | None:

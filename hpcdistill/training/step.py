@@ -2,24 +2,96 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from hpcdistill.codistill.session import Codistillation
+from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import Batch
+from hpcdistill.distributed.groups import Groups
+from hpcdistill.training.precision import autocast
 from hpcdistill.training.recorder import Recorder
 from hpcdistill.training.setup import Parts
 
 
-def train_step(parts: Parts, batch: Batch, peers: Codistillation, temperature: float, recorder: Recorder) -> Tensor:
-    """Make one optimizer step, and return this rank's loss, []. Collective over the group."""
-    with recorder.time("teachers"):
-        predictions = peers.predict(*batch.inputs, target=batch.target)
-    outputs = parts.objective.outputs(parts.model, *batch.inputs)
-    loss = parts.objective.loss(outputs, batch.target, predictions, peers.weight, temperature)
-    del predictions  # frees their memory before the backward pass
-    loss.backward()
-    parts.optimizer.step()  # averages the gradients over the group first
+class StepResult(NamedTuple):
+    """Loss and gradient norm of a step."""
+
+    loss: Tensor
+    """This rank's mean loss, []."""
+    gradient_norm: Tensor
+    """2-norm of the gradient, averaged over the group and not yet clipped, []; NaN where it was not computed."""
+
+
+def train_step(
+    config: Config,
+    groups: Groups,
+    parts: Parts,
+    batch: Batch,
+    peers: Codistillation,
+    recorder: Recorder,
+    with_norm: bool = False,
+) -> StepResult:
+    """Make one optimizer step. Collective over the group.
+
+    Args:
+        config: the run.
+        groups: the groups.
+        parts: what is trained.
+        batch: this rank's share of the step's batch, on the device.
+        peers: the session, whose teachers predict for each micro-batch.
+        recorder: records the time that the teachers take.
+        with_norm: compute the norm of the gradient even if it is not clipped.
+    """
+    micro_batches = [batch] if config.train.accumulate == 1 else batch.split(config.train.accumulate)
+    losses = []
+    for micro_batch, share in zip(micro_batches, _shares(micro_batches), strict=True):
+        loss = _loss(config, groups, parts, micro_batch, peers, recorder)
+        if share is not None:
+            loss = loss * share
+        loss.backward()
+        losses.append(loss.detach())
+    norm = _update(groups, parts, config.train.clip_norm, with_norm)
+    return StepResult(sum(losses[1:], losses[0]), norm)
+
+
+def _shares(micro_batches: Sequence[Batch]) -> Sequence[Tensor | None]:
+    """Return the weight of each micro-batch's mean loss in that of the batch: its share of the targets that count."""
+    if len(micro_batches) == 1:
+        return [None]
+    counts = torch.stack([micro_batch.counted for micro_batch in micro_batches])
+    return list(counts / counts.sum().clamp(min=1))
+
+
+def _loss(
+    config: Config, groups: Groups, parts: Parts, batch: Batch, peers: Codistillation, recorder: Recorder
+) -> Tensor:
+    """Return the mean loss of a micro-batch, []."""
+    with autocast(config.train.precision, groups.device):
+        with recorder.time("teachers"):
+            predictions = peers.predict(*batch.inputs, target=batch.target, **batch.named)
+        outputs = parts.forward(parts.model, *batch.inputs, **batch.named)
+    return parts.objective.loss(outputs, batch.target, predictions, peers.weight, config.codistill.temperature)
+
+
+def _update(groups: Groups, parts: Parts, clip_norm: float | None, with_norm: bool) -> Tensor:
+    """Average the gradients, clip them, update the weights and their average; return the norm of the gradients, []."""
+    norm = torch.tensor(math.nan)
+    if clip_norm is None and not with_norm:
+        parts.optimizer.step()  # averages the gradients over the group first
+    else:
+        with groups.averaged_gradients(parts.optimizer):
+            if clip_norm is None:
+                norm = get_total_norm([each.grad for each in parts.model.parameters() if each.grad is not None])
+            else:
+                norm = clip_grad_norm_(parts.model.parameters(), clip_norm)
+            parts.optimizer.step()
     parts.optimizer.zero_grad()
     if parts.average is not None:
         parts.average.update_parameters(parts.model)
-    return loss
+    return norm

@@ -11,6 +11,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.tasks.objective import TrainingObjective
 from hpcdistill.tasks.task import ValidationBatches
+from hpcdistill.training.precision import autocast
 from hpcdistill.training.recorder import Recorder
 
 
@@ -22,15 +23,22 @@ class Validation:
         objective: computes outputs and losses.
         batches: this rank's share of the data.
         groups: the groups.
+        precision: `train.precision`, so that the model computes as in a training step.
     """
 
     def __init__(
-        self, model: nn.Module, objective: TrainingObjective[Any], batches: ValidationBatches, groups: Groups
+        self,
+        model: nn.Module,
+        objective: TrainingObjective[Any],
+        batches: ValidationBatches,
+        groups: Groups,
+        precision: str = "float32",
     ) -> None:
         self._model = model
         self._objective = objective
         self._batches = batches
         self._groups = groups
+        self._precision = precision
         self._rounds = max(groups.comm.allgather(len(batches)))  # equal on all ranks: each round has a vote
 
     @torch.no_grad()
@@ -53,9 +61,10 @@ class Validation:
                 on_host = next(batches, None)
                 if on_host is not None:
                     batch = on_host.to(self._groups.device)
-                    outputs = self._objective.outputs(self._model, *batch.inputs)
+                    with autocast(self._precision, self._groups.device):
+                        outputs = self._objective.outputs(self._model, *batch.inputs, **batch.named)
                     total += self._objective.cross_entropy(outputs, batch.target).sum().item()
-                    count += batch.target.numel()
+                    count += int(batch.counted)
         finally:
             self._model.train()
         return self._groups.sum(total) / self._groups.sum(count)

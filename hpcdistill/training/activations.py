@@ -1,0 +1,45 @@
+"""Activation checkpointing: activations that are computed again in the backward pass instead of being kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from hpcdistill.errors import UserError
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let `model` compute the activations of each of its blocks again in the backward pass, in place.
+
+    A Hugging Face model does so by itself; of others, the blocks are the modules of the `nn.ModuleList` that has most
+    parameters. Names in `state_dict` stay the same, and so do forward passes without gradient, as those of teachers.
+
+    Raises:
+        UserError: the model has no such list, or is one of Hugging Face that cannot do it.
+    """
+    if callable(enable := getattr(model, "gradient_checkpointing_enable", None)):
+        try:
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(f"train.activation_checkpointing = true: {error}; omit it") from None
+        return
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise UserError(
+            f"train.activation_checkpointing = true needs a model with its blocks in an nn.ModuleList, which "
+            f"{type(model).__name__} does not have; put them into one, or omit --train.activation_checkpointing"
+        )
+    for block in max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters())):
+        # Of bound methods and partials, copy.deepcopy makes those of the copy: replicas do not use this model's blocks.
+        block.forward = partial(_forward, block.forward)
+
+
+def _forward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
