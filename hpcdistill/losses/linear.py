@@ -25,7 +25,13 @@ from hpcdistill.losses.checks import (
     check_reduction,
     mixture,
 )
-from hpcdistill.losses.linear_checks import Weight, as_teachers, check_chunks, check_linear_teachers, check_student
+from hpcdistill.losses.linear_checks import (
+    Weight,
+    as_teachers,
+    check_chunks,
+    check_linear_teachers,
+    check_student,
+)
 from hpcdistill.losses.linear_ops import linear_codistillation
 from hpcdistill.losses.options import LossOptions
 from hpcdistill.losses.reduction import LossParts, Reduction
@@ -45,6 +51,10 @@ def linear_codistillation_loss(
     *,
     linear_bias: Tensor | None = None,
     teacher_linear_bias: Tensor | Iterable[Tensor | None] | None = None,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    teacher_logit_scale: float | Iterable[float] = 1.0,
+    teacher_logit_softcap: float | Iterable[float | None] | None = None,
     chunk_tokens: int | str = "auto",
     logits_dtype: torch.dtype | None = torch.float32,
     grad_weight_dtype: torch.dtype | None = torch.float32,
@@ -62,6 +72,10 @@ def linear_codistillation_loss(
     *,
     linear_bias: Tensor | None = None,
     teacher_linear_bias: Tensor | Iterable[Tensor | None] | None = None,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    teacher_logit_scale: float | Iterable[float] = 1.0,
+    teacher_logit_softcap: float | Iterable[float | None] | None = None,
     chunk_tokens: int | str = "auto",
     logits_dtype: torch.dtype | None = torch.float32,
     grad_weight_dtype: torch.dtype | None = torch.float32,
@@ -78,6 +92,10 @@ def linear_codistillation_loss(
     *,
     linear_bias: Tensor | None = None,
     teacher_linear_bias: Tensor | Iterable[Tensor | None] | None = None,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    teacher_logit_scale: float | Iterable[float] = 1.0,
+    teacher_logit_softcap: float | Iterable[float | None] | None = None,
     distill_weight: float = 1.0,
     temperature: float = 1.0,
     teacher_weights: Iterable[float] | None = None,
@@ -106,6 +124,9 @@ def linear_codistillation_loss(
     teachers' tensors are kept until then. There is no second derivative. Transforms of torch.func (grad, jvp, vmap …)
     and forward-mode differentiation are refused.
 
+    With `logit_scale` s and `logit_softcap` c, the logits are ``c * tanh(s * (hidden @ linear_weight.T + linear_bias) /
+    c)``, and the gradient has a buffer of its own, because the derivative of the cap is computed from these logits.
+
     The names of the student's tensors are those of `torch.nn.functional.linear_cross_entropy`.
 
     Args:
@@ -121,6 +142,13 @@ def linear_codistillation_loss(
             D_j], float [V])`` of numbers and the scale of each row.
         linear_bias: Bias of the student, ``[V]``, any floating dtype.
         teacher_linear_bias: N biases ``[V]``, each of which may be None.
+        logit_scale: Factor of the student's logits, > 0: ``logit_scale`` in the configuration of Cohere, ``1 /
+            logits_scaling`` in that of Granite.
+        logit_softcap: Soft cap of the student's logits, > 0, as in Gemma 2 (arXiv 2408.00118); None for no cap.
+        teacher_logit_scale: Factor of the teachers' logits: a number for all of them, or an iterable of N numbers. The
+            default is 1 whatever `logit_scale` is, because teachers may be of another family than the student.
+        teacher_logit_softcap: Soft cap of the teachers' logits: a number or None for all of them, or an iterable of N.
+            The default is None whatever `logit_softcap` is.
         distill_weight: As in `codistillation_loss`.
         temperature: As there.
         teacher_weights: As there.
@@ -130,11 +158,11 @@ def linear_codistillation_loss(
         z_loss: As there.
         reduction: As there.
         normalizer: As there.
-        chunk_tokens: Largest number of tokens whose logits exist at the same time, in buffers ``[1 + N, tokens, V]``.
-            "auto" gives these the memory that the head's gradient takes in float32, ``4 * D / ((1 + N) * itemsize)``
-            tokens, but at least 512 tokens on a CPU and 1024 on a GPU: with fewer, the GEMMs wait for the head and its
-            gradient, which each chunk moves through memory. If a GPU has no room for them, "auto" warns and continues
-            with half as many.
+        chunk_tokens: Largest number of tokens whose logits exist at the same time, in B = 1 + N buffers ``[tokens, V]``
+            (with a `logit_softcap` 2 + N, if a gradient is wanted). "auto" gives these the memory that the head's
+            gradient takes in float32, ``4 * D / (B * itemsize)`` tokens, but at least 512 tokens on a CPU and 1024 on a
+            GPU: with fewer, the GEMMs wait for the head and its gradient, which each chunk moves through memory. If a
+            GPU has no room for them, "auto" warns and continues with half as many.
         logits_dtype: Dtype of these buffers; None for the dtype of `hidden`. 16 bits save memory and cost precision:
             if logits reach 20, bfloat16 gradients are off by 0.7 % rather than 0.2 %. A wider `hidden` keeps its dtype.
         grad_weight_dtype: Dtype in which the gradients of the chunks by `linear_weight` are summed; None for the dtype
@@ -165,8 +193,10 @@ def linear_codistillation_loss(
     device = getattr(hidden, "device", None)
     with nullcontext() if vocab_parallel is None else vocab_parallel.raise_on_all_ranks(device):
         check_derivatives(hidden=hidden, linear_weight=linear_weight, linear_bias=linear_bias)
-        teachers = as_teachers(teacher_hidden, teacher_linear_weight, teacher_linear_bias)
-        check_student(hidden, linear_weight, linear_bias)
+        teachers = as_teachers(
+            teacher_hidden, teacher_linear_weight, teacher_linear_bias, teacher_logit_scale, teacher_logit_softcap
+        )
+        check_student(hidden, linear_weight, linear_bias, logit_scale, logit_softcap)
         check_labels(target, "hidden", hidden)
         check_linear_teachers(teachers, hidden, linear_weight)
         classes = len(linear_weight) if vocab_parallel is None else vocab_parallel.classes
@@ -201,6 +231,10 @@ def linear_codistillation_loss(
         [teacher.weight for teacher in active_teachers],
         [teacher.scale for teacher in active_teachers],
         [teacher.bias for teacher in active_teachers],
+        float(logit_scale),
+        None if logit_softcap is None else float(logit_softcap),
+        [float(teacher.logit_scale) for teacher in active_teachers],
+        [float(teacher.logit_softcap or 0) for teacher in active_teachers],
         list(active.values()),
         float(temperature),
         float(label_smoothing),

@@ -1,7 +1,8 @@
 """Checks of the arguments of the linear loss beyond those of `checks`, and the forms of a teacher's head."""
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from hpcdistill.losses.checks import (
     check_companion,
     check_device,
     check_dtype,
+    check_number,
     check_tensor,
     check_vector,
 )
@@ -26,10 +28,14 @@ class Teacher(NamedTuple):
     weight: Tensor
     scale: Tensor | None
     bias: Tensor | None
+    logit_scale: float
+    logit_softcap: float | None
 
 
-def check_student(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Check that the student's head fits its hidden states."""
+def check_student(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, logit_scale: float, logit_softcap: float | None
+) -> None:
+    """Check that the student's head fits its hidden states, and the scale and the cap of its logits."""
     check_dtype("hidden", hidden)
     check_dtype("linear_weight", weight)
     if hidden.dim() == 0 or hidden.shape[-1] == 0:
@@ -44,26 +50,59 @@ def check_student(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         check_tensor("linear_bias", bias)
         check_vector("linear_bias", bias, len(weight))
         check_device("linear_bias", bias, hidden.device)
+    check_logits("logit_scale", logit_scale, "logit_softcap", logit_softcap)
 
 
 def as_teachers(
     hidden: Tensor | Iterable[Tensor] | None,
     weight: Tensor | Iterable[Weight] | None,
     bias: Tensor | Iterable[Tensor | None] | None,
+    logit_scale: float | Iterable[float],
+    logit_softcap: float | Iterable[float | None] | None,
 ) -> list[Teacher]:
-    """Return the teachers one by one, from stacked tensors or any iterables."""
+    """Return the teachers one by one, from stacked tensors or any iterables; a number is for all teachers."""
     hiddens, weights = as_sequence(hidden, "teacher_hidden"), as_sequence(weight, "teacher_linear_weight")
     biases = [None] * len(hiddens) if bias is None else as_sequence(bias, "teacher_linear_bias")
-    for name, given in {"teacher_linear_weight": weights, "teacher_linear_bias": biases}.items():
+    scales = _for_each_teacher("teacher_logit_scale", logit_scale, len(hiddens))
+    softcaps = _for_each_teacher("teacher_logit_softcap", logit_softcap, len(hiddens))
+    lists = {
+        "teacher_linear_weight": weights,
+        "teacher_linear_bias": biases,
+        "teacher_logit_scale": scales,
+        "teacher_logit_softcap": softcaps,
+    }
+    for name, given in lists.items():
         if len(given) != len(hiddens):
             raise ValueError(
                 f"{name} has {len(given)} entries, but teacher_hidden {len(hiddens)}; pass one for each teacher"
                 " (those of a single teacher in lists)"
             )
     return [
-        Teacher(hiddens[j], *_numbers_and_scale(f"teacher_linear_weight[{j}]", each), biases[j])
+        Teacher(
+            hiddens[j],
+            *_numbers_and_scale(f"teacher_linear_weight[{j}]", each),
+            biases[j],
+            scales[j],
+            softcaps[j],
+        )
         for j, each in enumerate(weights)
     ]
+
+
+def _for_each_teacher(name: str, value: Any, teachers: int) -> Sequence[Any]:
+    """Return one value for each teacher, from an iterable or a single number or None."""
+    return as_sequence(value, name) if isinstance(value, Iterable) else [value] * teachers
+
+
+def check_logits(scale_name: str, scale: float, softcap_name: str, softcap: float | None) -> None:
+    """Check the scale and the soft cap of a model's logits."""
+    check_number(scale_name, scale)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{scale_name} is {scale}; pass a finite number > 0 (1 leaves the logits as they are)")
+    if softcap is not None:
+        check_number(softcap_name, softcap)
+        if not 0 < softcap < math.inf:
+            raise ValueError(f"{softcap_name} is {softcap}; pass a finite number > 0, or None for logits without a cap")
 
 
 def _numbers_and_scale(name: str, weight: Weight) -> tuple[Tensor, Tensor | None]:
@@ -82,6 +121,8 @@ def check_linear_teachers(teachers: Sequence[Teacher], hidden: Tensor, weight: T
     for j, teacher in enumerate(teachers):
         _check_teacher_hidden(f"teacher_hidden[{j}]", teacher.hidden, hidden)
         _check_teacher_head(j, teacher, weight)
+        names = f"teacher_logit_scale[{j}]", f"teacher_logit_softcap[{j}]"
+        check_logits(names[0], teacher.logit_scale, names[1], teacher.logit_softcap)
 
 
 def _check_teacher_hidden(name: str, teacher: Tensor, hidden: Tensor) -> None:

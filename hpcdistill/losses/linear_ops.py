@@ -7,9 +7,7 @@ their upstream gradient: it computes the chunks a second time.
 """
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,13 +17,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hpcdistill.kernels.rows import Rows, compute_dtype
 from hpcdistill.losses import buffers, ops
+from hpcdistill.losses.linear_gemms import add_product, factor_dtype, fill_logits, multiply_by_derivative, tiles
 from hpcdistill.losses.vocab_parallel import INSTANCES, VocabParallel
 
 FEWEST_TOKENS = {"cpu": 512, "cuda": 1024}
 """Smallest chunks of "auto" by device type. With fewer tokens the GEMMs wait for the head and its gradient, which each
 chunk moves through memory."""
-TILE = 8192
-"""Number of rows of a head that are converted at a time, if a GEMM needs another dtype."""
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -52,6 +49,11 @@ class Call:
     """N scales ``[V]`` of the rows of int8 weights, or None."""
     teacher_bias: list[Tensor | None]
     """N tensors ``[V]``, or None."""
+    logit_scale: float
+    logit_softcap: float | None
+    teacher_logit_scale: list[float]
+    teacher_logit_softcap: list[float]
+    """N numbers; 0 for none, as an operator has no lists of optional numbers."""
     mixture: list[float]
     temperature: float
     label_smoothing: float
@@ -70,12 +72,18 @@ class Call:
     factors: Tensor | None
     """``[rows]``: factor of each row's loss in that sum; None for ones."""
 
+    @property
+    def buffers(self) -> int:
+        """Number of buffers ``[tokens, V]``: one for each model, and one if the gradient must not overwrite logits."""
+        return 1 + len(self.mixture) + (self.logit_softcap is not None and any(self.wanted))
+
 
 @custom_op(
     "hpcdistill::linear_codistillation",
     mutates_args=(),
     schema="(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight, Tensor scales, "
     "Tensor[] teacher_hidden, Tensor[] teacher_weight, Tensor?[] teacher_scale, Tensor?[] teacher_bias, "
+    "float logit_scale, float? logit_softcap, float[] teacher_logit_scale, float[] teacher_logit_softcap, "
     "float[] mixture, float temperature, float label_smoothing, int ignore_index, str implementation, "
     "ScalarType logits_dtype, ScalarType grad_weight_dtype, int? chunk_tokens, int? vocab_parallel, bool summed, "
     "bool[] wanted, Tensor? factors) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -94,7 +102,7 @@ def linear_codistillation(*arguments: Any) -> Outputs:
     for begin in range(0, len(losses), buffers.shape[1]):
         rows = slice(begin, begin + buffers.shape[1])
         dlogits, parts[:, rows] = _run_chunk(call, rows, buffers, losses[rows])
-        if any(call.wanted):
+        if dlogits is not None:
             _add_gradients(call, rows, dlogits, by_hidden, by_weight, by_bias)
     if vocab_parallel and len(losses):
         losses = vocab_parallel.losses(parts, call.scales, call.temperature)
@@ -131,13 +139,23 @@ def _vocab_parallel(call: Call) -> VocabParallel | None:
     return None if call.vocab_parallel is None else INSTANCES[call.vocab_parallel]
 
 
-def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill the `losses` of `rows`; return their gradient by the logits, if any is wanted, and their parts."""
-    logits, *teachers = buffers[:, : len(losses)]
-    _fill(logits, call.hidden[rows], call.weight, None, call.bias)
-    heads = zip(call.teacher_hidden, call.teacher_weight, call.teacher_scale, call.teacher_bias, strict=True)
-    for teacher, (hidden, weight, scale, bias) in zip(teachers, heads, strict=True):
-        _fill(teacher, hidden[rows], weight, scale, bias)
+def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Fill the `losses` of `rows`; return their gradient by the uncapped logits, if any is wanted, and their parts."""
+    logits, *others = buffers[:, : len(losses)]
+    teachers = others[: len(call.mixture)]
+    fill_logits(logits, call.hidden[rows], call.weight, None, call.bias, call.logit_scale, call.logit_softcap)
+    heads = zip(
+        call.teacher_hidden,
+        call.teacher_weight,
+        call.teacher_scale,
+        call.teacher_bias,
+        call.teacher_logit_scale,
+        call.teacher_logit_softcap,
+        strict=True,
+    )
+    for teacher, (hidden, weight, scale, bias, logit_scale, softcap) in zip(teachers, heads, strict=True):
+        fill_logits(teacher, hidden[rows], weight, scale, bias, logit_scale, softcap or None)
+    gradient = (logits if call.logit_softcap is None else others[-1]) if any(call.wanted) else None
     parts = losses.new_empty(3, len(losses))
     vocab_parallel = _vocab_parallel(call)
     run = vocab_parallel.run if vocab_parallel else ops.run
@@ -156,79 +174,35 @@ def _run_chunk(call: Call, rows: slice, buffers: Tensor, losses: Tensor) -> tupl
             call.ignore_index,
             losses,
             parts,
-            gradient=logits if any(call.wanted) else None,
+            gradient,
         ),
     )
-    return logits if call.factors is None else ops.scale(logits, call.factors[rows]), parts
-
-
-def _fill(logits: Tensor, hidden: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
-    """Set `logits` to ``hidden @ weight.T * scale + bias``."""
-    dtype = _factor_dtype(hidden.dtype, logits)
-    hidden = hidden.to(dtype)
-    for tile in _tiles(len(weight), whole=weight.dtype == dtype):
-        _add_product(logits[:, tile], hidden, weight[tile].to(dtype).t(), beta=0)
-    if scale is not None:
-        logits.mul_(scale)
-    if bias is not None:
-        logits.add_(bias)
+    if gradient is not None and call.logit_softcap is not None:
+        multiply_by_derivative(gradient, logits, call.logit_softcap)
+    if gradient is not None and call.factors is not None:
+        gradient = ops.scale(gradient, call.factors[rows])
+    return gradient, parts
 
 
 def _add_gradients(
     call: Call, rows: slice, dlogits: Tensor, by_hidden: Tensor, by_weight: Tensor, by_bias: Tensor
 ) -> None:
     """Add the contribution of the rows' `dlogits` to the gradients that are wanted."""
-    dtype = _factor_dtype(call.hidden.dtype, by_hidden)
+    dtype, scale = factor_dtype(call.hidden.dtype, by_hidden), call.logit_scale
     hidden = call.hidden[rows].to(dtype)
     whole = {call.weight.dtype, dlogits.dtype, by_hidden.dtype, by_weight.dtype} == {dtype}
-    for tile in _tiles(len(call.weight), whole):
+    for tile in tiles(len(call.weight), whole):
         factor = dlogits[:, tile].to(dtype)
         if call.wanted[0]:
-            _add_product(by_hidden[rows], factor, call.weight[tile].to(dtype))
+            add_product(by_hidden[rows], factor, call.weight[tile].to(dtype), alpha=scale)
         if call.wanted[1]:
-            _add_product(by_weight[tile], factor.t(), hidden)
+            add_product(by_weight[tile], factor.t(), hidden, alpha=scale)
     if call.wanted[2]:
-        by_bias.add_(dlogits.sum(0, dtype=by_bias.dtype))
-
-
-def _tiles(classes: int, whole: bool) -> Iterator[slice]:
-    step = classes if whole else TILE
-    return (slice(begin, begin + step) for begin in range(0, classes, step))
-
-
-def _add_product(out: Tensor, left: Tensor, right: Tensor, beta: int = 1) -> None:
-    """Set `out` to ``beta * out + left @ right``; the factors may have a narrower dtype."""
-    dtype = _factor_dtype(left.dtype, out)
-    left, right = left.to(dtype), right.to(dtype)
-    if dtype == out.dtype:
-        out.addmm_(left, right, beta=beta)
-    elif beta:
-        out.add_(torch.mm(left, right, out_dtype=out.dtype))
-    else:
-        torch.mm(left, right, out_dtype=out.dtype, out=out)
-
-
-def _factor_dtype(dtype: torch.dtype, out: Tensor) -> torch.dtype:
-    """Return the dtype in which hidden states are multiplied into `out`: their `dtype` if the products lose no bits."""
-    widening = dtype.itemsize == 2 and out.dtype == torch.float32 and _widens(out.device.type)
-    return dtype if widening else out.dtype
-
-
-@cache
-def _widens(device: str) -> bool:
-    """Return whether a GEMM of 16-bit matrices can have a float32 result: true on GPUs, with a recent torch."""
-    if device == "cuda" and "dtype_out" not in torch.ops.aten.mm.overloads():
-        warnings.warn(
-            f"linear_codistillation_loss multiplies in float32 here, which is slow: torch {torch.__version__} has no"
-            " GEMM from 16 to 32 bits; install torch 2.8 or newer",
-            stacklevel=1,
-        )
-        return False
-    return device == "cuda"
+        by_bias.add_(dlogits.sum(0, dtype=by_bias.dtype), alpha=scale)
 
 
 def _buffers(call: Call) -> Tensor:
-    """Return buffers ``[1 + N, tokens, V]`` for the logits; `tokens` is the same on all vocab-parallel ranks."""
+    """Return the buffers ``[any, tokens, V]`` of a chunk; `tokens` is the same on all vocab-parallel ranks."""
     vocab_parallel, device = _vocab_parallel(call), call.hidden.device
     if vocab_parallel is None:
         return _allocate_buffers(call)
@@ -239,7 +213,7 @@ def _buffers(call: Call) -> Tensor:
 
 
 def _allocate_buffers(call: Call) -> Tensor:
-    """Return buffers ``[1 + N, tokens, V]``; for "auto", half as many tokens if there is no memory for all."""
+    """Return buffers ``[any, tokens, V]``; for "auto", half as many tokens if there is no memory for all."""
     tokens = _tokens_per_chunk(call)
     try:
         return _new_buffers(call, tokens)
@@ -259,15 +233,15 @@ def _tokens_per_chunk(call: Call) -> int:
     """Return the number of tokens whose logits are computed at a time; "auto" is explained in the loss's docstring."""
     tokens = call.chunk_tokens
     if tokens is None:
-        logits_nbytes = (1 + len(call.mixture)) * call.logits_dtype.itemsize
-        tokens = max(4 * call.hidden.shape[1] // logits_nbytes, FEWEST_TOKENS[call.hidden.device.type])
+        nbytes = call.buffers * call.logits_dtype.itemsize
+        tokens = max(4 * call.hidden.shape[1] // nbytes, FEWEST_TOKENS[call.hidden.device.type])
     rows = max(len(call.hidden), 1)
     chunks = -(-rows // tokens)
     return -(-rows // chunks)  # chunks of equal size
 
 
 def _new_buffers(call: Call, tokens: int) -> Tensor:
-    shape = (1 + len(call.mixture), tokens, len(call.weight))
+    shape = (call.buffers, tokens, len(call.weight))
     if call.hidden.device.type == "cpu":
         return buffers.empty(shape, call.logits_dtype)
     return call.hidden.new_empty(shape, dtype=call.logits_dtype)

@@ -18,15 +18,23 @@ from torch.autograd.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
 from hpcdistill import codistillation_loss, linear_codistillation_loss
-from hpcdistill.losses import linear_ops
-from linear_oracle import LinearCase, Model, assert_matches_reference, gradients_of, linear_cases, random_linear_case
+from hpcdistill.losses import linear_gemms, linear_ops
+from linear_oracle import (
+    Cap,
+    LinearCase,
+    Model,
+    assert_matches_reference,
+    gradients_of,
+    linear_cases,
+    random_linear_case,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def several_tiles() -> Iterator[None]:
     """Make the pieces in which heads are converted smaller than the heads of these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear_ops, "TILE", 50)
+        patch.setattr(linear_gemms, "TILE", 50)
         yield
 
 
@@ -178,6 +186,62 @@ def test_teachers_of_weight_zero_are_not_read() -> None:
     torch.testing.assert_close(burn_in.differentiated(), replace(case, teachers=[]).differentiated())
 
 
+# Scaled and capped logits; `test_loss_and_gradients_match_the_formula` draws them, too.
+
+
+def capped(case: LinearCase, cap: Cap, *teacher_caps: Cap) -> LinearCase:
+    """Return `case` with scales and soft caps of the logits."""
+    caps = teacher_caps or [Cap()] * len(case.teachers)
+    logits = [cap.logits(teacher) for cap, teacher in zip(caps, case.teachers, strict=True)]
+    changed = replace(case.case, logits=cap.logits(case.student), teachers=logits)
+    return replace(case, cap=cap, teacher_caps=list(teacher_caps), case=changed)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_number_is_the_scale_or_the_cap_of_all_teachers(softcap: float | None, dtype: torch.dtype) -> None:
+    case = random_linear_case(N=2, dtype=dtype)
+    numbers = {"teacher_logit_scale": 0.5, "teacher_logit_softcap": softcap}
+    expected = capped(case, Cap(), Cap(0.5, softcap), Cap(0.5, softcap)).differentiated()
+    torch.testing.assert_close(case.differentiated(**numbers), expected, rtol=0, atol=0)
+    assert expected[0] != case.differentiated()[0]
+
+
+def test_the_cap_comes_after_the_scale_and_the_bias() -> None:
+    """Check a student whose products are 0, so that its logits are those of its bias."""
+    bias = torch.tensor([0.0, 40.0], requires_grad=True)
+    loss = linear_codistillation_loss(
+        torch.zeros(1, 3), torch.ones(2, 3), torch.tensor([0]), linear_bias=bias, logit_scale=0.5, logit_softcap=10.0
+    )
+    logit = 10 * torch.tensor(0.5 * 40 / 10).tanh()
+    torch.testing.assert_close(loss.detach(), (1 + logit.exp()).log())
+    loss.backward()
+    probability, slope = logit.sigmoid(), 0.5 * (1 - (logit / 10) ** 2)
+    torch.testing.assert_close(bias.grad, torch.stack([-0.5 * probability, slope * probability]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_capped_logits_of_16_bits(dtype: torch.dtype) -> None:
+    """A cap adds a rounding, and no cancellation: errors stay those of 16-bit logits without a cap."""
+    case = random_linear_case(rows=50, V=300, D=64, dtype=dtype, biased=False, scale=5)
+    errors = []
+    for each in (case, capped(case, Cap(1.0, 10.0), Cap(1.0, 10.0), Cap(1.0, 10.0))):
+        _, (true, *_) = each.reference()
+        _, (by_hidden, *_) = each.differentiated(logits_dtype=None)
+        errors.append(((by_hidden.double() - true).norm() / true.norm()).item())
+    assert errors[1] < 1.5 * errors[0]
+
+
+def test_the_gradient_of_a_cap_takes_one_more_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = buffer_sizes(monkeypatch)
+    case = random_linear_case(rows=4800, V=3, D=2400, N=1)
+    for each in (case, capped(case, Cap(1.0, 30.0))):
+        each.loss()
+        each.differentiated()
+        each.differentiated(reduction="none")
+    assert sizes == [1200, 1200, 1200, 1200, 1200, 800, 1200, 800]  # "none" computes its gradient in the backward
+
+
 # Memory and GEMMs.
 
 
@@ -194,12 +258,13 @@ def allocations(work: Callable[[], Any]) -> int:
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
+@pytest.mark.parametrize("softcap", [None, 30.0])
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_memory_is_far_below_that_of_all_logits(reduction: str) -> None:
+def test_memory_is_far_below_that_of_all_logits(reduction: str, softcap: float | None) -> None:
     rows, V, chunk_tokens, N = 4096, 500, 64, 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    case = on(device, random_linear_case(rows=rows, V=V, N=N))
-    all_logits, buffers = 4 * rows * V, 4 * (1 + N) * chunk_tokens * V
+    case = capped(on(device, random_linear_case(rows=rows, V=V, N=N)), Cap(0.5, softcap))
+    all_logits, buffers = 4 * rows * V, 4 * (1 + N + bool(softcap)) * chunk_tokens * V
     student = Model(*(x.requires_grad_() for x in vars(case.student).values()))
 
     def ours() -> None:
@@ -207,7 +272,7 @@ def test_memory_is_far_below_that_of_all_logits(reduction: str) -> None:
 
     gradients = sum(x.nbytes for x in vars(student).values())
     # In addition there are a few numbers for each row: losses, parts, labels.
-    assert buffers < allocations(ours) < buffers + 2 * gradients + 64 * rows < all_logits / 8
+    assert buffers < allocations(ours) < buffers + 2 * gradients + 64 * rows < all_logits / 7
     assert allocations(lambda: gradients_of(materialised(case, student), student)) > all_logits
 
 
@@ -219,9 +284,10 @@ def gemms(work: Callable[[], Any]) -> list[list[int]]:
     return sorted([*left, right[1]] for _, left, right, *_ in shapes)
 
 
-def test_gradients_that_are_not_wanted_cost_no_gemm() -> None:
+@pytest.mark.parametrize("cap", [Cap(), Cap(0.5, 5.0)])
+def test_gradients_that_are_not_wanted_cost_no_gemm(cap: Cap) -> None:
     rows, V, D = 6, 110, 8
-    case = random_linear_case(rows=rows, V=V, D=D, N=0)
+    case = capped(random_linear_case(rows=rows, V=V, D=D, N=0), cap)
     logits, by_hidden, by_weight = [rows, D, V], [rows, V, D], [V, rows, D]
 
     def products(*trained: bool, **options: Any) -> list[list[int]]:
@@ -369,6 +435,7 @@ def test_the_operator_keeps_torchs_contract(summed: bool, dtype: torch.dtype, mo
 
     monkeypatch.setattr("hpcdistill.losses.linear.linear_codistillation", recorded)
     case = random_linear_case(rows=3, V=7, dtype=dtype, class_weight=torch.rand(7))
+    case = capped(case, Cap(0.5, 3.0), Cap(), Cap(2.0, 5.0))
     case.differentiated(reduction="sum" if summed else "none", chunk_tokens=2)
     torch.library.opcheck(operator, tuple(arguments))
 
@@ -376,7 +443,7 @@ def test_the_operator_keeps_torchs_contract(summed: bool, dtype: torch.dtype, mo
 @pytest.mark.launch  # compiles C++
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_compiles_without_a_graph_break_and_once_for_all_weights(reduction: str) -> None:
-    case = random_linear_case(rows=6, V=50, class_weight=torch.rand(50))
+    case = capped(random_linear_case(rows=6, V=50, class_weight=torch.rand(50)), Cap(0.5, 3.0))
     counter = CompileCounterWithBackend("inductor")
 
     @torch.compile(fullgraph=True, backend=counter)
@@ -518,6 +585,27 @@ BAD_INPUT = [
     ((H, W, Y), {"distill_weight": -1.0}, ValueError, r"distill_weight is -1.0"),
     ((H, W, Y), {"temperature": 0.0}, ValueError, r"temperature is 0.0"),
     ((H, W, Y), {"teacher_weights": [1.0]}, ValueError, r"teacher_weights has 1 numbers for 0 teachers"),
+    ((H, W, Y), {"logit_scale": 0.0}, ValueError, r"logit_scale is 0.0; pass a finite number > 0"),
+    ((H, W, Y), {"logit_scale": None}, TypeError, r"logit_scale is None; pass a number"),
+    ((H, W, Y), {"logit_scale": float("inf")}, ValueError, r"logit_scale is inf"),
+    ((H, W, Y), {"logit_softcap": 0.0}, ValueError, r"logit_softcap is 0.0; pass a finite number > 0, or None"),
+    ((H, W, Y), {"logit_softcap": -30}, ValueError, r"logit_softcap is -30"),
+    ((H, W, Y), {"logit_softcap": float("nan")}, ValueError, r"logit_softcap is nan"),
+    ((H, W, Y), {"logit_softcap": "30"}, TypeError, r"logit_softcap is '30'; pass a number"),
+    ((H, W, Y, [TH], [TW]), {"teacher_logit_scale": [-1.0]}, ValueError, r"teacher_logit_scale\[0\] is -1.0"),
+    ((H, W, Y, [TH], [TW]), {"teacher_logit_softcap": 0}, ValueError, r"teacher_logit_softcap\[0\] is 0"),
+    (
+        (H, W, Y, [TH], [TW]),
+        {"teacher_logit_scale": [1.0, 2.0]},
+        ValueError,
+        r"teacher_logit_scale has 2 entries, but teacher_hidden 1",
+    ),
+    (
+        (H, W, Y, [TH], [TW]),
+        {"teacher_logit_softcap": []},
+        ValueError,
+        r"teacher_logit_softcap has 0 entries, but teacher_hidden 1",
+    ),
     ((H, W, Y), {"reduction": "batchmean"}, ValueError, r"reduction is 'batchmean'"),
     ((H, W, Y), {"chunk_tokens": 0}, ValueError, r"chunk_tokens is 0; pass 'auto' or a whole number > 0"),
     ((H, W, Y), {"chunk_tokens": -5}, ValueError, r"chunk_tokens is -5"),
@@ -543,7 +631,9 @@ def on(device: str, case: LinearCase) -> LinearCase:
         Model(*(x if x is None else x.to(device) for x in vars(model).values()))
         for model in (case.student, *case.teachers)
     )
-    return LinearCase(student, teachers, replace(case.case, target=case.case.target.to(device)))
+    return replace(
+        case, student=student, teachers=teachers, case=replace(case.case, target=case.case.target.to(device))
+    )
 
 
 @gpu
@@ -551,7 +641,7 @@ def on(device: str, case: LinearCase) -> LinearCase:
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_a_gpu_is_never_synchronized(dtype: torch.dtype, reduction: str) -> None:
     """Without any synchronization the error is that of the CPU, except for factors rounded to 16 bits."""
-    case = random_linear_case(rows=50, V=3000, D=64, dtype=dtype)
+    case = capped(random_linear_case(rows=50, V=3000, D=64, dtype=dtype), Cap(0.5, 30.0))
     there = on("cuda", case)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

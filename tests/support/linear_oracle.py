@@ -46,18 +46,48 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Cap:
+    """Scale and soft cap of a model's logits."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, model: Model) -> Tensor:
+        """Return the logits of `model`, scaled and capped, in float64."""
+        logits = self.scale * model.logits
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+
+    def derivative(self, logits: Tensor) -> Tensor:
+        """Return the derivative of `logits`, which are capped, by those of the head."""
+        return self.scale * (torch.ones_like(logits) if self.softcap is None else 1 - (logits / self.softcap) ** 2)
+
+    def rounding(self, model: Model) -> float:
+        """Bound the rounding error of a logit of `model`, and that of its derivative, in units of a logit's."""
+        if self.softcap is None:
+            return self.scale * model.rounding
+        largest = max([0.0, *model.logits.abs().flatten().tolist()])
+        return self.scale * (model.rounding + largest) * (1 + 1 / self.softcap)
+
+
+@dataclass(frozen=True)
 class LinearCase:
     """Arguments of one call. `case` has the options, and the logits in float64."""
 
     student: Model
     teachers: list[Model]
     case: Case
+    cap: Cap = field(default_factory=Cap)
+    teacher_caps: list[Cap] = field(default_factory=list)
+    """N, or none if no teacher has one."""
     classes: slice = field(default_factory=lambda: slice(None))
     """Classes whose rows of the heads the call gets."""
 
     def loss(self, student: Model | None = None, **options: Any) -> Any:
         """Compute the loss under test."""
         student, teachers = student or self.part_of(self.student), list(map(self.part_of, self.teachers))
+        if self.teacher_caps:
+            options["teacher_logit_scale"] = (cap.scale for cap in self.teacher_caps)
+            options["teacher_logit_softcap"] = [cap.softcap for cap in self.teacher_caps]
         names = ("temperature", "label_smoothing", "class_weight", "z_loss", "ignore_index")
         return linear_codistillation_loss(
             student.hidden,
@@ -67,6 +97,8 @@ class LinearCase:
             [teacher.weight for teacher in teachers],
             linear_bias=student.bias,
             teacher_linear_bias=[teacher.bias for teacher in teachers],
+            logit_scale=self.cap.scale,
+            logit_softcap=self.cap.softcap,
             distill_weight=self.case.distill_weight,
             teacher_weights=self.case.teacher_weights,
             **{name: getattr(self.case, name) for name in names},
@@ -92,6 +124,7 @@ class LinearCase:
         """Compute the same in float64."""
         loss, dlogits, _ = reference(self.case, reduction, normalizer)
         dlogits = dlogits * torch.as_tensor(factors, dtype=torch.float64).reshape(-1, 1)
+        dlogits = dlogits * self.cap.derivative(self.case.logits)
         mine = dlogits[:, self.classes]
         gradients = [dlogits @ self.student.plain_weight, mine.T @ self.student.hidden.double(), mine.sum(0)]
         return loss, gradients if self.student.bias is not None else gradients[:2]
@@ -100,11 +133,14 @@ class LinearCase:
         """Return the tolerances of a row's loss and of the gradients, from the rounding errors of both."""
         dtype = torch.promote_types(self.student.hidden.dtype, torch.float32)
         rounded = replace(self.case, logits=self.case.logits.to(dtype))
-        growth = 1 + max(model.rounding for model in (self.student, *self.teachers))
+        caps = zip(self.teacher_caps or [Cap()] * len(self.teachers), self.teachers, strict=True)
+        growth = 1 + max(cap.rounding(model) for cap, model in [(self.cap, self.student), *caps])
         loss, logit = (growth * tolerance for tolerance in rounded.tolerances())
+        logit *= self.cap.scale
         hidden, weight = self.student.hidden.double().abs(), self.student.plain_weight.abs()
         # Each partial sum of the head's gradient is rounded, in every dtype of hidden.
         _, dlogits, _ = reference(self.case, reduction, normalizer)
+        dlogits = dlogits * self.cap.derivative(self.case.logits)
         rows = len(dlogits)
         summing = rows * torch.finfo(torch.promote_types(self.student.weight.dtype, torch.float32)).eps / 2
         return loss, [
@@ -146,8 +182,11 @@ def linear_cases(draw: st.DrawFn, classes: list[int]) -> LinearCase:
     teachers = [
         model(draw(some_dtype), draw(st.sampled_from([*DTYPES, torch.int8])), draw(yes_or_no)) for _ in case.teachers
     ]
-    logits = [teacher.logits for teacher in teachers]
-    return LinearCase(student, teachers, replace(case, logits=student.logits, teachers=logits, lse_is_given=False))
+    caps = st.builds(Cap, st.sampled_from([1.0, 0.25, 2.0]), st.sampled_from([None, 1.0, 30.0]))
+    cap, teacher_caps = draw(caps), draw(st.sampled_from([[], [draw(caps) for _ in teachers]]))
+    logits = [some.logits(teacher) for some, teacher in zip(teacher_caps or [Cap()] * 5, teachers, strict=False)]
+    case = replace(case, logits=cap.logits(student), teachers=logits, lse_is_given=False)
+    return LinearCase(student, teachers, case, cap, teacher_caps)
 
 
 def random_linear_case(
