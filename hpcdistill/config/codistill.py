@@ -22,6 +22,8 @@ class CodistillConfig(Section):
     the curvature of the loss by up to 1 + `weight`."""
     weight_decay: NonNegativeFloat | None = None
     """Weight decay once distillation has begun, reached with the ramp. Without it, that of the optimizer."""
+    normalize: bool = False
+    """Divide the loss by 1 + the weight of the distillation term."""
     teachers: Literal["peers", "checkpoints", "uniform", "unigram"] = "peers"
     """Teachers: the other groups ('peers'); trained models ('checkpoints', two-phase distillation); or, as label
     smoothing, the same probability for every class ('uniform') or its frequency in the training data ('unigram')."""

@@ -44,5 +44,5 @@ class OptimizerConfig(Section):
     @classmethod
     def _check_args(cls, args: dict[str, Any]) -> dict[str, Any]:
         for key in {"lr", "weight_decay"} & args.keys():
-            raise ValueError(f"{key} is a key of its own; set optimizer.{key}")
+            raise ValueError(f"optimizer.args has {key}, which is a key of its own; set optimizer.{key}")
         return args

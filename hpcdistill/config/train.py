@@ -41,6 +41,12 @@ class TrainConfig(Section):
     in place of the weights. 0 for no average."""
     tensorboard: bool = False
     """Write TensorBoard event files into run_dir/tensorboard, too (needs the package tensorboard)."""
+    wandb: str | None = None
+    """Project of Weights & Biases to which the metrics are copied, too: offline into run_dir/wandb, unless the
+    environment variable WANDB_MODE says otherwise (needs the package wandb)."""
+    mlflow: str | None = None
+    """Experiment of MLflow to which the metrics are copied, too: in run_dir/mlruns, unless the environment variable
+    MLFLOW_TRACKING_URI says otherwise (needs the package mlflow-skinny or mlflow)."""
 
     @field_validator("precision", mode="before")
     @classmethod

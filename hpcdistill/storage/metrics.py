@@ -37,6 +37,9 @@ class Metrics:
         header: facts of the run, for the first line; `starts`, with an entry for each start of the run, is added.
         step: step of the restart, 0 for a new run.
 
+    Attributes:
+        header: the first line of the file.
+
     Raises:
         UserError: the file cannot be written; the previous one is untouched.
     """
@@ -46,10 +49,10 @@ class Metrics:
         kept = [record for record in records if record["step"] <= step] if step else []
         self._elapsed = kept[-1]["seconds"] if kept else 0.0
         self._started = time.perf_counter()
-        header = header | {"starts": [*before.get("starts", []), _start(step)]}
+        self.header = header | {"starts": [*before.get("starts", []), _start(step)]}
         try:
             remove_temporary_files(path)
-            write_whole(path, b"".join(map(_line, [header, *kept])))
+            write_whole(path, b"".join(map(_line, [self.header, *kept])))
             self._file = open_to_append(path)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}; make room there") from None
@@ -151,6 +154,11 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "seconds": _is_time,
     "steps": _is_step,
     "loss": _is_number,
+    "gradient_norm": _is_number,
+    "learning_rate": _is_number,
+    "items_per_second": _is_number,
+    "mfu": _is_number,
+    "distillation_share": _is_number,
     "validation_loss": lambda value: value is None or _is_number(value),
     "checkpoint_seconds": _is_time,
     "part_seconds": lambda value: _is_by_name(value, _is_time),

@@ -12,7 +12,7 @@ from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.training.milestones import Milestones
 from hpcdistill.training.owner import owned
-from hpcdistill.training.recorder import RECORD_EVERY, Recorder
+from hpcdistill.training.recorder import Recorder
 from hpcdistill.training.restart import Restart
 from hpcdistill.training.schedule import set_rates
 from hpcdistill.training.setup import Parts, build_parts, open_session
@@ -80,7 +80,7 @@ def _train(
     steps = config.train.steps
     with (
         open_session(config, groups, parts) as peers,
-        Recorder(config, groups, _header(config, groups, parts), step) as recorder,
+        Recorder(config, groups, parts, _header(config, groups, parts), step) as recorder,
         restart,
     ):
         peers.load_state_dict(peers.state_dict() | {"step": step})  # Restart has compared the models
@@ -89,13 +89,12 @@ def _train(
         while step < steps and not stopping:
             set_rates(parts.optimizer, config, step, peers.weight)
             batch = next(parts.batches).to(groups.device)
-            is_recorded = (step + 1) % RECORD_EVERY == 0
-            loss, _ = train_step(config, groups, parts, batch, peers, recorder, with_norm=is_recorded)
+            loss, norm = train_step(config, groups, parts, batch, peers, recorder)
             step += 1
             with recorder.time("exchange"):
                 peers.step()
             stopping = stop.agreed(groups.comm)
-            recorder.record_step(step, loss, peers, flush=stopping or step in milestones)
+            recorder.record_step(step, batch, loss, norm, peers, flush=stopping or step in milestones)
             stopping = milestones.reach(step, stopping)
     return Outcome.STOPPED if step < steps or restart.owes_validation else Outcome.FINISHED
 

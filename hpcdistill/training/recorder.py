@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,15 @@ from tqdm import tqdm
 
 from hpcdistill.codistill.session import Codistillation
 from hpcdistill.config.schema import Config
+from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.storage.metrics import Metrics, Record
 from hpcdistill.storage.run_dir import RunDir
-from hpcdistill.training.tensorboard import Events
+from hpcdistill.training.meters import distillation_share
+from hpcdistill.training.setup import Parts
+from hpcdistill.training.throughput import Throughput
+from hpcdistill.training.trackers.opening import open_trackers
 
 RECORD_EVERY = 10
 """Steps between two records; the loss is read only then, because reading it makes a GPU wait for its host."""
@@ -32,23 +36,27 @@ class Recorder:
     Args:
         config: the run.
         groups: the groups; leaders write the metrics, rank 0 of the world shows the progress bar.
+        parts: what is trained.
         header: facts of the run, the first line of the metrics.
         step: the number of steps made before this start of the run.
     """
 
-    def __init__(self, config: Config, groups: Groups, header: Record, step: int) -> None:
+    def __init__(self, config: Config, groups: Groups, parts: Parts, header: Record, step: int) -> None:
         self._groups = groups
+        self._parts = parts
+        self._temperature = config.codistill.temperature
         run = RunDir(config.run_dir)
         self._metrics = Metrics(run.metrics(groups.group), header, step) if groups.is_leader else None
-        self._events: Events | None = None
-        if groups.is_leader and config.train.tensorboard:
-            self._events = Events(run.tensorboard(groups.group), step)
+        self._trackers = open_trackers(config, groups, self._metrics.header if self._metrics else {}, step)
         self._shows = groups.world.rank == 0
         self._bar = _bar(config.train.steps, "step", self._shows, initial=step, leave=True, delay=0)
+        self._step = step
         self._losses = torch.zeros((), device=groups.device)
         self._steps = 0
-        self._shown = {"loss": "-", "validation": "-", "staleness": "-"}
+        self._share: torch.Tensor | None = None
+        self._shown = {"loss": "-", "validation": "-", "staleness": "-", f"{parts.task.unit}s/s": "-"}
         self._seconds: dict[str, float] = defaultdict(float)
+        self._throughput = Throughput(config.train, groups, parts.task.objective, parts.model)
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
@@ -57,12 +65,40 @@ class Recorder:
         yield
         self._seconds[part] += time.perf_counter() - begin
 
-    def record_step(self, step: int, loss: torch.Tensor, peers: Codistillation, flush: bool) -> None:
+    @property
+    def records_next(self) -> bool:
+        """True if the next step ends the steps of a record."""
+        return (self._step + 1) % RECORD_EVERY == 0
+
+    def measure_share(self, outputs: Any, target: torch.Tensor, teachers: Sequence[Any], weight: float) -> None:
+        """Measure the share of the distillation term in the gradient, on the leader, where a record is to have it.
+
+        Args:
+            outputs: the student's outputs for a micro-batch.
+            target: its labels.
+            teachers: each teacher's outputs.
+            weight: weight of the distillation term.
+        """
+        if self._metrics and self.records_next and self._share is None and weight and len(teachers):
+            objective, temperature = self._parts.objective, self._temperature
+            self._share = distillation_share(objective, outputs, target, teachers, weight, temperature)
+
+    def record_step(
+        self,
+        step: int,
+        batch: Batch,
+        loss: torch.Tensor,
+        gradient_norm: torch.Tensor,
+        peers: Codistillation,
+        flush: bool,
+    ) -> None:
         """Record one step; every few steps, collectively over the group, write a record of them.
 
         Args:
             step: the number of steps made.
+            batch: this rank's batch.
             loss: this rank's loss, [].
+            gradient_norm: norm of the group's gradient, []; NaN is left out.
             peers: the session, whose staleness, quarantine and traffic are recorded.
             flush: write the record now, because the next start of the run may continue from here; otherwise steps
                 would be missing from the metrics or be in them twice.
@@ -72,7 +108,9 @@ class Recorder:
         """
         self._bar.update()
         self._losses += loss.detach()
+        self._step = step
         self._steps += 1
+        self._throughput.count(batch)
         if step % RECORD_EVERY and not flush:
             return
         mean = self._losses.item() / self._steps
@@ -85,6 +123,9 @@ class Recorder:
         values = {
             "loss": self._groups.sum(mean) / self._groups.size,
             "steps": self._steps,
+            "learning_rate": self._parts.optimizer.param_groups[0]["lr"],
+            **self._throughput.measure(),
+            **_finite({"gradient_norm": gradient_norm, "distillation_share": self._share}),
             "staleness": peers.staleness,
             "quarantine": dict(peers.quarantine),
             "part_seconds": {part: total / self._steps for part, total in self._seconds.items()},
@@ -93,11 +134,13 @@ class Recorder:
         self._record(step, values)
         self._losses.zero_()
         self._steps = 0
+        self._share = None
         self._seconds.clear()
 
     def record_validation(self, step: int, loss: float) -> None:
         """Record a validation loss, in nats."""
         self._record(step, {"validation_loss": loss})
+        self._throughput.restart()
 
     def validating(self, batches: int) -> Iterator[int]:
         """Yield the numbers of a validation's batches, with a progress bar in place of the training's."""
@@ -107,6 +150,7 @@ class Recorder:
     def record_checkpoint(self, step: int, seconds: float) -> None:
         """Record the seconds for which training has waited for a checkpoint."""
         self._record(step, {"checkpoint_seconds": seconds})
+        self._throughput.restart()
 
     def __enter__(self) -> Recorder:
         return self
@@ -115,20 +159,27 @@ class Recorder:
         self._bar.close()
         if self._metrics:
             self._metrics.close()
-        if self._events:
-            self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _record(self, step: int, values: Record) -> None:
         if self._metrics:
             self._metrics.record(step, values)
-        if self._events:
-            self._events.record(step, values)
+        for tracker in self._trackers:
+            tracker.record(step, values)
         if "loss" in values:
             self._shown["loss"] = f"{values['loss']:.3f}"
             self._shown["staleness"] = max(values["staleness"].values(), default="-")
+            self._shown[f"{self._parts.task.unit}s/s"] = f"{values['items_per_second']:,.0f}"
         if "validation_loss" in values:
             self._shown["validation"] = f"{values['validation_loss']:.3f}"
         self._bar.set_postfix(self._shown, refresh=False)
+
+
+def _finite(tensors: dict[str, torch.Tensor | None]) -> Record:
+    """Return the numbers of those tensors that are finite."""
+    numbers = {name: tensor.item() for name, tensor in tensors.items() if tensor is not None}
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 
 def _bar(total: int, unit: str, shown: bool, **options: Any) -> Any:

@@ -27,7 +27,7 @@ from hpcdistill.tasks.task import Task, TrainingBatches
 from hpcdistill.training.activations import checkpoint_activations
 from hpcdistill.training.optimizer import build_optimizer
 from hpcdistill.training.precision import allow_tf32, to_bfloat16
-from hpcdistill.training.tensorboard import require_tensorboard
+from hpcdistill.training.trackers.opening import require_trackers
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ def build_parts(config: Config, groups: Groups, trust: bool) -> Parts:
         UserError: the data, a model or a checkpoint does not fit; the batch does not split into micro-batches; or ranks
             see different data.
     """
-    if config.train.tensorboard:
-        groups.from_leader(require_tensorboard)
+    groups.from_leader(lambda: require_trackers(config))
     task = open_task(config.data.path, warns=groups.world.rank == 0)
     groups.require_same(f"data.path = {config.data.path}", task.store.identity)
     batches = task.batches(config.data, training_share(config, groups))

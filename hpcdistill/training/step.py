@@ -35,7 +35,6 @@ def train_step(
     batch: Batch,
     peers: Codistillation,
     recorder: Recorder,
-    with_norm: bool = False,
 ) -> StepResult:
     """Make one optimizer step. Collective over the group.
 
@@ -45,8 +44,7 @@ def train_step(
         parts: what is trained.
         batch: this rank's share of the step's batch, on the device.
         peers: the session, whose teachers predict for each micro-batch.
-        recorder: records the time that the teachers take.
-        with_norm: compute the norm of the gradient even if it is not clipped.
+        recorder: records the time that the teachers take, and the share of the distillation term.
     """
     micro_batches = [batch] if config.train.accumulate == 1 else batch.split(config.train.accumulate)
     losses = []
@@ -56,7 +54,7 @@ def train_step(
             loss = loss * share
         loss.backward()
         losses.append(loss.detach())
-    norm = _update(groups, parts, config.train.clip_norm, with_norm)
+    norm = _update(groups, parts, config.train.clip_norm, recorder.records_next)
     return StepResult(sum(losses[1:], losses[0]), norm)
 
 
@@ -76,7 +74,9 @@ def _loss(
         with recorder.time("teachers"):
             predictions = peers.predict(*batch.inputs, target=batch.target, **batch.named)
         outputs = parts.forward(parts.model, *batch.inputs, **batch.named)
-    return parts.objective.loss(outputs, batch.target, predictions, peers.weight, config.codistill.temperature)
+    recorder.measure_share(outputs, batch.target, predictions, peers.weight)
+    loss = parts.objective.loss(outputs, batch.target, predictions, peers.weight, config.codistill.temperature)
+    return loss / (1 + peers.weight) if config.codistill.normalize else loss
 
 
 def _update(groups: Groups, parts: Parts, clip_norm: float | None, with_norm: bool) -> Tensor:

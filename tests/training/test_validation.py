@@ -4,6 +4,8 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +57,9 @@ def alone(world: MPI.Intracomm) -> Groups:
 @pytest.fixture
 def recorder(alone: Groups, tmp_path: Path) -> Iterator[Recorder]:
     config = config_class()(run_dir=tmp_path, groups=1, data={"path": tmp_path}, codistill={"weight": 0})
-    with Recorder(config, alone, {}, step=0) as recorder:
+    objective = Binary()
+    parts: Any = SimpleNamespace(task=SimpleNamespace(unit="row", objective=objective), objective=objective, model=None)
+    with Recorder(config, alone, parts, {}, step=0) as recorder:
         yield recorder
 
 

@@ -12,7 +12,7 @@ import pytest
 from hpcdistill.data.tokens.prepare_text import prepare_text
 from hpcdistill.storage.metrics import read_metrics
 from hpcdistill.storage.run_dir import RunDir
-from hpcdistill.training.tensorboard import Events
+from hpcdistill.training.trackers.tensorboard import TensorBoard
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -85,7 +85,7 @@ def test_they_tell_what_the_metrics_tell(train: Callable[..., CompletedProcess[s
 
 
 def test_reasons_are_no_numbers(tmp_path: Path) -> None:
-    writer = Events(tmp_path, step=0)
+    writer = TensorBoard(tmp_path, step=0)
     writer.record(10, {"staleness": {1: 5}, "quarantine": {1: "its snapshot is not finite"}})
     writer.close()
     assert events(tmp_path) == [(10, "staleness/1", 5.0)]
@@ -97,7 +97,7 @@ def test_reasons_are_no_numbers(tmp_path: Path) -> None:
 def test_a_disk_that_takes_no_more_costs_events_but_not_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    writer = Events(tmp_path / "g0", step=0)
+    writer = TensorBoard(tmp_path / "g0", step=0)
     thread = threading.enumerate()[-1]
     (tmp_path / "g0").rename(tmp_path / "elsewhere")  # atomically, whatever the thread does there
     for step in range(10, 1000, 10):
@@ -106,7 +106,7 @@ def test_a_disk_that_takes_no_more_costs_events_but_not_the_run(
     thread.join()
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hpcdistill: warning: ")]
     assert len(warnings) == 1
-    assert f"TensorBoard's events are missing from {tmp_path / 'g0'}" in warnings[0]
+    assert f"records are missing from TensorBoard's events in {tmp_path / 'g0'} from now on" in warnings[0]
 
 
 @pytest.mark.launch
