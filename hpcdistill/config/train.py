@@ -47,6 +47,10 @@ class TrainConfig(Section):
     mlflow: str | None = None
     """Experiment of MLflow to which the metrics are copied, too: in run_dir/mlruns, unless the environment variable
     MLFLOW_TRACKING_URI says otherwise (needs the package mlflow-skinny or mlflow)."""
+    profile_steps: int = Field(default=0, ge=0, le=100)
+    """Steps that torch.profiler records on each group's leader, into run_dir/profile; 0 for none."""
+    profile_begin: PositiveInt = 10
+    """First step that is recorded there."""
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -37,6 +37,10 @@ class RunDir:
         """Return the folder of a group's TensorBoard events."""
         return self.path / "tensorboard" / f"g{group}"
 
+    def profile(self, group: int) -> Path:
+        """Return the folder of the traces of a group's leader."""
+        return self.path / "profile" / f"g{group}"
+
     def owner(self, group: int) -> Path:
         """Return the file that says which process may write a group's files."""
         return self.path / f"owner-g{group}.json"

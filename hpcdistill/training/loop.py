@@ -12,6 +12,7 @@ from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.training.milestones import Milestones
 from hpcdistill.training.owner import owned
+from hpcdistill.training.profiler import StepProfiler
 from hpcdistill.training.recorder import Recorder
 from hpcdistill.training.restart import Restart
 from hpcdistill.training.schedule import set_rates
@@ -78,15 +79,18 @@ def _train(
     stop: StopRequest,
 ) -> Outcome:
     steps = config.train.steps
+    traced = config.train.profile_steps if groups.is_leader else 0
     with (
         open_session(config, groups, parts) as peers,
         Recorder(config, groups, parts, _header(config, groups, parts), step) as recorder,
         restart,
+        StepProfiler(config.train.profile_begin, traced, RunDir(config.run_dir).profile(groups.group)) as profiler,
     ):
         peers.load_state_dict(peers.state_dict() | {"step": step})  # Restart has compared the models
         milestones = Milestones(config, validation, restart, recorder, stop)
         stopping = milestones.catch_up(step)
         while step < steps and not stopping:
+            profiler.before(step + 1)
             set_rates(parts.optimizer, config, step, peers.weight)
             batch = next(parts.batches).to(groups.device)
             loss, norm = train_step(config, groups, parts, batch, peers, recorder)
