@@ -11,13 +11,13 @@ import tempfile
 import time
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from mpi4py import MPI
 from torch.nn import functional
 
+from hpcdistill.data.batches import Batch, TrainingBatches
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.models.lstm import LSTMLanguageModel
 from hpcdistill.models.registry import config_class
@@ -29,6 +29,13 @@ INTERVAL = 100
 HIDDEN = {"the demo's model": 128, "a larger one": 1024}
 
 
+class NoBatches(TrainingBatches):
+    """Training data that is not read."""
+
+    def __next__(self) -> Batch:
+        raise NotImplementedError
+
+
 class Training:
     """Training of a language model on random tokens, and its checkpoints."""
 
@@ -37,7 +44,7 @@ class Training:
         self.optimizer = torch.optim.Adam(self.model.parameters())
         config = config_class()(run_dir=folder, data={"path": "none"}, groups=1, codistill={"weight": 0})
         groups = Groups.alone(MPI.COMM_WORLD, 0, 1, CPU)
-        self.restart = Restart(config, groups, self.model, None, self.optimizer, SimpleNamespace(drawn=0), "")
+        self.restart = Restart(config, groups, self.model, None, self.optimizer, NoBatches(), "")
         self._tokens = torch.randint(256, (16, 64))
         self._numbers = count(1)
         self.step()  # makes the optimizer's state

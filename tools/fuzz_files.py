@@ -110,6 +110,7 @@ def read_store(path: Path) -> Iterator[Any]:
         yield type(store).__name__, store.source, store.identity
         for part in PARTS:
             size = store.size(part)
+            assert size is not None, "a store knows its size"
             yield size
             if isinstance(store, TokenStore):
                 yield store.vocabulary, store.bytes_per_token(part), store.read(part, 0, size)

@@ -37,7 +37,7 @@ class Config(BaseSettings):
     """Number of ranks of each group, such as 4,2. Without it, the ranks are split evenly."""
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Seed of initial weights, shuffling and dropout; groups and ranks derive their own seeds from it."""
-    data: DataConfig
+    data: DataConfig = Field(default_factory=dict, validate_default=True)  # type: ignore[arg-type] # says what is missing
     model: ModelConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     codistill: CodistillConfig = CodistillConfig()

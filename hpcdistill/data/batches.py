@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor
 
 from hpcdistill.data.arrays import Numbers
 from hpcdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 IGNORED = -100
 """Target that no loss counts, as in torch's `cross_entropy`."""
@@ -61,6 +66,16 @@ class Share:
     seed: tuple[int, ...] = (0,)
     """Seed of the order: equal on all ranks of a group, and different in each group."""
 
+    @property
+    def shard(self) -> int:
+        """Number of this rank, of `shards`, among all that share the training data."""
+        return self.part * self.size + self.rank
+
+    @property
+    def shards(self) -> int:
+        """Number of ranks that share the training data: those of all groups, or of one group with data of its own."""
+        return self.parts * self.size
+
     def of_batch(self, batch_size: int) -> int:
         """Return the number of items of each rank in a batch of `batch_size`.
 
@@ -100,12 +115,72 @@ def too_few(share: Share) -> str:
     )
 
 
-class Batches:
-    """Endless iterator over one rank's training batches, which can continue from any batch.
+class TrainingBatches(ABC):
+    """Endless iterator over one rank's training batches, which can continue from any of them."""
+
+    drawn: int = 0
+    """Number of batches drawn so far, the cursor of a restart; set it to continue from there."""
+    reader_state: Tensor | None = None
+    """State of a reader that cannot find its place by `drawn` alone; set it to continue from there."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+
+    def close(self) -> None:  # noqa: B027 - most read by themselves
+        """End the processes that read, if there are any."""
+
+
+class BatchOrder:
+    """Numbers of the items in each of one rank's batches.
 
     Part p of P has the items p, p + P, p + 2P…; they are drawn without replacement, in a new order in each pass.
     Contiguous parts would be disjoint too, but neighbouring items are similar, and groups would train on different
     distributions.
+
+    Args:
+        items: number of items of all parts together.
+        batch_size: items per group and step, split over the group's ranks.
+        share: share of this rank.
+        what: name of the items in messages, such as "sequences".
+
+    Raises:
+        UserError: the batch does not split evenly over the ranks, or the part is smaller than one batch.
+    """
+
+    def __init__(self, items: int, batch_size: int, share: Share, what: str) -> None:
+        mine = share.of_batch(batch_size)
+        self._batch_size = batch_size
+        self._share = share
+        self._owned = range(share.part, items, share.parts)
+        self._per_pass = len(self._owned) // batch_size
+        if not self._per_pass:
+            raise UserError(
+                f"the data gives each of {share.parts} groups {len(self._owned)} {what}, fewer than data.batch_size = "
+                f"{batch_size}; {too_few(share)}"
+            )
+        self._mine = slice(share.rank * mine, (share.rank + 1) * mine)
+        self._order = np.empty(0, np.int64)
+        self._order_pass = -1
+
+    def numbers(self, batch: int) -> Numbers:
+        """Return the numbers of the items in batch `batch`, counted from the first of all passes."""
+        number, index = divmod(batch, self._per_pass)
+        if number != self._order_pass:
+            self._order = np.random.default_rng((*self._share.seed, number)).permutation(self._owned)
+            self._order_pass = number
+        return self._order[index * self._batch_size :][: self._batch_size][self._mine]
+
+    def seed(self, batch: int) -> tuple[int, ...]:
+        """Return a seed for what is random in batch `batch`, which differs between ranks."""
+        return (*self._share.seed, self._share.rank, batch)
+
+
+class Batches(TrainingBatches):
+    """Training batches of numbered items, in the order of `BatchOrder`.
 
     Args:
         items: number of items of all parts together.
@@ -126,32 +201,11 @@ class Batches:
         share: Share,
         what: str,
     ) -> None:
-        mine = share.of_batch(batch_size)
+        self._order = BatchOrder(items, batch_size, share, what)
         self._read = read
-        self._batch_size = batch_size
-        self._share = share
-        self._owned = range(share.part, items, share.parts)
-        self._per_pass = len(self._owned) // batch_size
-        if not self._per_pass:
-            raise UserError(
-                f"the data gives each of {share.parts} groups {len(self._owned)} {what}, fewer than data.batch_size = "
-                f"{batch_size}; {too_few(share)}"
-            )
-        self._mine = slice(share.rank * mine, (share.rank + 1) * mine)
-        self._order = np.empty(0, np.int64)
-        self._order_pass = -1
-        self.drawn = 0
-        """Number of batches drawn so far, the cursor of a restart; set it to continue from there."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
-        number, index = divmod(self.drawn, self._per_pass)
-        if number != self._order_pass:
-            self._order = np.random.default_rng((*self._share.seed, number)).permutation(self._owned)
-            self._order_pass = number
-        rng = np.random.default_rng((*self._share.seed, self._share.rank, self.drawn))
+        rng = np.random.default_rng(self._order.seed(self.drawn))
+        numbers = self._order.numbers(self.drawn)
         self.drawn += 1
-        batch = self._order[index * self._batch_size :][: self._batch_size]
-        return self._read(batch[self._mine], rng)
+        return self._read(numbers, rng)

@@ -63,19 +63,49 @@ def stored_format(path: Path) -> str | None:
             raise _damaged(path, "what it is", error, remedy) from None
 
 
-class StoreFile(ABC):
-    """Store that is open for reading; a context manager that closes it.
+class Store(ABC):
+    """Training and validation data that is open for reading; a context manager that closes it.
 
     Attributes:
+        setting: key of the configuration that names the data, with its value, for messages.
         source: origin of the data.
-        identity: digest of the data: equal for two stores if and only if their data is equal.
+        identity: digest of the data.
+    """
+
+    KIND: ClassVar[str]
+    """Name of the kind of data in messages, with its article."""
+
+    setting: str
+    source: str
+    identity: str
+
+    @property
+    def doubt(self) -> str | None:
+        """Warning that damage may be undetected; None if there is no reason for one."""
+        return None
+
+    @abstractmethod
+    def size(self, part: str) -> int | None:
+        """Return the number of predictions that `part` has targets for, or of its examples; None if it is unknown."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+
+class StoreFile(Store):
+    """Store in an HDF5 file. Two stores have equal identities if and only if their data is equal.
 
     Raises:
         UserError: the file is missing, not HDF5, truncated, damaged, of another kind, or of a newer version.
     """
 
-    KIND: ClassVar[str]
-    """Name of the kind of store in messages, with its article."""
     COMMAND: ClassVar[str]
     """Command that makes such a store."""
     FORMAT: ClassVar[str]
@@ -84,6 +114,7 @@ class StoreFile(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.setting = f"data.path = {path}"
         self._remedy = f"make one with: {self.COMMAND} --output {path}"
         self._file = _opened(path, self._remedy)
         with self._intact("what it is"):
@@ -101,29 +132,23 @@ class StoreFile(ABC):
             self.source = str(self._attributes["source"])
             self.identity = str(self._attributes["identity"])
 
+    @abstractmethod
+    def size(self, part: str) -> int:
+        """Return the number of predictions that `part` has targets for: its tokens, rows or images."""
+
     @property
     def doubt(self) -> str | None:
         """Warning that damage may be undetected, for a store older than the checksums; None for others."""
         if self._version >= DIGEST_SINCE:
             return None
         return (
-            f"data.path = {self.path} was made by an older hpcdistill, without checksums beside those of the data: "
+            f"{self.setting} was made by an older hpcdistill, without checksums beside those of the data: "
             "damage may be undetected; prepare the data again"
         )
-
-    @abstractmethod
-    def size(self, part: str) -> int:
-        """Return the number of predictions that `part` has targets for: its tokens, rows or images."""
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
 
     @contextmanager
     def _intact(self, what: str) -> Iterator[None]:

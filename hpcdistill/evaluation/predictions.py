@@ -35,7 +35,7 @@ def validation_outputs(
         UserError: a checkpoint cannot be read or does not fit the data, or the models' sequence lengths differ.
     """
     saved = [SavedModel.load(path, trust) for path in checkpoints]
-    data = _common_data(saved, task.store.path)
+    data = _common_data(saved)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [one.build(task.store).to(device) for one in saved]
     for on_host in task.validation(data):
@@ -44,8 +44,8 @@ def validation_outputs(
         yield outputs, batch.target
 
 
-def _common_data(saved: Sequence[SavedModel], path: Path) -> DataConfig:
-    """Return the data section of the models' configurations, which must agree on the sequence length, for `path`."""
+def _common_data(saved: Sequence[SavedModel]) -> DataConfig:
+    """Return the data section of the first model's configuration; all must agree on the sequence length."""
     first = saved[0].config.data
     for one in saved:
         if one.config.data.sequence_length != first.sequence_length:
@@ -53,4 +53,4 @@ def _common_data(saved: Sequence[SavedModel], path: Path) -> DataConfig:
                 f"{one.path} was trained on sequences of {one.config.data.sequence_length} tokens, {saved[0].path} "
                 f"on sequences of {first.sequence_length} tokens; compare models of the same data.sequence_length"
             )
-    return first.model_copy(update={"path": path})
+    return first

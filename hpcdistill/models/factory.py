@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from hpcdistill.config.section import MODEL_NAME, Arguments, ModelConfig
-from hpcdistill.data.store import StoreFile
+from hpcdistill.data.store import Store
 from hpcdistill.discovery import import_named
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import register
@@ -26,8 +26,8 @@ class FactoryConfig(ModelConfig):
     """Keyword arguments of the factory."""
 
 
-@register(FactoryConfig, StoreFile)  # type: ignore[type-abstract] # whatever the store
-def build(config: FactoryConfig, store: StoreFile) -> nn.Module:
+@register(FactoryConfig, Store)  # type: ignore[type-abstract] # whatever the store
+def build(config: FactoryConfig, store: Store) -> nn.Module:
     """Import the factory and return the model that it builds.
 
     Raises:

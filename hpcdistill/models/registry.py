@@ -10,12 +10,12 @@ from torch import nn
 
 from hpcdistill.config.schema import Config, with_models
 from hpcdistill.config.section import ModelConfig
-from hpcdistill.data.store import StoreFile
+from hpcdistill.data.store import Store
 from hpcdistill.discovery import import_siblings
 from hpcdistill.errors import UserError
 
 ConfigOfFamily = TypeVar("ConfigOfFamily", bound=ModelConfig)
-Store = TypeVar("Store", bound=StoreFile)
+StoreOfFamily = TypeVar("StoreOfFamily", bound=Store)
 
 
 class OtherKindOfDataError(UserError):
@@ -24,24 +24,28 @@ class OtherKindOfDataError(UserError):
 
 class _Family(NamedTuple):
     build: Callable[[Any, Any], nn.Module]
-    store: type[StoreFile]
+    stores: tuple[type[Store], ...]
 
 
 _FAMILIES: dict[type[ModelConfig], _Family] = {}
 
 
 def register(
-    config: type[ConfigOfFamily], store: type[Store]
-) -> Callable[[Callable[[ConfigOfFamily, Store], nn.Module]], Callable[[ConfigOfFamily, Store], nn.Module]]:
+    config: type[ConfigOfFamily], *stores: type[StoreOfFamily]
+) -> Callable[
+    [Callable[[ConfigOfFamily, StoreOfFamily], nn.Module]], Callable[[ConfigOfFamily, StoreOfFamily], nn.Module]
+]:
     """Decorate the function that builds a model family from its configuration and a store.
 
     Args:
         config: the family's configuration, which becomes a choice for the section `model`.
-        store: the class of stores that the family is for.
+        stores: the classes of stores that the family is for.
     """
 
-    def add(build: Callable[[ConfigOfFamily, Store], nn.Module]) -> Callable[[ConfigOfFamily, Store], nn.Module]:
-        _FAMILIES[config] = _Family(build, store)
+    def add(
+        build: Callable[[ConfigOfFamily, StoreOfFamily], nn.Module],
+    ) -> Callable[[ConfigOfFamily, StoreOfFamily], nn.Module]:
+        _FAMILIES[config] = _Family(build, stores)
         return build
 
     return add
@@ -54,7 +58,7 @@ def config_class() -> type[Config]:
     return with_models([*_FAMILIES])
 
 
-def build_model(config: ModelConfig, store: StoreFile) -> nn.Module:
+def build_model(config: ModelConfig, store: Store) -> nn.Module:
     """Build the configured model, with initial weights, for the data of `store`.
 
     Raises:
@@ -62,11 +66,11 @@ def build_model(config: ModelConfig, store: StoreFile) -> nn.Module:
         UserError: the model's factory cannot be imported, or returns something else than a module.
     """
     family = _FAMILIES[type(config)]
-    if isinstance(store, family.store):
+    if isinstance(store, family.stores):
         return family.build(config, store)
-    fitting = [each for each, (_, kind) in _FAMILIES.items() if isinstance(store, kind)]
-    fitting.sort(key=lambda each: _FAMILIES[each].store is StoreFile)  # those for any kind of data last
+    fitting = [each for each, (_, kinds) in _FAMILIES.items() if isinstance(store, kinds)]
+    fitting.sort(key=lambda each: Store in _FAMILIES[each].stores)  # those for any kind of data last
     raise OtherKindOfDataError(
-        f"model.name = {config.name!r} is not for data.path = {store.path}, which is {store.KIND}; use "
+        f"model.name = {config.name!r} is not for {store.setting}, which is {store.KIND}; use "
         + " or ".join(f"--model.name={each.family()}" for each in fitting)
     )

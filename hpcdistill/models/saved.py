@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from hpcdistill.config.schema import Config
-from hpcdistill.data.store import StoreFile
+from hpcdistill.data.store import Store
 from hpcdistill.errors import UserError
 from hpcdistill.models.factory import FactoryConfig
 from hpcdistill.models.registry import OtherKindOfDataError, build_model, config_class
@@ -57,7 +57,7 @@ class SavedModel:
             _require_own(path, config.model.factory)
         return model
 
-    def build(self, store: StoreFile) -> nn.Module:
+    def build(self, store: Store) -> nn.Module:
         """Build the saved model, in eval mode, without gradients, on the CPU.
 
         Raises:
@@ -78,10 +78,10 @@ class SavedModel:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self._weights.items()}
 
-    def _is_for_other_data(self, store: StoreFile, why: str) -> UserError:
+    def _is_for_other_data(self, store: Store, why: str) -> UserError:
         return UserError(
-            f"checkpoint {self.path} is of a model for other data than {store.path}, which is {store.KIND}: {why}; "
-            f"name the data it was trained on ({self.config.data.path}), or data prepared in the same way"
+            f"checkpoint {self.path} is of a model for other data than {store.setting}, which is {store.KIND}: {why}; "
+            f"name the data it was trained on ({self.config.data.source}), or data prepared in the same way"
         )
 
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from hpcdistill.config.data import DataConfig
-from hpcdistill.data.batches import Batch, Share
+from hpcdistill.data.batches import Batch, Share, TrainingBatches
 from hpcdistill.data.rows.batches import RowBatches, row_validation_batches
 from hpcdistill.data.rows.store import RowStore
 from hpcdistill.tasks.objective import Binary
 from hpcdistill.tasks.registry import register
 from hpcdistill.tasks.scores import BinaryScores
-from hpcdistill.tasks.task import Task, TrainingBatches
+from hpcdistill.tasks.task import Task
 
 READ_ROWS = 1 << 16  # rows read at a time
 

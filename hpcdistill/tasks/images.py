@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from hpcdistill.config.data import DataConfig
 from hpcdistill.data.arrays import Numbers
-from hpcdistill.data.batches import Batch, Batches, Share, evenly_spread, require_one_each
+from hpcdistill.data.batches import Batch, Batches, Share, TrainingBatches, evenly_spread, require_one_each
 from hpcdistill.data.images.batches import Images
 from hpcdistill.data.images.store import ImageStore
 from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Softmax
 from hpcdistill.tasks.registry import register
 from hpcdistill.tasks.scores import ClassScores
-from hpcdistill.tasks.task import Task, TrainingBatches, ValidationBatches
+from hpcdistill.tasks.task import Task, ValidationBatches
 
 VALIDATION_IMAGES = 10_000
 """Default number of validation images, evenly spread over the part: the same for every group and every run."""

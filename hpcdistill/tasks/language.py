@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from hpcdistill.config.data import DataConfig
-from hpcdistill.data.batches import Batch, Share
+from hpcdistill.data.batches import Batch, Share, TrainingBatches
 from hpcdistill.data.tokens.batches import sequence_batches, sequence_validation_batches
 from hpcdistill.data.tokens.store import TokenStore
 from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Softmax
 from hpcdistill.tasks.registry import register
 from hpcdistill.tasks.scores import ClassScores
-from hpcdistill.tasks.task import Task, TrainingBatches
+from hpcdistill.tasks.task import Task
 
 READ_TOKENS = 1 << 20  # tokens read at a time
 

@@ -9,22 +9,11 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from hpcdistill.config.data import DataConfig
-from hpcdistill.data.batches import Batch, Share
-from hpcdistill.data.store import StoreFile
+from hpcdistill.data.batches import Batch, Share, TrainingBatches
+from hpcdistill.data.store import Store
 from hpcdistill.errors import UserError
 from hpcdistill.tasks.objective import Objective, TrainingObjective
 from hpcdistill.tasks.scores import Scores
-
-
-class TrainingBatches(Protocol):
-    """Endless iterator over training batches that can continue from any of them."""
-
-    drawn: int
-    """Number of batches drawn so far; set it to continue from there."""
-
-    def __next__(self) -> Batch: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
 
 
 class ValidationBatches(Protocol):
@@ -39,12 +28,12 @@ class Task(ABC):
     """Data of one kind, and what a model of it predicts.
 
     Attributes:
-        store: the open data store.
+        store: the open data.
         objective: losses and comparisons of the model's outputs.
         unit: name of what has one prediction each, such as "token".
     """
 
-    store: StoreFile
+    store: Store
     objective: Objective
     unit: ClassVar[str]
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hpcdistill.config.schema import Config
+from hpcdistill.data.batches import TrainingBatches
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError
@@ -18,7 +19,6 @@ from hpcdistill.exchange.layout import Layout
 from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, on_host
-from hpcdistill.tasks.task import TrainingBatches
 from hpcdistill.training.optimizer import load_optimizer_state
 
 logger = logging.getLogger(__name__)

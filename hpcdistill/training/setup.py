@@ -15,15 +15,15 @@ from hpcdistill.codistill.predictions import Outputs
 from hpcdistill.codistill.session import Codistillation
 from hpcdistill.config.codistill import CodistillConfig
 from hpcdistill.config.schema import Config
-from hpcdistill.data.batches import Share
+from hpcdistill.data.batches import Share, TrainingBatches
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import build_model
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.tasks.objective import TrainingObjective
-from hpcdistill.tasks.registry import open_task
-from hpcdistill.tasks.task import Task, TrainingBatches
+from hpcdistill.tasks.registry import open_data
+from hpcdistill.tasks.task import Task
 from hpcdistill.training.activations import checkpoint_activations
 from hpcdistill.training.optimizer import build_optimizer
 from hpcdistill.training.precision import allow_tf32, to_bfloat16
@@ -66,9 +66,10 @@ def build_parts(config: Config, groups: Groups, trust: bool) -> Parts:
             see different data.
     """
     groups.from_leader(lambda: require_trackers(config))
-    task = open_task(config.data.path, warns=groups.world.rank == 0)
-    groups.require_same(f"data.path = {config.data.path}", task.store.identity)
-    batches = task.batches(config.data, training_share(config, groups))
+    share = training_share(config, groups)
+    task = open_data(config.data, share, warns=groups.world.rank == 0)
+    groups.require_same(task.store.setting, task.store.identity)
+    batches = task.batches(config.data, share)
     _require_micro_batches(config, groups.size)
     torch.manual_seed(config.seed * groups.count + groups.group)  # differs between groups, not between their ranks
     model = _build_student(config, task, groups.device)

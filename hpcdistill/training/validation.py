@@ -9,6 +9,7 @@ from torch import nn
 
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
+from hpcdistill.errors import UserError
 from hpcdistill.tasks.objective import TrainingObjective
 from hpcdistill.tasks.task import ValidationBatches
 from hpcdistill.training.precision import autocast
@@ -51,6 +52,9 @@ class Validation:
 
         Returns:
             The mean in nats; None if the group has agreed to stop.
+
+        Raises:
+            UserError: there is no target.
         """
         batches, total, count = iter(self._batches), 0.0, 0
         self._model.eval()
@@ -67,4 +71,7 @@ class Validation:
                     count += int(batch.counted)
         finally:
             self._model.train()
-        return self._groups.sum(total) / self._groups.sum(count)
+        total, count = self._groups.sum(total), self._groups.sum(count)
+        if not count:
+            raise UserError("the validation data has no targets; give it some")
+        return total / count

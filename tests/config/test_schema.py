@@ -74,8 +74,17 @@ def test_the_demo_configuration_is_valid() -> None:
         (MINIMAL + "[optimizer]\nlr = -1\n", [], r"optimizer.lr = -1: .*greater than 0"),
         ("groups = 0\n" + MINIMAL, [], r"groups = 0: .*greater than 0"),
         (MINIMAL, ["--checkpoint.keep=1"], r"checkpoint.keep = '1': .*greater than or equal to 2"),
-        ('run_dir = "x"\n', [], r"data is missing; set data.path in the file or with --data.path=…"),
-        ("data = {}\n", [], r"run_dir is missing; .*; data.path is missing; set data.path in .* with --data.path=…"),
+        ('run_dir = "x"\n', [], r"run.toml: data.path is missing; name a store with --data.path=…, or .*factory=…$"),
+        (
+            "data = {}\n",
+            [],
+            r"run_dir is missing; .*; data.path is missing; name a store with --data.path=…, or a func",
+        ),
+        (MINIMAL, ["--data.factory=a:b"], r"data.path = data.h5 and data.factory = 'a:b' exclude each other; omit one"),
+        (MINIMAL, ["--data.workers=2"], r"data.workers = 2 is for data.factory, not for the store in data.path; omit"),
+        (MINIMAL, ["--data.classes=9"], r"data.classes = 9 is for data.factory, not for the store in data.path; omit"),
+        (MINIMAL, ['--data.args={"a": 1}'], r"data.args = {'a': 1} is for data.factory, not for the store .*; omit it"),
+        (MINIMAL, ["--data.factory=b"], r"data.factory = 'b': .*pattern"),
         (MINIMAL, ["--model.name=factory"], r"model.factory is missing; .* --model.factory=…"),
         (MINIMAL + "[model]\nlayer = 2\n", [], r"unknown key 'model.layer' .*'lstm' \(did you mean 'model.layers'\?\)"),
         ("_env_file = 'x'\n" + MINIMAL, [], r"unknown key '_env_file'"),
@@ -117,7 +126,12 @@ def test_every_key_has_help() -> None:
 
 
 # Other keys that must be set with a key, or its sample values would be refused.
+OWN_DATA = {"data.path": None, "data.factory": "a.b:c"}
 COMPANIONS: dict[str, dict[str, Any]] = {
+    "data.factory": OWN_DATA,
+    "data.args": OWN_DATA,
+    "data.classes": OWN_DATA,
+    "data.workers": OWN_DATA,
     "groups": {"codistill.weight": 0},
     "group": {"groups": 9, "exchange.transport": "files"},
     "model.kv_heads": {"model.heads": 8},
@@ -186,7 +200,11 @@ def test_every_key_is_an_option(tmp_path: Path, key: str, text: str, value: Any,
         more = {"optimizer.decay_steps": 9}
     if key == "optimizer.decay_steps" and value is None:
         more = {}
-    base = {"run_dir": "x", "data.path": "y"} | more
+    if (key, value) == ("data.factory", None):
+        more = {}
+    if (key, value) == ("data.path", None):
+        more = OWN_DATA
+    base = {name: its for name, its in ({"run_dir": "x", "data.path": "y"} | more).items() if its is not None}
     base.pop(key, None)
     lines = [f"{each} = {json.dumps(its)}\n" for each, its in base.items()]
     config = load(tmp_path, "".join(lines), f"--{key}={text}")

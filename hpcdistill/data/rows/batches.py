@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from hpcdistill.data.arrays import Numbers
-from hpcdistill.data.batches import Batch, Share, evenly_spread, require_one_each, too_few
+from hpcdistill.data.batches import Batch, Share, TrainingBatches, evenly_spread, require_one_each, too_few
 from hpcdistill.data.rows.store import CHUNK_ROWS, Rows, RowStore
 from hpcdistill.errors import UserError
 
@@ -21,8 +20,8 @@ VALIDATION_BLOCKS = 64
 """Default number of validation blocks, evenly spread over the part: the same for every group and every run."""
 
 
-class RowBatches:
-    """Endless iterator over one rank's training batches, which can continue from any batch.
+class RowBatches(TrainingBatches):
+    """Training batches of rows.
 
     A batch has float32 [batch, D] and int32 [batch, C] as inputs and float32 [batch], 0 or 1, as target.
 
@@ -58,11 +57,6 @@ class RowBatches:
             )
         self._per_pool = max(1, POOL_ROWS // self._share)  # batches
         self._pool_at = (-1, -1)  # its pass, and its number in the pass
-        self.drawn = 0
-        """Number of batches drawn so far, the cursor of a restart; set it to continue from there."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         number, batch = divmod(self.drawn, self._per_pass)

@@ -51,7 +51,7 @@ def counting_rows(count: int) -> Rows:
 
 def numbers(batch: Batch) -> list[int]:
     """Return the numbers of the rows of a batch; check that all columns agree."""
-    (dense, categorical), label = batch
+    (dense, categorical), label = batch.inputs, batch.target
     assert [column.dtype for column in (dense, categorical, label)] == [torch.float32, torch.int32, torch.float32]
     result: list[int] = dense[:, 0].int().tolist()
     assert categorical[:, 0].tolist() == [2 * number for number in result]

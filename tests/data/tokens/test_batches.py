@@ -42,7 +42,8 @@ def draw(store: TokenStore, groups: int, size: int, batch: int, drawn: int, seed
         group, rank = divmod(world_rank, size)
         batches = sequence_batches(store, config, Share(group, groups, rank, size, (seed, group)))
         batches.drawn = drawn
-        (inputs,), targets = next(batches)
+        mine = next(batches)
+        (inputs,), targets = mine.inputs, mine.target
         assert torch.equal(inputs[:, 1:], targets[:, :-1])
         result.append(inputs)
     return result

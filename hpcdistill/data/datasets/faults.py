@@ -1,0 +1,41 @@
+"""Errors in the user's code that reads data."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pickle import PicklingError
+
+from hpcdistill.errors import UserError
+
+DIED = "DataLoader worker"  # begins torch's message about a process that has ended
+
+
+@contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """Turn an error in the block into a `UserError` that says `what`, with the traceback of the user's code.
+
+    Where processes have died, or cannot be given the data, the error says so in place of the traceback.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if text.startswith(DIED) and "Caught" not in text:
+        return (
+            f"a process of data.workers has died ({text.splitlines()[0]}); it may have been killed for want of memory, "
+            "or of space in /dev/shm: lower --data.workers, or see the messages above"
+        )
+    if isinstance(error, PicklingError) or "pickle" in text:
+        return f"the data cannot be sent to the processes of data.workers ({text}); define its classes in a module"
+    if "Original Traceback" in text:  # of a process, by torch
+        return text
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without that of the block
+    return "".join(["\n", *traceback.format_list(frames), *traceback.format_exception_only(error)]).rstrip()
