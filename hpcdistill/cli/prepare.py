@@ -32,11 +32,12 @@ def add_parser(commands: Subparsers) -> None:
 def _add_text(kinds: Subparsers) -> None:
     parser = kinds.add_parser(
         "text",
-        help="text files, JSON lines or Parquet, as bytes or as tokens of a learned vocabulary",
-        description="Each byte is a token, unless --vocabulary asks for longer tokens. Inputs are text files, .jsonl, "
-        ".ndjson or .json files with one record a line, and .parquet files; names may end in .gz or .zst. Without "
-        "--validation about 5 % of the text become the validation part: whole texts chosen by a hash, or, if there "
-        "are few, the end of each file. Links to files are followed; a warning names what is left out.",
+        help="text files, JSON lines or Parquet, as bytes or as tokens of a learned or given vocabulary",
+        description="Each byte is a token, unless --vocabulary learns longer tokens or --tokenizer names a tokenizer. "
+        "Inputs are text files, .jsonl, .ndjson or .json files with one record a line, and .parquet files; names may "
+        "end in .gz or .zst. Without --validation about 5 % of the text become the validation part: whole texts chosen "
+        "by a hash, or, if there are few, the end of each file. Links to files are followed; a warning names what is "
+        "left out. With --tokenizer: " + RESUMES[0].lower() + RESUMES[1:],
         example="prepare text --input /usr/lib/python3 --include '*.py' --output data.h5",
     )
     _add_input(parser, "PATH", "files or folders")
@@ -52,8 +53,35 @@ def _add_text(kinds: Subparsers) -> None:
         help="learn N tokens by byte pair encoding from the training part, the 256 bytes among them; with N = 8000 a "
         "token has about 4 bytes, so a sequence covers more text, but the model's output layer is larger",
     )
+    _add_tokenizer(parser)
     _add_max_bad(parser, "records")
     parser.set_defaults(command=_prepare_text)
+
+
+def _add_tokenizer(parser: Parser) -> None:
+    parser.add_argument(
+        "--tokenizer",
+        type=input_path,
+        metavar="PATH",
+        help="encode with this tokenizer: a tokenizer.json of Hugging Face's tokenizers, or a folder that has one. The "
+        "text must be UTF-8; a file that is not counts as a bad record. Each document is encoded whole, without tokens "
+        "that the tokenizer adds at its ends; names of special tokens in it are ordinary text",
+    )
+    parser.add_argument(
+        "--separator",
+        metavar="TOKEN",
+        help="token of --tokenizer to write after each document; '' for none (default: the eos_token of the "
+        "tokenizer_config.json beside it, or its only special token with a usual name, as <|endoftext|> or </s>; if "
+        "there is none, an error that lists its special tokens)",
+    )
+    parser.add_argument(
+        "--parse-special-tokens",
+        action="store_true",
+        help="with --tokenizer: a name such as <|endoftext|> in the text becomes that special token",
+    )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="with --tokenizer: worker processes (default: one for each core)"
+    )
 
 
 def _add_clicks(kinds: Subparsers) -> None:
@@ -177,7 +205,13 @@ def _requires_pyarrow() -> Iterator[None]:
 
 def _prepare_text(args: argparse.Namespace) -> int:
     from hpcdistill.data.tokens.prepare_text import prepare_text
+    from hpcdistill.data.tokens.tokenizer_file import TokenizerChoice
 
+    choice = args.tokenizer and TokenizerChoice(args.tokenizer, args.separator, args.parse_special_tokens)
+    if not choice and (args.separator is not None or args.parse_special_tokens or args.processes):
+        raise UserError(
+            "--separator, --parse-special-tokens and --processes are for --tokenizer; add it, or leave them out"
+        )
     prepare_text(
         args.input,
         args.output,
@@ -187,6 +221,8 @@ def _prepare_text(args: argparse.Namespace) -> int:
         args.validation,
         args.column,
         args.max_bad,
+        choice,
+        args.processes,
     )
     return 0
 

@@ -28,6 +28,7 @@ from hpcdistill.config import load_config
 from hpcdistill.models.registry import config_class
 from repository import ROOT
 from slurm_cluster import Cluster, on_slurm
+from tokenizer_files import write_tokenizer
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = (
@@ -219,6 +220,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts.mkdir(parents=True)
     for number in range(100):
         (texts / f"{number}.txt").write_text("All models teach each other what they have learnt.\n" * 20)
+    write_tokenizer(folder / "my" / "tokenizer.json")
     config = (ROOT / "configs/demo.toml").read_text()
     (folder / "run.toml").write_text(config.replace("runs/demo/stdlib.h5", "data.h5").replace("runs/demo", "runs/new"))
     (folder / "slurm-1.out").touch()

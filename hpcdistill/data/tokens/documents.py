@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,8 @@ BATCH_ROWS = 256  # rows of Parquet in memory at a time
 MOST_UNPACKED = 1000  # largest ratio of decompressed to compressed size; that of text is 3 to 50
 UNPACKED_BYTES = 1 << 30  # up to this size, any ratio is accepted
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+Check = Callable[[bytes], None]
+"""Function that raises a `ValueError` for text that is bad."""
 
 
 class Document(NamedTuple):
@@ -41,6 +44,10 @@ class NotTextError(UserError):
         self.reason = reason
 
 
+class NotUTF8Error(UserError):
+    """File of text in another encoding than UTF-8; the message names the first place."""
+
+
 def kind_of(path: Path, column: str | None) -> str:
     """Return the format of a file, by its name: `PARQUET`, `JSON_LINES` or `TEXT`.
 
@@ -57,7 +64,9 @@ def kind_of(path: Path, column: str | None) -> str:
     return TEXT
 
 
-def read_documents(file: TextFile, kind: str, column: str | None, bad: Callable[[str], None]) -> Iterator[Document]:
+def read_documents(
+    file: TextFile, kind: str, column: str | None, bad: Callable[[str], None], is_utf8: bool = False
+) -> Iterator[Document]:
     """Yield the documents of a file; memory is that of a piece, a line of JSON, or a few rows of Parquet.
 
     Args:
@@ -65,16 +74,21 @@ def read_documents(file: TextFile, kind: str, column: str | None, bad: Callable[
         kind: format of the file; see `kind_of`.
         column: field of the records that has the text; by default `text`.
         bad: function that is called for each record without text, with a line that names its place and the error.
+        is_utf8: require that the text is UTF-8; each piece then consists of whole characters, and records may have zero
+            bytes.
 
     Raises:
         NotTextError: the file is binary or UTF-16.
+        NotUTF8Error: a file of text is not UTF-8, although `is_utf8` requires it.
         UserError: the file cannot be read or is truncated, expands too much, or is Parquet without such a column.
     """
     if kind == TEXT:
-        yield Document(os.fsencode(file.name), _pieces(file.path))
+        pieces = _pieces(file.path)
+        yield Document(os.fsencode(file.name), _whole_characters(file.path, pieces) if is_utf8 else pieces)
     else:
         read = _json_lines if kind == JSON_LINES else _parquet
-        for text in read(file.path, column or USUAL_COLUMN, bad):
+        check = _require_utf8 if is_utf8 else _require_no_zero
+        for text in read(file.path, column or USUAL_COLUMN, check, bad):
             yield Document(text, (text,))
 
 
@@ -83,6 +97,25 @@ def _pieces(path: Path) -> Iterator[bytes]:
         if b"\0" in piece:
             raise NotTextError(path, "binary files")
         yield piece
+
+
+def _whole_characters(path: Path, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the text of UTF-8 pieces in pieces that end where a character ends."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    line = 1
+    try:
+        for piece in pieces:
+            text = decoder.decode(piece).encode()
+            yield text
+            line += text.count(b"\n")
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        begin = before.rfind(b"\n") + 1
+        reason = "not UTF-8 (to convert a file of Latin-1: `iconv -f LATIN1 -t UTF-8 FILE`)"
+        raise NotUTF8Error(
+            quote(path, line + before.count(b"\n"), reason, error.object[max(begin, error.start - 20) :])
+        ) from None
 
 
 def _read(path: Path, unit: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
@@ -113,16 +146,19 @@ def _begins_with_records(path: Path, column: str) -> bool:
     return all(isinstance(record, dict) for record in (first, *second)) and (bool(second) or column in first)
 
 
-def _json_lines(path: Path, column: str, bad: Callable[[str], None]) -> Iterator[bytes]:
+def _json_lines(path: Path, column: str, check: Check, bad: Callable[[str], None]) -> Iterator[bytes]:
     for number, line in enumerate(_lines(path), 1):
         if len(line) == LINE_BYTES:
             raise UserError(f"{path} line {number} has {LINE_BYTES:,} bytes or more; are these JSON lines?")
         if line.isspace():
             continue
         try:
-            yield _field(json.loads(line), column)
+            text = _field(json.loads(line), column)
+            check(text)
         except (ValueError, RecursionError) as error:
             bad(quote(path, number, error, line))
+        else:
+            yield text
 
 
 def _field(record: Any, column: str) -> bytes:
@@ -132,18 +168,19 @@ def _field(record: Any, column: str) -> bytes:
         raise ValueError(f"no {column!r} among {', '.join(map(repr, record))}; --column chooses another")
     if not isinstance(record[column], str):
         raise ValueError(f"{column!r} is not text")
-    return _whole(record[column].encode())
+    return bytes(record[column].encode())
 
 
-def _whole(text: bytes | None) -> bytes:
-    if text is None:
-        raise ValueError("no text")
+def _require_no_zero(text: bytes) -> None:
     if b"\0" in text:
         raise ValueError("a zero byte in the text")
-    return text
 
 
-def _parquet(path: Path, column: str, bad: Callable[[str], None]) -> Iterator[bytes]:
+def _require_utf8(text: bytes) -> None:
+    text.decode()
+
+
+def _parquet(path: Path, column: str, check: Check, bad: Callable[[str], None]) -> Iterator[bytes]:
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
@@ -156,9 +193,13 @@ def _parquet(path: Path, column: str, bad: Callable[[str], None]) -> Iterator[by
             texts = (text for batch in batches for text in batch.column(0).cast(pyarrow.large_binary()).to_pylist())
             for row, text in enumerate(texts, 1):
                 try:
-                    yield _whole(text)
+                    if text is None:
+                        raise ValueError("no text")
+                    check(text)
                 except ValueError as error:
                     bad(f"{path.name} row {row}: {error}")
+                else:
+                    yield text
     except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names of columns are not UTF-8
         raise UserError(f"{path} cannot be read to its end: {error}; download it again") from None
 

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from hpcdistill.data.prepare.folder import PassedOver
 from hpcdistill.data.prepare.split import VALIDATION_SHARE
-from hpcdistill.data.tokens.documents import NotTextError, kind_of, read_documents
+from hpcdistill.data.store import PARTS
+from hpcdistill.data.tokens.documents import NotTextError, NotUTF8Error, kind_of, read_documents
 from hpcdistill.data.tokens.files import TextFile
 
 NEAR = 1.5  # accepted ratio of the validation part to `VALIDATION_SHARE`, or its inverse
-END = b"\0"  # end of a document; texts have no zero bytes
 
 
 class Source(NamedTuple):
@@ -46,7 +46,11 @@ class Split(NamedTuple):
 
 
 def measure(
-    files: Collection[TextFile], column: str | None, bad: Callable[[str], None], passed_over: PassedOver
+    files: Collection[TextFile],
+    column: str | None,
+    bad: Callable[[str], None],
+    passed_over: PassedOver,
+    is_utf8: bool = False,
 ) -> list[Source]:
     """Read files to measure their text; show a progress bar.
 
@@ -55,6 +59,7 @@ def measure(
         column: field of the records that has the text.
         bad: function that is called for each record without text; see `read_documents`.
         passed_over: count of files without text.
+        is_utf8: require that the text is UTF-8; a file of text that is not counts as a bad record.
 
     Raises:
         UserError: a file cannot be read.
@@ -63,18 +68,24 @@ def measure(
     with tqdm(desc="looking for text", unit="B", unit_scale=True, disable=not files) as bar:
         for file in files:
             try:
-                sources.append(_measured(file, column, bad, bar.update))
+                sources.append(_measured(file, column, bad, bar.update, is_utf8))
             except NotTextError as error:
                 passed_over.add(error.reason, file.path)
+            except NotUTF8Error as error:
+                bad(str(error))
     return sources
 
 
 def _measured(
-    file: TextFile, column: str | None, bad: Callable[[str], None], progress: Callable[[int], object]
+    file: TextFile,
+    column: str | None,
+    bad: Callable[[str], None],
+    progress: Callable[[int], object],
+    is_utf8: bool,
 ) -> Source:
     kind = kind_of(file.path, column)
     documents = size = chosen = 0
-    for document in read_documents(file, kind, column, bad):
+    for document in read_documents(file, kind, column, bad, is_utf8):
         before = size
         for piece in document.pieces:
             size += len(piece)
@@ -104,28 +115,39 @@ def split_by_input(training: Iterable[Source], validation: Iterable[Source]) -> 
     return [*(Split(source, source.size) for source in training), *(Split(source, 0) for source in validation)]
 
 
-def read(split: Split, column: str | None, end: bytes) -> Iterator[tuple[str, bytes]]:
-    """Read a source, piece by piece, with the part of each.
+class Piece(NamedTuple):
+    """Piece of a document in one part."""
+
+    part: str
+    text: bytes
+    is_end: bool
+    """True for the last piece of the document in this part; its text is empty."""
+
+
+def read(split: Split, column: str | None, is_utf8: bool = False) -> Iterator[Piece]:
+    """Read a source, piece by piece, with the part of each; a document that is cut has an end in both parts.
 
     Args:
         split: the source and its split.
         column: field of the records that has the text.
-        end: bytes that end each document, in each part that has some of it.
-
-    Yields:
-        The part and the bytes of each piece, which may be empty.
+        is_utf8: yield whole characters of UTF-8; a cut within a character is moved to its end.
     """
     position = 0
-    for document in read_documents(split.source.file, split.source.kind, column, lambda _: None):
-        begin = position
-        cut = split.cut if split.cut is not None else begin if is_chosen(document.key) else sys.maxsize
+    for document in read_documents(split.source.file, split.source.kind, column, lambda _: None, is_utf8):
+        cut = split.cut if split.cut is not None else position if is_chosen(document.key) else sys.maxsize
+        sizes = dict.fromkeys(PARTS, 0)
         for piece in document.pieces:
             rest = max(cut - position, 0)
-            yield "train", piece[:rest]
-            yield "validation", piece[rest:]
+            while is_utf8 and 0 < rest < len(piece) and piece[rest] & 0xC0 == 0x80:  # within a character
+                rest += 1
+            for part, text in zip(PARTS, (piece[:rest], piece[rest:]), strict=True):
+                if text:
+                    sizes[part] += len(text)
+                    yield Piece(part, text, False)
             position += len(piece)
-        yield "train", end if begin < min(cut, position) else b""
-        yield "validation", end if max(begin, cut) < position else b""
+        for part, size in sizes.items():
+            if size:
+                yield Piece(part, b"", True)
 
 
 def is_chosen(key: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""`hpcdistill prepare text`: a token store from files of text, by bytes or a learned vocabulary."""
+"""`hpcdistill prepare text`: a token store from files of text, by bytes, a learned vocabulary or a given tokenizer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from hpcdistill.data.prepare.pieces import explain_write_errors
 from hpcdistill.data.store import PARTS
 from hpcdistill.data.tokens.documents import TEXT
 from hpcdistill.data.tokens.files import find_files
-from hpcdistill.data.tokens.parts import END, Split, measure, read, split_by_input, split_sources
+from hpcdistill.data.tokens.parts import Split, measure, read, split_by_input, split_sources
 from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.data.tokens.tokenizer import check_vocabulary, train_tokenizer
+from hpcdistill.data.tokens.tokenizer_file import TokenizerChoice, read_tokenizer
+from hpcdistill.data.tokens.whole_documents import write_documents
 from hpcdistill.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+END = b"\0"  # end of a document, where one byte is one token; its text has no zero bytes
 PIECE_BYTES = 1 << 16  # words are seldom cut at the end of a piece
 SAMPLE_BYTES = 1 << 25  # learning takes 0.2 GB of memory for prose or code, about 3 GB if no word occurs twice
 
@@ -35,8 +38,13 @@ def prepare_text(
     validation: Sequence[Path] = (),
     column: str | None = None,
     max_bad: int = 0,
+    tokenizer: TokenizerChoice | None = None,
+    processes: int | None = None,
 ) -> None:
-    """Write a token store from text; if there are several documents, a zero byte ends each.
+    """Write a token store from text.
+
+    Tokens are bytes, with a zero byte after each document if there are several; or sequences of bytes that are learned
+    here; or the tokens of a given tokenizer, with its separator after each document.
 
     A document is a file of text, whose name may end in .gz or .zst, or the text of a record of JSON lines or Parquet.
     Without `validation`, about 5 % of the text become the validation part: documents chosen by a hash of the file's
@@ -51,18 +59,30 @@ def prepare_text(
         vocabulary: number of tokens to learn from the training part; by default one byte is one token.
         validation: files and folders for the validation part.
         column: field of the records that has the text; by default `text`.
-        max_bad: maximum number of records without text to pass over.
+        max_bad: maximum number of records without text to pass over; with `tokenizer`, files that are not UTF-8 count
+            as such.
+        tokenizer: tokenizer of the text, which must be UTF-8; not together with `vocabulary`.
+        processes: number of processes that encode with `tokenizer`; by default one for each core.
 
     Raises:
         UserError: an input does not exist or cannot be read, there is no text or too little, too many records are bad,
-            the vocabulary is out of range, or the store cannot be written.
+            the vocabulary is out of range, the tokenizer cannot be used, or the store cannot be written.
     """
+    if vocabulary is not None and tokenizer:
+        raise UserError(
+            f"--vocabulary {vocabulary} learns a vocabulary, and --tokenizer names one; leave out one of them"
+        )
     if vocabulary is not None:
         check_vocabulary(vocabulary)
-    splits = _splits(inputs, include, exclude, validation, column, max_bad)
-    tokenizer = train_tokenizer(_sample(splits, column), vocabulary) if vocabulary is not None else None
-    with explain_write_errors(output):
-        write_store(output, _pieces(splits, column, "writing"), ", ".join(map(str, inputs)), tokenizer)
+    given = read_tokenizer(tokenizer) if tokenizer else None
+    splits = _splits(inputs, include, exclude, validation, column, max_bad, given is not None)
+    source = ", ".join(map(str, inputs))
+    if given:
+        write_documents(output, splits, column, source, given, processes)
+    else:
+        learned = train_tokenizer(_sample(splits, column), vocabulary) if vocabulary is not None else None
+        with explain_write_errors(output):
+            write_store(output, _pieces(splits, column, "writing"), source, learned)
     with TokenStore(output) as store:
         _print_size(store, vocabulary)
 
@@ -74,6 +94,7 @@ def _splits(
     validation: Sequence[Path],
     column: str | None,
     max_bad: int,
+    is_utf8: bool,
 ) -> list[Split]:
     passed_over, quotes = PassedOver(), list[str]()
 
@@ -84,7 +105,7 @@ def _splits(
     training, others = (find_files(paths, include, exclude, passed_over) for paths in (inputs, validation))
     if both := training.keys() & others.keys():
         raise UserError(f"{others[min(both)].path} is in --input and in --validation; leave it out of one of them")
-    sources, validating = (measure(files.values(), column, bad, passed_over) for files in (training, others))
+    sources, validating = (measure(files.values(), column, bad, passed_over, is_utf8) for files in (training, others))
     where = ", ".join(map(str, inputs))
     if not sources and passed_over:
         raise UserError(f"there is no text in {where}; passed over: {passed_over}; check --input, --include")
@@ -122,7 +143,8 @@ def _pieces(splits: Sequence[Split], column: str | None, purpose: str) -> Iterat
     waiting = {part: bytearray() for part in PARTS}  # records may have a few bytes, or millions
     with tqdm(desc=purpose, total=total, unit="B", unit_scale=True) as bar:
         for split in splits:
-            for part, piece in read(split, column, end):
+            for part, piece, is_end in read(split, column):
+                piece = end if is_end else piece
                 bar.update(len(piece))
                 waiting[part] += piece
                 while len(waiting[part]) >= PIECE_BYTES:
@@ -149,7 +171,9 @@ def _print_size(store: TokenStore, wanted: int | None) -> None:
         logger.warning(
             f"--vocabulary {wanted}: the text gives only {store.vocabulary} tokens; for more, add files to --input"
         )
+    separator = store.tokenizer.separator if store.tokenizer else None
     print(
         f"{store.path}: {store.size('train'):,} training and {store.size('validation'):,} validation tokens, "
         f"{store.vocabulary:,} different ones, {store.bytes_per_token('train'):.2f} bytes each"
+        + (f"; {separator} ends each document" if separator else "")
     )

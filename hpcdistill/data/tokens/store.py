@@ -4,8 +4,11 @@
 /train              uint8, uint16 or uint32 [tokens], the smallest that holds the vocabulary; Fletcher-32 checksum on
                     each chunk; attribute bytes, the size of the text (absent in older stores, with one token per byte)
 /validation         the same
-/tokenizer          only if one byte is not one token: JSON of Hugging Face's `tokenizers`. In its tokens each
-                    character is a byte: Tokenizer.from_str(JSON).decode(tokens, False).encode("latin-1") is the text
+/tokenizer          only if one byte is not one token: JSON of Hugging Face's `tokenizers`. The text is
+                    Tokenizer.from_str(JSON).decode(tokens, skip_special_tokens=False).encode(ENCODING), as far as the
+                    tokenizer is reversible. Attributes: encoding, "latin-1" for a vocabulary of byte sequences (also
+                    if absent, as in older stores), "utf-8" for one of text; separator, the token after each document,
+                    if there is one
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -30,6 +33,17 @@ if TYPE_CHECKING:
 CHUNK_TOKENS = 1 << 16  # also the unit in which checksums are verified
 
 
+class StoredTokenizer(NamedTuple):
+    """Tokenizer of a store."""
+
+    json: str
+    """JSON of Hugging Face's `tokenizers`."""
+    encoding: str
+    """Encoding that turns decoded text into bytes: "latin-1" if each character is a byte, otherwise "utf-8"."""
+    separator: str | None
+    """Token after each document, if there is one."""
+
+
 def write_store(
     path: Path, pieces: Iterable[tuple[str, bytes]], source: str, tokenizer: Tokenizer | None = None
 ) -> None:
@@ -39,19 +53,41 @@ def write_store(
         path: file to write; replaced only when all pieces are written.
         pieces: each a part, one of `PARTS`, with the bytes to append to it.
         source: origin of the text, for reports.
-        tokenizer: tokenizer of the text; without it, one byte is one token.
+        tokenizer: learned tokenizer of byte sequences; without it, one byte is one token.
     """
-    vocabulary, json = (tokenizer.get_vocab_size(), tokenizer.to_str()) if tokenizer else (BYTES, "")
+    vocabulary = tokenizer.get_vocab_size() if tokenizer else BYTES
+    stored = StoredTokenizer(tokenizer.to_str(), "latin-1", None) if tokenizer else None
+    write_tokens(path, encode(pieces, tokenizer), source, vocabulary, stored)
+
+
+def write_tokens(
+    path: Path,
+    encoded: Iterable[tuple[str, Array, int]],
+    source: str,
+    vocabulary: int,
+    tokenizer: StoredTokenizer | None,
+) -> None:
+    """Write a store from (part, tokens, bytes of text) pieces, in order.
+
+    Args:
+        path: file to write; replaced only when all pieces are written.
+        encoded: each a part, one of `PARTS`, with the tokens to append to it, and the size of the text they encode.
+        source: origin of the text, for reports.
+        vocabulary: size of the vocabulary.
+        tokenizer: the tokenizer; None if one byte is one token.
+    """
     with atomic_file(path) as (file, _):
         parts = {name: _Part(file, name, np.min_scalar_type(vocabulary - 1)) for name in PARTS}
-        for name, tokens, size in encode(pieces, tokenizer):
+        for name, tokens, size in encoded:
             parts[name].append(tokens, size)
-        identity = hashlib.blake2b(json.encode(), digest_size=16)
+        identity = hashlib.blake2b(tokenizer.json.encode() if tokenizer else b"", digest_size=16)
         for part in parts.values():
             identity.update(part.digest.digest())
             part.tokens.attrs["bytes"] = part.bytes
         if tokenizer:
-            file["tokenizer"] = text(json)
+            file["tokenizer"] = text(tokenizer.json)
+            facts = {"encoding": tokenizer.encoding, "separator": tokenizer.separator}
+            file["tokenizer"].attrs.update({name: text(fact) for name, fact in facts.items() if fact is not None})
         seal(file, TokenStore, source, identity.hexdigest(), vocabulary=vocabulary)
 
 
@@ -90,6 +126,16 @@ class TokenStore(StoreFile):
             self._bytes = {part: int(self._file[part].attrs.get("bytes", self._file[part].size)) for part in PARTS}
             if any(self._file[part].ndim != 1 or self._file[part].dtype.kind != "u" for part in PARTS):
                 raise ValueError("a part is not a sequence of unsigned integers")
+
+    @property
+    def tokenizer(self) -> StoredTokenizer | None:
+        """Tokenizer of the text; None if one byte is one token."""
+        if "tokenizer" not in self._file:
+            return None
+        with self._intact("its tokenizer"):
+            stored = self._file["tokenizer"]
+            facts = {name: value.decode() for name, value in stored.attrs.items()}
+            return StoredTokenizer(stored[()].decode(), facts.get("encoding", "latin-1"), facts.get("separator"))
 
     def size(self, part: str) -> int:
         """Return the number of tokens in `part`."""
