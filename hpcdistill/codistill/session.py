@@ -242,6 +242,9 @@ class Codistillation:
         if self._exchange is not None:
             self._exchange.__exit__(kind, error, trace)
 
+    def __deepcopy__(self, _: dict[int, Any]) -> Codistillation:
+        return self  # a model may refer to its session; replicas of the model are copies, sessions are not
+
     def _require_open(self) -> None:
         if self._has_ended:
             raise RuntimeError("the `with Codistillation(...)` block has ended; predict and step inside it")

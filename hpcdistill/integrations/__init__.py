@@ -1,0 +1,1 @@
+"""Codistillation in the training loops of other libraries."""
