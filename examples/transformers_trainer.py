@@ -31,7 +31,7 @@ def main(folder: str, output: str, steps: int = 100) -> CodistillationTrainer:
     model = GPT2LMHeadModel(
         GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
     )
-    texts = load_from_disk(folder).train_test_split(0.1, seed=0, keep_in_memory=True)
+    texts = load_from_disk(folder, keep_in_memory=True).train_test_split(0.1, seed=0)
     args = CodistillationArguments(
         groups=groups,
         output_dir=f"{output}/group-{groups.group}",
