@@ -18,8 +18,8 @@ lock: ## update the versions that make setup installs; needs uv on PATH
 	  --overrides <(echo 'torch; python_version < "3"') --custom-compile-command "make lock" \
 	  --output-file requirements.lock pyproject.toml requirements.in
 
-demo: setup ## codistil two groups for a few minutes and write a report
-	@$(ENV) tools/demo.sh
+demo: setup ## codistil two groups for a few minutes and write a report; ARGS=... adds options of train
+	@$(ENV) tools/demo.sh $(ARGS)
 
 test: lint ## lint, then the suite on 1, 2 and 4 ranks
 	$(ENV) $(LIMIT) 1800 python -m pytest

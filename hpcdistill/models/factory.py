@@ -40,11 +40,20 @@ def build(config: FactoryConfig, store: Store) -> nn.Module:
             arguments = {"store": store} | arguments
         parameters.bind(**arguments)
     except (TypeError, ValueError) as error:  # of something that cannot be called, or has no signature
-        raise UserError(
-            f"model.factory = {config.factory!r} cannot be called with model.args = {config.args} ({error}); give what "
-            "it takes by name; only a parameter named 'store' is given, the open store"
-        ) from None
-    model = make(**arguments)
+        raise _refusal(config, error) from None
+    try:
+        model = make(**arguments)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):  # of a function that hands its **kwargs on
+            raise _refusal(config, error) from error
+        raise
     if not isinstance(model, nn.Module):
         raise UserError(f"model.factory = {config.factory!r} returned {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _refusal(config: FactoryConfig, error: Exception) -> UserError:
+    return UserError(
+        f"model.factory = {config.factory!r} cannot be called with model.args = {config.args} ({error}); give what it "
+        "takes by name; only a parameter named 'store' is given, the open store"
+    )

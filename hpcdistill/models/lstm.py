@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
 from hpcdistill.config.section import MODEL_NAME, ModelConfig
+from hpcdistill.data.datasets.factory import FactoryData
 from hpcdistill.data.tokens.store import TokenStore
 from hpcdistill.models.registry import register
 
@@ -66,7 +67,7 @@ class LSTMLanguageModel(nn.Module):
         return hidden
 
 
-@register(LSTMConfig, TokenStore)
-def build(config: LSTMConfig, store: TokenStore) -> LSTMLanguageModel:
+@register(LSTMConfig, TokenStore, FactoryData)
+def build(config: LSTMConfig, store: TokenStore | FactoryData) -> LSTMLanguageModel:
     """Build the model for the vocabulary of `store`."""
     return LSTMLanguageModel(store.vocabulary, config.hidden, config.layers, config.projection, config.dropout)

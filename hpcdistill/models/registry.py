@@ -14,8 +14,7 @@ from hpcdistill.data.store import Store
 from hpcdistill.discovery import import_siblings
 from hpcdistill.errors import UserError
 
-ConfigOfFamily = TypeVar("ConfigOfFamily", bound=ModelConfig)
-StoreOfFamily = TypeVar("StoreOfFamily", bound=Store)
+Build = TypeVar("Build", bound=Callable[[Any, Any], nn.Module])
 
 
 class OtherKindOfDataError(UserError):
@@ -30,11 +29,7 @@ class _Family(NamedTuple):
 _FAMILIES: dict[type[ModelConfig], _Family] = {}
 
 
-def register(
-    config: type[ConfigOfFamily], *stores: type[StoreOfFamily]
-) -> Callable[
-    [Callable[[ConfigOfFamily, StoreOfFamily], nn.Module]], Callable[[ConfigOfFamily, StoreOfFamily], nn.Module]
-]:
+def register(config: type[ModelConfig], *stores: type[Store]) -> Callable[[Build], Build]:
     """Decorate the function that builds a model family from its configuration and a store.
 
     Args:
@@ -42,9 +37,7 @@ def register(
         stores: the classes of stores that the family is for.
     """
 
-    def add(
-        build: Callable[[ConfigOfFamily, StoreOfFamily], nn.Module],
-    ) -> Callable[[ConfigOfFamily, StoreOfFamily], nn.Module]:
+    def add(build: Build) -> Build:
         _FAMILIES[config] = _Family(build, stores)
         return build
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcdistill.config.section import MODEL_NAME, ModelConfig
+from hpcdistill.data.datasets.factory import FactoryData
 from hpcdistill.data.tokens.store import TokenStore
 from hpcdistill.models.registry import register
 
@@ -191,8 +192,8 @@ def rotate(units: Tensor, rotation: Tensor) -> Tensor:
     return turned.to(units.dtype)
 
 
-@register(TransformerConfig, TokenStore)
-def build(config: TransformerConfig, store: TokenStore) -> Transformer:
+@register(TransformerConfig, TokenStore, FactoryData)
+def build(config: TransformerConfig, store: TokenStore | FactoryData) -> Transformer:
     """Build the model for the vocabulary of `store`."""
     heads, kv_heads, feed_forward = config.sizes()
     return Transformer(store.vocabulary, config.hidden, config.layers, heads, kv_heads, feed_forward, config.dropout)

@@ -56,7 +56,7 @@ def test_the_demo_configuration_is_valid() -> None:
         (MINIMAL, ["--model.name=factory", "--model.factory=a:b", "--model.args=[1]"], r"args = \[1\]: .*dictionary"),
         (MINIMAL + "[optimizer]\nrate = 1\n", [], r"unknown key 'optimizer.rate'"),
         (MINIMAL + "[model]\nname = 'dnn'\nhidden = 3\n", [], r"unknown key 'model.hidden' of model.name = 'dnn'"),
-        (MINIMAL + "[model]\nname = 'cnn'\n", [], r"model = .*'lstm', 'dnn', 'factory', 'resnet'"),
+        (MINIMAL + "[model]\nname = 'cnn'\n", [], r"model = .*'lstm', 'dnn', 'factory', 'huggingface', 'resnet'"),
         (MINIMAL, ["--codistill.teachers=checkpoints"], r"with 0 codistill.checkpoints; name checkpoints"),
         (MINIMAL, ["--codistill.checkpoints=a.h5"], r"teachers = 'peers' with 1 codistill.checkpoints"),
         ("goups = 2\n" + MINIMAL, [], r"unknown key 'goups' \(did you mean 'groups'\?\)"),
@@ -149,7 +149,7 @@ def keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any,
         if name == "model":
             for model in get_args(type_):
                 tag = model.family()
-                needed = {"model.factory": "a.b:c"} if tag == "factory" else {}
+                needed = {"factory": {"model.factory": "a.b:c"}, "huggingface": {"model.path": "a"}}.get(tag, {})
                 for below, its_type, more in keys(model, f"{key}."):
                     yield below, its_type, {"model.name": tag} | needed | more
         elif isinstance(type_, type) and issubclass(type_, BaseModel):

@@ -124,7 +124,7 @@ def require_options(words: list[str], text: str) -> None:
 
 def make(workspace: Workspace, command: str) -> None:
     """Check that the targets exist."""
-    subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, check=True, capture_output=True)
 
 
 def benchmark(workspace: Workspace, command: str) -> None:

@@ -82,6 +82,10 @@ def linear_of(store: StoreFile, outputs: int = 1) -> nn.Module:
     return nn.Linear(store.vocabulary, outputs)
 
 
+def handing_on(**kwargs: Any) -> nn.Module:
+    return nn.Linear(1, 1, **kwargs)
+
+
 def text_of() -> str:
     return "text"
 
@@ -112,6 +116,7 @@ def test_a_factory_is_given_the_configured_arguments(tokens: TokenStore) -> None
             r"unexpected keyword argument",
         ),
         ("torch.nn:functional", {}, r"is not a callable object"),
+        (f"{__name__}:handing_on", {"bias": 1, "biased": 1}, r"unexpected keyword argument 'biased'"),
     ],
 )
 def test_arguments_that_a_factory_does_not_take_are_refused(
@@ -128,7 +133,7 @@ def test_a_factory_that_returns_no_model_is_refused(tokens: TokenStore) -> None:
 
 def test_a_model_for_other_data_is_refused(tokens: TokenStore, rows: RowStore) -> None:
     with pytest.raises(
-        UserError, match=r"model.name = 'dnn' is not for .* a token store; use --model.name=lstm or .*=factory"
+        UserError, match=r"model.name = 'dnn' is not for .* a token store; use .*--model.name=lstm or .*=factory"
     ):
         build_model(DNNConfig(name="dnn"), tokens)
     with pytest.raises(
