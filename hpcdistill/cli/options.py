@@ -15,14 +15,19 @@ def add_model_options(parser: Parser) -> None:
     parser.add_argument(
         "--data", type=input_path, required=True, metavar="FILE.h5", help="store whose validation part is used"
     )
+    add_checkpoint_option(parser)
+    add_trust_option(parser)
+    add_json_option(parser)
+
+
+def add_checkpoint_option(parser: Parser) -> None:
+    """Add `--checkpoint`."""
     parser.add_argument(
         "--checkpoint",
         choices=("best", "last"),
         default="best",
         help="which checkpoint of a run: the one with the lowest validation loss (default), or the newest",
     )
-    add_trust_option(parser)
-    add_json_option(parser)
 
 
 def add_trust_option(parser: Parser) -> None:

@@ -58,9 +58,18 @@ def build_model(config: ModelConfig, store: Store) -> nn.Module:
         OtherKindOfDataError: the model is for data of another kind.
         UserError: the model's factory cannot be imported, or returns something else than a module.
     """
-    family = _FAMILIES[type(config)]
-    if isinstance(store, family.stores):
-        return family.build(config, store)
+    require_data_for(config, store)
+    return _FAMILIES[type(config)].build(config, store)
+
+
+def require_data_for(config: ModelConfig, store: Store) -> None:
+    """Check that the configured model is for data of the kind of `store`.
+
+    Raises:
+        OtherKindOfDataError: it is not.
+    """
+    if isinstance(store, _FAMILIES[type(config)].stores):
+        return
     fitting = [each for each, (_, kinds) in _FAMILIES.items() if isinstance(store, kinds)]
     fitting.sort(key=lambda each: Store in _FAMILIES[each].stores)  # those for any kind of data last
     raise OtherKindOfDataError(

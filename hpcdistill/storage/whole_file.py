@@ -6,6 +6,7 @@ import errno
 import glob
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -57,6 +58,35 @@ def write_whole(path: Path, content: bytes | str) -> None:
             rest = rest[file.write(rest) :]
 
 
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """Let the block make a file or a folder, which appears at `path`, complete and on disk, when the block ends.
+
+    Its files get the rights that the umask leaves: some libraries write files that only their owner can read.
+
+    Yields:
+        The path to make it at: hidden beside `path`, as for `whole_file`. It is removed if the block raises.
+
+    Raises:
+        OSError: it cannot be written, or `path` is a folder with files.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        yield temporary
+        os.umask(umask := os.umask(0))
+        for made in (temporary, *temporary.rglob("*")):
+            if made.is_file():
+                made.chmod(0o666 & ~umask)
+            _sync(made)
+        temporary.rename(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
 def open_to_append(path: Path) -> FileIO:
     """Open a file for appending, unbuffered; make it if it is missing.
 
@@ -72,8 +102,9 @@ def remove_temporary_files(path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -16,6 +16,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError
 from hpcdistill.exchange.layout import Layout
+from hpcdistill.models.saved import describe_model
 from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, on_host
@@ -128,6 +129,7 @@ class Restart:
             "batches_drawn": self._batches.drawn,
             "config": self._config.model_dump(mode="json"),
             "model": self._model.state_dict(),
+            **describe_model(self._model),
             **({"average": self._average.state_dict()} if self._average else {}),
             "optimizer": {
                 "state": {str(index): values for index, values in optimizer["state"].items()},

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import saved_models
 from hpcdistill.config.codistill import CodistillConfig
 from hpcdistill.errors import UserError
 from hpcdistill.evaluation.churn import churn
 from hpcdistill.evaluation.evaluate import evaluate
-from hpcdistill.models.saved import SavedModel
+from hpcdistill.models.huggingface_config import build_from_text
+from hpcdistill.models.saved import SavedModel, describe_model
 from hpcdistill.storage.state_file import load_state, save_state
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.training.setup import fixed_teachers
@@ -109,3 +111,31 @@ def test_what_holds_no_model_is_refused_in_one_line(tmp_path: Path, content: dic
     with pytest.raises(UserError, match=r"x\.h5 (holds no model|is of another version of hpcdistill)") as caught:
         SavedModel.load(tmp_path / "x.h5")
     assert "\n" not in str(caught.value)
+
+
+def test_tied_tensors_share_memory(tmp_path: Path, data: Path) -> None:
+    model = torch.nn.ModuleDict({"b": torch.nn.Linear(3, 3), "a": torch.nn.Linear(3, 3), "c": torch.nn.Linear(3, 3)})
+    model["a"].weight = model["b"].weight
+    with torch.no_grad():
+        model["c"].weight.copy_(model["b"].weight)  # equal, but not tied
+    described = describe_model(model)
+    assert described == {"tied": {"a.weight": "b.weight"}}
+    path = changed(saved_models.save(tmp_path / "run", data), model=model.state_dict(), **described)
+    weights = SavedModel.load(path).weights
+    torch.testing.assert_close(weights, dict(model.state_dict()))
+    pointers = [weights[f"{name}.weight"].data_ptr() for name in "abc"]
+    assert pointers[0] == pointers[1] != pointers[2]
+
+
+def test_the_configuration_of_transformers(tmp_path: Path) -> None:
+    """A model is built from its configuration alone, and without any code that the configuration names."""
+    config = GPT2Config(n_layer=1, n_embd=8, n_head=2, n_positions=16, vocab_size=9, bos_token_id=0, eos_token_id=0)
+    config.auto_map = {"AutoModel": "someone--model.Class"}
+    text = describe_model(GPT2LMHeadModel(config))["huggingface_config"]
+    built = build_from_text(text)
+    assert type(built) is GPT2LMHeadModel
+    assert built.config.n_positions == 16
+    assert not hasattr(built.config, "auto_map")
+    for wrong in ("{", "[]", "{}", text.replace("GPT2LMHeadModel", "Trainer"), text.replace(": 8", ': "eight"')):
+        with pytest.raises(UserError, match=r"transformers .* cannot build a model of class"):
+            build_from_text(wrong)

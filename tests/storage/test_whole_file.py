@@ -17,7 +17,7 @@ from hpcdistill.storage import whole_file
 from hpcdistill.storage.hdf5 import atomic_file
 from hpcdistill.storage.metrics import Metrics
 from hpcdistill.storage.state_file import save_state
-from hpcdistill.storage.whole_file import open_to_append, remove_temporary_files, write_whole
+from hpcdistill.storage.whole_file import open_to_append, remove_temporary_files, whole_path, write_whole
 from metrics_files import write
 
 pytestmark = pytest.mark.alone
@@ -129,3 +129,22 @@ def test_hdf5_writes_structures_with_checksums(tmp_path: Path, write: Callable[[
     with h5py.File(tmp_path / "file") as file:
         begin = file.userblock_size
     assert (tmp_path / "file").read_bytes()[begin + 8] == 3  # the version of the superblock, which implies the others
+
+
+def make_folder(path: Path) -> None:
+    (path / "inner").mkdir(parents=True)
+    (path / "inner" / "file").write_text("ours")
+
+
+@pytest.mark.parametrize("make", [make_folder, lambda path: path.write_text("ours")])
+def test_a_path_appears_when_it_is_complete_or_not_at_all(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    target = tmp_path / "new" / "target"
+    with contextlib.suppress(KeyError), whole_path(target) as path:
+        make(path)
+        raise KeyError
+    assert not list(target.parent.iterdir())
+    with whole_path(target) as path:
+        make(path)
+        assert not target.exists()
+    assert list(target.parent.iterdir()) == [target]
+    assert (target / "inner" / "file" if target.is_dir() else target).read_text() == "ours"

@@ -1,6 +1,7 @@
 """Checkpoints of tiny untrained models, and stores for them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ import torch
 from hpcdistill.data.rows.store import Fields, Rows, write_rows
 from hpcdistill.data.tokens.store import write_store
 from hpcdistill.models.registry import build_model, config_class
+from hpcdistill.models.saved import describe_model
 from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.tasks.registry import open_task
@@ -31,13 +33,15 @@ def text(path: Path, train: bytes = b"abcd") -> Path:
     return path
 
 
-def save(run: Path, data: Path, group: int = 0, seed: int = 0, length: int = 8) -> Path:
+def save(
+    run: Path, data: Path, group: int = 0, seed: int = 0, length: int = 8, model: dict[str, Any] | None = None
+) -> Path:
     """Save an untrained model as the best and newest checkpoint of a group; return the path of the best."""
     task = open_task(data)
     settings = {"path": data, "sequence_length": length, "batch_size": 5}
-    config = config_class()(run_dir=run, data=settings, model=MODELS[task.unit])
+    config = config_class()(run_dir=run, data=settings, model=model or MODELS[task.unit])
     torch.manual_seed(seed)
-    model = build_model(config.model, task.store)
-    state = {"step": 1, "config": config.model_dump(mode="json"), "model": model.state_dict()}
+    built = build_model(config.model, task.store)
+    state = {"step": 1, "config": config.model_dump(mode="json"), "model": built.state_dict(), **describe_model(built)}
     Checkpoints(RunDir(run), group, keep=2, owner={}).save(1, state, is_best=True)
     return RunDir(run).best_checkpoint(group)
