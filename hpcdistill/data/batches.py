@@ -40,6 +40,10 @@ class Batch:
         """Return the batch on `device`. From pinned memory, a copy to a GPU runs beside the host's work."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pin(self) -> Batch:
+        """Return a copy of the batch in pinned memory."""
+        return self._map(Tensor.pin_memory)
+
     def split(self, parts: int) -> list[Batch]:
         """Return `parts` consecutive batches, views of this one, whose sizes differ by at most one."""
 

@@ -84,6 +84,7 @@ def _train(
         open_session(config, groups, parts) as peers,
         Recorder(config, groups, parts, _header(config, groups, parts), step) as recorder,
         restart,
+        parts.batches,
         StepProfiler(config.train.profile_begin, traced, RunDir(config.run_dir).profile(groups.group)) as profiler,
     ):
         peers.load_state_dict(peers.state_dict() | {"step": step})  # Restart has compared the models
@@ -92,7 +93,8 @@ def _train(
         while step < steps and not stopping:
             profiler.before(step + 1)
             set_rates(parts.optimizer, config, step, peers.weight)
-            batch = next(parts.batches).to(groups.device)
+            with recorder.time("data"):
+                batch = next(parts.batches).to(groups.device)
             loss, norm = train_step(config, groups, parts, batch, peers, recorder)
             step += 1
             with recorder.time("exchange"):

@@ -44,7 +44,7 @@ class Restart:
         average: average of its weights, or None.
         optimizer: optimizer of the student.
         batches: training data of the student.
-        identity: identity of the store that the batches are from.
+        identity: identity of the data that the batches are from.
 
     Attributes:
         owes_validation: True if a signal prevented the validation of the last step; saved and restored.
@@ -72,7 +72,7 @@ class Restart:
             "groups": groups.count,
             "ranks per group": groups.size,
             "seed": config.seed,
-            "identity of data.path": identity,
+            "identity of the data": identity,
             "data.batch_size": config.data.batch_size,
             "data.sequence_length": config.data.sequence_length,
             "data.image_size": config.data.image_size,
@@ -101,7 +101,10 @@ class Restart:
             UserError: a weight is not finite.
         """
         _require_finite(self._model, self._groups.group, step)
-        ranks = self._groups.comm.gather(_rng_state(self._groups.device))
+        mine = _rng_state(self._groups.device)
+        if self._batches.reader_state is not None:
+            mine["reader"] = self._batches.reader_state
+        ranks = self._groups.comm.gather(mine)
         if ranks is None:
             return False
         if not math.isfinite(validation):
@@ -135,7 +138,7 @@ class Restart:
                 "state": {str(index): values for index, values in optimizer["state"].items()},
                 "param_groups": optimizer["param_groups"],
             },
-            "rng": {str(rank): generators for rank, generators in enumerate(ranks)},
+            "ranks": {str(rank): of_rank for rank, of_rank in enumerate(ranks)},
             "lowest_validation_loss": lowest,
             "owes_validation": self.owes_validation,
         }
@@ -187,8 +190,9 @@ class Restart:
         moments = {int(index): values for index, values in saved.get("state", {}).items()}
         state_dict = {"state": moments, "param_groups": saved["param_groups"]}
         load_optimizer_state(self._config.optimizer, self._optimizer, state_dict)
-        self._batches.drawn = int(state["batches_drawn"])
-        _set_rng_state(state["rng"][str(self._groups.rank)])
+        mine = state["ranks"][str(self._groups.rank)]
+        self._batches.drawn, self._batches.reader_state = int(state["batches_drawn"]), mine.get("reader")
+        _set_rng_state(mine)
         self.owes_validation = bool(state.get("owes_validation"))
         lowest = float(state["lowest_validation_loss"])
         if self._checkpoints.has_best and math.isfinite(lowest):

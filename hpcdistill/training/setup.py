@@ -15,7 +15,8 @@ from hpcdistill.codistill.predictions import Outputs
 from hpcdistill.codistill.session import Codistillation
 from hpcdistill.config.codistill import CodistillConfig
 from hpcdistill.config.schema import Config
-from hpcdistill.data.batches import Share, TrainingBatches
+from hpcdistill.data.batches import Share
+from hpcdistill.data.prefetch import Prefetch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import build_model
@@ -35,7 +36,7 @@ class Parts:
     """Data, model and optimizer of one group's training."""
 
     task: Task
-    batches: TrainingBatches
+    batches: Prefetch
     """This rank's training batches."""
     objective: TrainingObjective[Any]
     forward: Outputs
@@ -69,7 +70,7 @@ def build_parts(config: Config, groups: Groups, trust: bool) -> Parts:
     share = training_share(config, groups)
     task = open_data(config.data, share, warns=groups.world.rank == 0)
     groups.require_same(task.store.setting, task.store.identity)
-    batches = task.batches(config.data, share)
+    batches = Prefetch(task.batches(config.data, share), groups.device)
     _require_micro_batches(config, groups.size)
     torch.manual_seed(config.seed * groups.count + groups.group)  # differs between groups, not between their ranks
     model = _build_student(config, task, groups.device)

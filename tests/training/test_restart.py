@@ -164,13 +164,13 @@ def test_other_data_of_the_same_kind_is_refused(data: Path, tmp_path: Path) -> N
     with (
         restart(tmp_path, other) as run,
         pytest.raises(
-            UserError, match=rf"identity of data\.path = {before} there, {open_task(other).store.identity} here"
+            UserError, match=rf"identity of the data = {before} there, {open_task(other).store.identity} here"
         ),
     ):
         run.resume("yes")
 
 
-@pytest.mark.parametrize("lost", ["rng", "batches_drawn", "model", "optimizer", "lowest_validation_loss"])
+@pytest.mark.parametrize("lost", ["ranks", "batches_drawn", "model", "optimizer", "lowest_validation_loss"])
 def test_a_checkpoint_without_a_part_is_refused(lost: str, data: Path, tmp_path: Path) -> None:
     with restart(tmp_path, data) as run:
         run.save(1, last=True)

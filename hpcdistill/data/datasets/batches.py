@@ -135,10 +135,11 @@ class DatasetValidation:
         return self._batches
 
     def __iter__(self) -> Iterator[Batch]:
-        reading, examples = None, 0
+        reading: Iterator[Read] | None = None
+        examples = 0
         while examples < self._most:
             with user_code(f"{self._store.setting}: reading the validation data failed"):
-                reading = reading or self._read()
+                reading = self._read() if reading is None else reading
                 read = next(reading, None)
             if read is None:
                 return

@@ -16,6 +16,7 @@ from hpcdistill.data.store import PARTS, Store
 from hpcdistill.discovery import import_named
 from hpcdistill.errors import UserError
 
+NAMES = dict(zip(PARTS, ("training", "validation"), strict=True))
 CONTRACT = (
     "return a pair, training and validation data: each a dataset with __getitem__ and __len__, a "
     "torch.utils.data.IterableDataset, or a loader of batches"
@@ -62,7 +63,7 @@ class FactoryData(Store):
             raise UserError(f"{self.setting} returned {_described(made)}; {CONTRACT}")
         self.parts: dict[str, Any] = dict(zip(PARTS, made, strict=True))
         for part, data in self.parts.items():
-            self._check(part, data, share)
+            self._check(part, data)
         self.shards_itself = "share" in parameters.parameters
         self.identity = self._identity(config)
 
@@ -90,20 +91,20 @@ class FactoryData(Store):
         A change of the data itself cannot be seen.
         """
         sizes = " and ".join(
-            f"{'any number of' if self.size(part) is None else self.size(part)} {part}" for part in PARTS
+            f"{'any number of' if self.size(part) is None else self.size(part)} {NAMES[part]}" for part in PARTS
         )
         named = json.dumps([config.factory, config.args, config.classes], sort_keys=True)
         return f"{sizes} examples, digest {hashlib.blake2b(named.encode(), digest_size=8).hexdigest()}"
 
-    def _check(self, part: str, data: Any, share: Share) -> None:
+    def _check(self, part: str, data: Any) -> None:
         if is_map_style(data):
             if not hasattr(data, "__len__"):
                 raise UserError(
-                    f"{self.setting}: the {part} data, {_described(data)}, has __getitem__ but no __len__, which is "
-                    "needed to share it out; add it, or return a torch.utils.data.IterableDataset"
+                    f"{self.setting}: the {NAMES[part]} data, {_described(data)}, has __getitem__ but no __len__, "
+                    "which is needed to share it out; add it, or return a torch.utils.data.IterableDataset"
                 )
         elif not hasattr(data, "__iter__"):
-            raise UserError(f"{self.setting} returned {_described(data)} as {part} data; {CONTRACT}")
+            raise UserError(f"{self.setting} returned {_described(data)} as {NAMES[part]} data; {CONTRACT}")
 
 
 def is_map_style(data: Any) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import PicklingError
 
 from hpcdistill.errors import UserError
 
+PACKAGE = str(Path(__file__).parents[2])
 DIED = "DataLoader worker"  # begins torch's message about a process that has ended
 
 
@@ -37,5 +39,5 @@ def _reason(error: Exception) -> str:
         return f"the data cannot be sent to the processes of data.workers ({text}); define its classes in a module"
     if "Original Traceback" in text:  # of a process, by torch
         return text
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # without that of the block
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(PACKAGE)]
     return "".join(["\n", *traceback.format_list(frames), *traceback.format_exception_only(error)]).rstrip()
