@@ -91,18 +91,30 @@ def _spans(curve: Curve) -> Iterator[str]:
 def _figures(curves: list[Curve]) -> list[str]:
     taught = [curve for curve in curves if any(curve.column("staleness")[1])]
     loss = nats(curves)
+    items = " or ".join(sorted({f"{curve.unit}s" for curve in curves}))
+    gradient, rate = by_step("gradient_norm"), by_step("learning_rate")
     figures = [
-        ("Validation loss", curves, Panel("step", loss, by_step("validation_loss"))),
-        ("Validation loss in time", curves, Panel("seconds", loss, loss_by_time)),
-        ("Training loss, distillation term included", curves, Panel("step", loss, by_step("loss"))),
-        ("Throughput", curves, Panel("step", "steps per second", _throughput)),
+        ("Validation loss", curves, [Panel("step", loss, by_step("validation_loss"))]),
+        ("Validation loss in time", curves, [Panel("seconds", loss, loss_by_time)]),
+        ("Training loss, distillation term included", curves, [Panel("step", loss, by_step("loss"))]),
+        ("Gradient and learning rate", curves, [Panel("step", "norm", gradient), Panel("step", "rate", rate)]),
+        (
+            "Throughput",
+            curves,
+            [
+                Panel("step", "steps per second", _throughput),
+                Panel("step", f"{items} per second and group", by_step("items_per_second")),
+            ],
+        ),
     ]
     if taught:
+        share = Panel("step", "of the gradient", by_step("distillation_share"))
         figures += [
-            ("Staleness of the teachers", taught, Panel("step", "steps", _staleness)),
-            ("Cost of exchange and teachers", taught, Panel("step", "% of a step", _cost)),
+            ("Share of the distillation term in the gradient", taught, [share]),
+            ("Staleness of the teachers", taught, [Panel("step", "steps", _staleness)]),
+            ("Cost of exchange and teachers", taught, [Panel("step", "% of a step", _cost)]),
         ]
-    return [figure(title, svg(drawn, [panel])) for title, drawn, panel in figures]
+    return [figure(title, svg(drawn, panels)) for title, drawn, panels in figures]
 
 
 def _throughput(axes: Axes, curve: Curve) -> None:

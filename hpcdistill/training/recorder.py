@@ -29,6 +29,9 @@ from hpcdistill.training.trackers.opening import open_trackers
 RECORD_EVERY = 10
 """Steps between two records; the loss is read only then, because reading it makes a GPU wait for its host."""
 
+SHARE_EVERY = 50
+"""Steps between two measurements of the distillation term's share, each of which costs a few percent of a step."""
+
 
 class Recorder:
     """Records of one group's training; a context manager.
@@ -71,7 +74,7 @@ class Recorder:
         return (self._step + 1) % RECORD_EVERY == 0
 
     def measure_share(self, outputs: Any, target: torch.Tensor, teachers: Sequence[Any], weight: float) -> None:
-        """Measure the share of the distillation term in the gradient, on the leader, where a record is to have it.
+        """Measure the share of the distillation term in the gradient, on the leader, every `SHARE_EVERY` steps.
 
         Args:
             outputs: the student's outputs for a micro-batch.
@@ -79,7 +82,8 @@ class Recorder:
             teachers: each teacher's outputs.
             weight: weight of the distillation term.
         """
-        if self._metrics and self.records_next and self._share is None and weight and len(teachers):
+        is_due = (self._step + 1) % SHARE_EVERY == 0 and self._share is None  # None: the first micro-batch
+        if self._metrics and is_due and weight and len(teachers):
             objective, temperature = self._parts.objective, self._temperature
             self._share = distillation_share(objective, outputs, target, teachers, weight, temperature)
 

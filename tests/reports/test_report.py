@@ -103,7 +103,7 @@ def test_a_run_may_have_any_name(name: str, tmp_path: Path, capsys: pytest.Captu
     assert f"<h1>Codistillation: {html.escape(shown)}</h1>" in text
     assert column(text, "") == [f"{html.escape(shown)}, group 0"]
     in_a_legend = f">{html.escape(shown, quote=False)}, group 0</text>"
-    assert text.count(in_a_legend) == text.count("<svg") == 4
+    assert (text.count(in_a_legend), text.count("<svg")) == (7, 5)
     assert "<script" not in text
     capsys.readouterr()
     draw_comparison(compare([tmp_path / name]), tmp_path / "page.html")
@@ -124,3 +124,11 @@ def test_a_run_without_a_finite_loss_has_a_report(tmp_path: Path) -> None:
     text = page(tmp_path / "one", tmp_path / "other")
     assert column(text, "best validation loss") == ["-", "1.250"]
     assert column(text, "steps to -") == ["not reached", "not reached"]
+
+
+def test_gradient_rate_and_throughput_are_curves(tmp_path: Path) -> None:
+    meters = {"gradient_norm": 1.5, "learning_rate": 0.1, "items_per_second": 900.0, "distillation_share": 0.25}
+    write(tmp_path / "run", 0, *[step(number) | meters | {"staleness": {"1": 5}} for number in (50, 100)])
+    shown = page(tmp_path / "run")
+    for text in ("Gradient and learning rate", "tokens per second and group", "Share of the distillation term"):
+        assert text in shown
