@@ -72,8 +72,7 @@ def load_optimizer_state(config: OptimizerConfig, optimizer: Optimizer, state: d
     arguments = {"lr", "weight_decay", *config.args, *_names(optimizer_class(config))}
     current = optimizer.state_dict()["param_groups"]
     groups = [
-        {name: value for name, value in saved.items() if name not in arguments}
-        | {name: value for name, value in mine.items() if name in arguments}
+        mine | {name: value for name, value in saved.items() if name not in arguments}
         for saved, mine in zip(state["param_groups"], current, strict=True)
     ]
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
