@@ -19,7 +19,13 @@ try:
     from lightning.fabric.plugins import ClusterEnvironment
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import GradientAccumulationScheduler
-    from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+    from lightning.pytorch.strategies import (
+        DDPStrategy,
+        DeepSpeedStrategy,
+        FSDPStrategy,
+        ModelParallelStrategy,
+        ParallelStrategy,
+    )
     from lightning.pytorch.utilities import rank_zero_only
 except ModuleNotFoundError as error:
     raise UserError(
@@ -57,6 +63,11 @@ class CodistillationCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the session, at the step of the checkpoint from which the training continues."""
+        if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+            raise UserError(
+                f"{type(trainer.strategy).__name__} splits the model over ranks, and its parts cannot be published; "
+                "use HorovodStrategy(groups) or GroupDDPStrategy(groups)"
+            )
         if (trainer.world_size, trainer.global_rank) != (self._groups.size, self._groups.rank):
             raise UserError(
                 f"the strategy {type(trainer.strategy).__name__} takes this process for rank {trainer.global_rank} of "

@@ -69,8 +69,9 @@ def inline(document: Path) -> Iterator[Block]:
 
 BLOCKS = [block for document in DOCUMENTS for block in [*fenced(document), *inline(document)]]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
-# The Python of these pages has tests of its own: test_own_loop.py, and test_extension.py in exchange/ and models/.
-WITH_OWN_TESTS = ("own_loop", "extension")
+# The Python of these pages has tests of its own: test_own_loop.py, test_extension.py in exchange/ and models/, and the
+# tests of integrations/.
+WITH_OWN_TESTS = ("own_loop", "extension", "integrations")
 PYTHON = [block for block in BLOCKS if block.language == "python" and not block.place.startswith(WITH_OWN_TESTS)]
 
 
@@ -140,7 +141,7 @@ def benchmark(workspace: Workspace, command: str) -> None:
 
 def tool(workspace: Workspace, command: str) -> None:
     """Check that the program exists; it has no options."""
-    assert (ROOT / command.split()[-1]).exists()
+    assert (ROOT / command.split("python ")[1].split()[0]).exists()
 
 
 def suite(workspace: Workspace, command: str) -> None:
@@ -194,7 +195,7 @@ RULES: list[tuple[str, Callable[[Workspace, str], None]]] = [
     (r"^mpirun -np \d python -m hpcdistill train ", train),
     (r"^python -m hpcdistill \w+ |^(status|report|compare|evaluate|churn) runs/", program),
     (r"^(python -m )?hpcdistill|^(prepare|train|evaluate) ", mentioned),
-    (r"^(mpirun -np \d )?python (tools|examples)/\w+\.py$", tool),
+    (r"^(mpirun -np \d )?python (tools|examples)/\w+\.py( |$)", tool),
     (r"python benchmarks/\w+\.py", benchmark),
     (r"pytest .*tests/", suite),
 ]

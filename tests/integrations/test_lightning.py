@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,11 @@ import lightning_module as example
 import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import FSDPStrategy
 from mpi4py import MPI
+from torch import nn
 from torch.distributed import ReduceOp
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -21,6 +24,7 @@ from hpcdistill import Groups
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.errors import UserError
 from hpcdistill.integrations.lightning import CodistillationCallback, GroupDDPStrategy, HorovodStrategy
+from repository import page_blocks
 
 pytestmark = [
     # Small data in the process itself is right for tests and examples.
@@ -62,7 +66,9 @@ def test_a_resumed_run_continues_the_session(tmp_path: Path) -> None:
     for steps, checkpoint in ((12, None), (6, None), (12, tmp_path / "6.ckpt")):  # of 6 steps an epoch
         torch.manual_seed(0)
         module, callback = example.Sectors(), CodistillationCallback(groups, burn_in=3, ramp=19, teachers=teachers)
-        run = trainer(groups, tmp_path, callbacks=[callback], max_steps=steps, accumulate_grad_batches=2)
+        run = trainer(
+            groups, tmp_path, callbacks=[callback], max_steps=steps, accumulate_grad_batches=2, precision="bf16-mixed"
+        )
         run.fit(module, data(4, num_replicas=1, rank=0, shuffle=False), data(8), ckpt_path=checkpoint)
         run.save_checkpoint(tmp_path / f"{steps}.ckpt")
         assert callback.peers is module.peers
@@ -106,6 +112,23 @@ def test_a_strategy_that_takes_all_ranks_for_one_group_is_refused(tmp_path: Path
     run = SimpleNamespace(world_size=4, global_rank=2, strategy=HorovodStrategy(Groups.single()))
     with pytest.raises(UserError, match="takes this process for rank 2 of 4, but it is rank 0 of 1 of its group"):
         callback.on_fit_start(run, example.Sectors())  # type: ignore[arg-type]
+
+
+@pytest.mark.alone
+def test_a_strategy_that_splits_the_model_is_refused() -> None:
+    callback, strategy = CodistillationCallback(Groups.single()), FSDPStrategy()
+    with pytest.raises(UserError, match="FSDPStrategy splits the model over ranks"):
+        callback.on_fit_start(SimpleNamespace(strategy=strategy), example.Sectors())  # type: ignore[arg-type]
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("block", [block for block in page_blocks("integrations") if "lightning" in block])
+def test_the_page_s_python_works(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    space: dict[str, Any] = {"nn": nn, "torch": torch, "LightningModule": LightningModule, "loader": data(8)}
+    exec(block, space | {"seed_everything": seed_everything, "Trainer": partial(Trainer, **quiet)})
+    assert (tmp_path / "runs/mine/group-0/checkpoints/epoch=2-step=18.ckpt").exists()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The Trainer that codistils, alone and in groups."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,9 @@ import transformers_trainer as example
 from datasets import Dataset
 from mpi4py import MPI
 from torch.nn.functional import cross_entropy, kl_div
+from torch.utils.data import IterableDataset
 from transformers import (
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     Trainer,
@@ -21,12 +23,14 @@ from transformers import (
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
+    set_seed,
 )
 
 from hpcdistill import Groups
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.errors import UserError
 from hpcdistill.integrations.transformers import CodistillationArguments, CodistillationTrainer
+from repository import page_blocks
 
 BURN_IN = 20  # of the example
 NO_DROPOUT = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
@@ -187,6 +191,44 @@ def test_other_arguments_are_refused(make: Callable[..., CodistillationTrainer],
     trainer = make(gpt2(0))
     with pytest.raises(UserError, match=r"a batch has \['input_ids'\], but no 'labels'"):
         trainer.compute_loss(trainer.model, {"input_ids": torch.zeros(1, 8, dtype=torch.int64)})
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("launcher", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "LOCAL_RANK", "WORLD_SIZE"])
+def test_launchers_are_not_seen(launcher: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(launcher, "4")
+    args = CodistillationArguments(groups=Groups.single(), output_dir=str(tmp_path), use_cpu=True)
+    assert (args.world_size, args.process_index, args.device) == (1, 0, torch.device("cpu"))
+    assert not torch.distributed.is_initialized()
+
+
+class Numbers(IterableDataset[dict[str, int]]):
+    """Rows 0 to 15."""
+
+    def __iter__(self) -> Iterator[dict[str, int]]:
+        return iter([{"labels": number} for number in range(16)])
+
+
+@pytest.mark.alone
+def test_ranks_share_an_iterable_dataset(tmp_path: Path) -> None:
+    """Take the place of rank 1 of 2."""
+    comm: Any = SimpleNamespace(rank=1, size=2)
+    groups = Groups(Groups.single().world, comm, (1,), torch.device("cpu"), count=1)
+    plain = {"per_device_train_batch_size": 4, "max_steps": 2, "remove_unused_columns": False, "report_to": "none"}
+    args = CodistillationArguments(groups=groups, output_dir=str(tmp_path), **plain)
+    assert not args.should_save
+    loader = CodistillationTrainer(gpt2(0), args, train_dataset=Numbers()).get_train_dataloader()
+    assert [batch["labels"].tolist() for batch in loader] == [[4, 5, 6, 7], [12, 13, 14, 15]]
+
+
+@pytest.mark.alone
+def test_the_page_s_python_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = (block for block in page_blocks("integrations") if "transformers" in block)
+    assert block.count("max_steps=10_000") == 1
+    space = {"AutoModelForCausalLM": AutoModelForCausalLM, "set_seed": set_seed, "dataset": ragged(24)}
+    exec(block.replace("10_000", "1"), space | {"config": GPT2Config(**SMALL, **TOKENS)})
+    assert (tmp_path / "runs/mine/group-0/model.safetensors").exists()
 
 
 class AtBurnIn(TrainerCallback):
