@@ -9,7 +9,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_settings import NoDecode
 
 DEFAULT_MODEL = "lstm"
-MODEL_NAME = f"Model family, which must fit the data; 'factory' is a model of your own. Without it, '{DEFAULT_MODEL}'."
+MODEL_NAME = (
+    "Model family, which must fit the data; 'huggingface' is one of transformers, 'factory' one of your own. "
+    f"Without it, '{DEFAULT_MODEL}'."
+)
 """Description of the key `name`, which every model family declares."""
 
 

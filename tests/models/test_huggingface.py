@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from hpcdistill.config.data import DataConfig
+from hpcdistill.data.batches import Share
+from hpcdistill.data.datasets.factory import FactoryData
 from hpcdistill.data.images.store import ImageStore, Kind, write_images
 from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.errors import UserError
@@ -40,7 +43,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
     return ImageStore(path)
 
 
-def model_of(store: TokenStore | ImageStore, **keys: Any) -> Any:
+@pytest.fixture(scope="module")
+def reviews() -> FactoryData:
+    """Return data of a user's own, with three classes."""
+    config = DataConfig(factory=f"{__name__}:of_two_examples", classes=3, batch_size=1)
+    return FactoryData(config, Share(0, 1, 0, 1, seed=(0, 0)))
+
+
+def of_two_examples() -> tuple[list[Any], list[Any]]:
+    examples = [(torch.zeros(4, dtype=torch.int64), torch.tensor(1))] * 2
+    return examples, examples
+
+
+def model_of(store: TokenStore | ImageStore | FactoryData, **keys: Any) -> Any:
     torch.manual_seed(0)
     return build_model(HuggingFaceConfig(name="huggingface", **keys), store)
 
@@ -86,6 +101,14 @@ def test_classes_and_pixels_are_those_of_the_images(images: ImageStore, tmp_path
     assert other(torch.zeros(2, 1, 8, 8)).logits.shape == (2, 4)
     mine, theirs = (each.vit.embeddings.patch_embeddings.projection.weight for each in (other, model))
     assert torch.equal(mine, theirs)
+
+
+def test_own_data_may_be_of_any_kind(reviews: FactoryData) -> None:
+    args = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    classifier = model_of(reviews, path="bert", auto_class="AutoModelForSequenceClassification", args=args)
+    assert classifier(tokens).logits.shape == (2, 3)
+    assert model_of(reviews, path="gpt2", args=GPT2)(tokens).logits.shape == (2, 4, 3)
 
 
 @pytest.mark.parametrize(

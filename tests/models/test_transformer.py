@@ -1,11 +1,17 @@
 """Transformer: it computes what the Llama of the library transformers does; causality, positions, initial weights."""
 
+import re
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hpcdistill.models.transformer import Transformer, TransformerConfig, rotate, rotations
+from hpcdistill.data.tokens.store import TokenStore
+from hpcdistill.models.transformer import Transformer, TransformerConfig, build, rotate, rotations
+from repository import ROOT
 
 pytestmark = pytest.mark.alone
 
@@ -122,3 +128,20 @@ def test_sizes_follow_from_the_width() -> None:
     assert TransformerConfig(name="transformer").sizes() == (2, 2, 384)
     assert TransformerConfig(name="transformer", hidden=1024, kv_heads=4).sizes() == (16, 4, 2752)
     assert TransformerConfig(name="transformer", hidden=32).sizes() == (1, 1, 128)
+
+
+SIZES = re.findall(r"^\| `(hidden=.*)` \| (.*) \| (.*) \|$", (ROOT / "docs" / "models.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize(("keys", "of_bytes", "of_words"), SIZES)
+def test_the_sizes_in_the_documentation_are_right(keys: str, of_bytes: str, of_words: str) -> None:
+    config = TransformerConfig(name="transformer", **dict(key.split("=") for key in keys.split()))
+    for vocabulary, expected in ((256, of_bytes), (32_768, of_words)):
+        with torch.device("meta"):
+            model = build(config, cast(TokenStore, SimpleNamespace(vocabulary=vocabulary)))
+        count = sum(parameter.numel() for parameter in model.parameters())
+        assert expected == (f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M")
+
+
+def test_there_are_sizes_in_the_documentation() -> None:
+    assert len(SIZES) == 8
