@@ -118,6 +118,8 @@ def describe_model(model: nn.Module) -> State:
     first: dict[tuple[object, ...], str] = {}
     tied = {}
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue  # a module's extra state
         place = (tensor.data_ptr() or name, tensor.dtype, tensor.shape, tensor.stride())
         if first.setdefault(place, name) != name:
             tied[name] = first[place]

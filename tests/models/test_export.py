@@ -106,16 +106,14 @@ def test_the_tokenizer_of_the_store(checkpoint: Path, caplog: pytest.LogCaptureF
     words = {"<end>": 0, "to": 1, "be": 2}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<end>"))
     tokenizer.add_special_tokens(["<end>"])
-    stored, tokens = StoredTokenizer(tokenizer.to_str(), "utf-8", "<end>"), np.arange(3, dtype=np.uint32)
+    stored = StoredTokenizer(tokenizer.to_str(), "utf-8", "<end>")
+    parts = [(part, np.arange(3, dtype=np.uint32), 8) for part in ("train", "validation")]
     data = SavedModel.load(checkpoint).config.data.path
-    write_tokens(data, [(part, tokens, 8) for part in ("train", "validation")], "text", len(words), stored)
+    write_tokens(data, parts, "text", len(words), stored)
     loaded = AutoTokenizer.from_pretrained(exported(checkpoint, "huggingface"))
     assert (loaded("be")["input_ids"], loaded.eos_token_id) == ([2], 0)
     assert not caplog.text
-    data.unlink()
-    write_tokens(
-        data, [(part, tokens, 8) for part in ("train", "validation")], "text", 3, stored._replace(encoding="latin-1")
-    )
+    write_tokens(data, parts, "text", len(words), stored._replace(encoding="latin-1"))
     shutil.rmtree(checkpoint.parent.parent / "out")
     exported(checkpoint, "huggingface")
     assert "data.h5 are sequences of bytes" in caplog.text

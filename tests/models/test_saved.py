@@ -1,16 +1,19 @@
 """Models in checkpoints, which may hold anything, and may belong to a user who is not trusted."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import saved_models
 from hpcdistill.config.codistill import CodistillConfig
+from hpcdistill.data.tokens.store import write_tokens
 from hpcdistill.errors import UserError
 from hpcdistill.evaluation.churn import churn
 from hpcdistill.evaluation.evaluate import evaluate
@@ -125,6 +128,22 @@ def test_tied_tensors_share_memory(tmp_path: Path, data: Path) -> None:
     torch.testing.assert_close(weights, dict(model.state_dict()))
     pointers = [weights[f"{name}.weight"].data_ptr() for name in "abc"]
     assert pointers[0] == pointers[1] != pointers[2]
+
+
+def test_a_model_of_transformers_is_built_without_its_folder(tmp_path: Path, data: Path) -> None:
+    few, bytes_, folder = tmp_path / "few.h5", saved_models.text(tmp_path / "bytes.h5"), tmp_path / "model"
+    write_tokens(few, [(part, np.arange(9) % 3, 9) for part in ("train", "validation")], "text", 3, None)
+    GPT2Config(n_layer=1, n_embd=8, n_head=2, n_positions=16).save_pretrained(folder)
+    path = saved_models.save(tmp_path / "run", few, model={"name": "huggingface", "path": folder})
+    shutil.rmtree(folder)
+    saved = SavedModel.load(path)
+    model = saved.build(open_task(few).store)
+    torch.testing.assert_close(dict(model.state_dict()), saved.weights)
+    assert not model.training
+    with pytest.raises(UserError, match=r"for other data than .*bytes.h5.*its vocabulary is 3 there, and 256 here"):
+        saved.build(open_task(bytes_).store)
+    with pytest.raises(UserError, match=r"for other data than .*data.h5.*model.name = 'huggingface' there"):
+        saved.build(open_task(data).store)
 
 
 def test_the_configuration_of_transformers(tmp_path: Path) -> None:
