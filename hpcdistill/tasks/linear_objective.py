@@ -71,12 +71,13 @@ class FusedSoftmax(TrainingObjective[Hidden]):
         self.uniform = torch.zeros(classes)
 
     def outputs(self, model: nn.Module, *inputs: Any, **named: Any) -> Hidden:
-        """See `TrainingObjective`."""
+        """See `TrainingObjective`; under autocast the states have its dtype, as the logits of the head would."""
         head = _head(model)
         if _has_hidden(model):
-            return Hidden(cast(Callable[..., Tensor], model.hidden)(*inputs, **named), head.weight, head.bias)
+            states = cast(Callable[..., Tensor], model.hidden)(*inputs, **named)
+            return Hidden(_cast(states), head.weight, head.bias)
         states = cast(nn.Module, model.base_model)(*inputs, **named)[0]
-        return Hidden(states, head.weight, head.bias, *_scaling(model))
+        return Hidden(_cast(states), head.weight, head.bias, *_scaling(model))
 
     @torch.no_grad()
     def _predicts_as(self, model: nn.Module, head: nn.Linear, sample: tuple[Tensor, ...]) -> bool:
@@ -160,3 +161,9 @@ def _scaling(model: nn.Module) -> tuple[float, float | None]:
     factor = getattr(config, "logit_scale", None) or 1.0  # of Cohere
     divisor = getattr(config, "logits_scaling", None) or 1.0  # of Granite
     return factor / divisor, getattr(config, "final_logit_softcapping", None)  # of Gemma
+
+
+def _cast(states: Tensor) -> Tensor:
+    """Return states in the dtype that autocast gives the input of a linear layer, for a loss that is outside of it."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpcdistill.data.batches import IGNORED
 from hpcdistill.losses.binary import binary_codistillation_loss
 from hpcdistill.losses.codistillation import codistillation_loss
 from hpcdistill.models.outputs import model_outputs
@@ -64,8 +65,9 @@ class TrainingObjective(ABC, Generic[Outputs]):
         """Return the cross-entropy of each target in nats, shaped as `target`."""
 
     def excess_loss(self, outputs: Outputs, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy of a batch minus `chance_loss`, in nats, a scalar."""
-        return self.cross_entropy(outputs, target).mean() - self.chance_loss
+        """Return the mean cross-entropy of a batch minus `chance_loss`, in nats, a scalar; ignored targets left out."""
+        counted = (target != IGNORED).sum().clamp(min=1)
+        return self.cross_entropy(outputs, target).sum() / counted - self.chance_loss
 
 
 class EvaluationObjective(ABC):
@@ -117,8 +119,10 @@ class Softmax(Objective):
     def loss(
         self, outputs: Tensor, target: Tensor, teachers: list[Tensor], distill_weight: float, temperature: float
     ) -> Tensor:
-        """See `codistillation_loss`."""
-        return codistillation_loss(outputs, target, teachers, distill_weight=distill_weight, temperature=temperature)
+        """See `codistillation_loss`; teachers' logits may have another dtype than the student's."""
+        return codistillation_loss(
+            outputs, target, _cast(teachers, outputs), distill_weight=distill_weight, temperature=temperature
+        )
 
     def cross_entropy(self, outputs: Tensor, target: Tensor) -> Tensor:
         """See `EvaluationObjective`."""
@@ -147,9 +151,9 @@ class Binary(Objective):
     def loss(
         self, outputs: Tensor, target: Tensor, teachers: list[Tensor], distill_weight: float, temperature: float
     ) -> Tensor:
-        """See `binary_codistillation_loss`."""
+        """See `binary_codistillation_loss`; teachers' logits may have another dtype than the student's."""
         return binary_codistillation_loss(
-            outputs, target, teachers, distill_weight=distill_weight, temperature=temperature
+            outputs, target, _cast(teachers, outputs), distill_weight=distill_weight, temperature=temperature
         )
 
     def cross_entropy(self, outputs: Tensor, target: Tensor) -> Tensor:
@@ -168,3 +172,8 @@ class Binary(Objective):
     def predict_class(self, outputs: Tensor) -> Tensor:
         """See `EvaluationObjective`."""
         return (outputs > 0).float()
+
+
+def _cast(teachers: Sequence[Tensor], student: Tensor) -> list[Tensor]:
+    """Return the teachers' logits in the student's dtype, which theirs are not if they are constants under autocast."""
+    return [teacher.to(student.dtype) for teacher in teachers]
