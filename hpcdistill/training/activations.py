@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hpcdistill.errors import UserError
 
+HUGGING_FACE = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+"""Names of the method of Hugging Face models, the newer one first; it takes options of `checkpoint`."""
+
 
 def checkpoint_activations(model: nn.Module) -> None:
     """Let `model` compute the activations of each of its blocks again in the backward pass, in place.
@@ -22,9 +25,10 @@ def checkpoint_activations(model: nn.Module) -> None:
     Raises:
         UserError: the model has no such list, or is one of Hugging Face that cannot do it.
     """
-    if callable(enable := getattr(model, "gradient_checkpointing_enable", None)):
+    enable = next((each for name in HUGGING_FACE if callable(each := getattr(model, name, None))), None)
+    if enable:
         try:
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable({"use_reentrant": False})
         except ValueError as error:
             raise UserError(f"train.activation_checkpointing = true: {error}; omit it") from None
         return

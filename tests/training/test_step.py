@@ -1,0 +1,202 @@
+"""A step: micro-batches, gradient norms, precision and compilation, against steps of plain torch."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from hpcdistill import Codistillation, Groups
+from hpcdistill.codistill.fixed_teachers import FixedTeachers
+from hpcdistill.config.schema import Config
+from hpcdistill.data.batches import IGNORED, Batch
+from hpcdistill.models.registry import config_class
+from hpcdistill.tasks.linear_objective import FusedSoftmax
+from hpcdistill.tasks.objective import Binary, Softmax, TrainingObjective
+from hpcdistill.training.precision import to_bfloat16
+from hpcdistill.training.recorder import RECORD_EVERY, Recorder
+from hpcdistill.training.setup import Parts
+from hpcdistill.training.step import StepResult, train_step
+
+pytestmark = pytest.mark.alone
+
+CLASSES = 7
+
+
+class Tiny(nn.Module):
+    """Classifier with a trunk and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Linear(4, 8), nn.Linear(8, CLASSES)
+
+    def hidden(self, inputs: Tensor) -> Tensor:
+        return self.trunk(inputs).relu()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.hidden(inputs))
+
+
+class Trainer:
+    """One group of one rank, which takes steps with a fixed teacher."""
+
+    def __init__(
+        self, folder: Path, model: nn.Module, objective: TrainingObjective[Any], steps_before: int = 0, **settings: Any
+    ) -> None:
+        values = {"run_dir": folder, "groups": 1, "data": {"path": folder}, "train": settings}
+        self.config: Config = config_class()(codistill={"weight": 0}, **values)
+        self.groups = Groups.single()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        forward = torch.compile(objective.outputs) if self.config.train.compile else objective.outputs
+        task, nothing = cast(Any, SimpleNamespace(unit="row", objective=objective)), cast(Any, None)
+        self.parts = Parts(task, nothing, objective, forward, model, None, optimizer, None)
+        teacher = copy.deepcopy(model).requires_grad_(False)
+        fixed = FixedTeachers([teacher], objective.outputs)
+        self.peers = Codistillation(model, self.groups, burn_in=0, teachers=fixed, outputs=objective.outputs)
+        self.recorder = Recorder(self.config, self.groups, self.parts, {}, steps_before)
+
+    def step(self, batch: Batch) -> StepResult:
+        result = train_step(self.config, self.groups, self.parts, batch, self.peers, self.recorder)
+        self.peers.step()
+        return result
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
+    made: list[Trainer] = []
+
+    def make(*arguments: Any, **settings: Any) -> Trainer:
+        made.append(Trainer(tmp_path / str(len(made)), *arguments, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.recorder.__exit__()
+
+
+def batch(items: int = 8) -> Batch:
+    return Batch((torch.randn(items, 4),), torch.randint(CLASSES, (items,)))
+
+
+def flat(tensors: Iterator[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+OBJECTIVES = {"softmax": lambda model: Softmax(CLASSES), "fused": lambda model: FusedSoftmax(CLASSES, model)}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_micro_batches_make_the_step_of_the_batch(objective: str, trainer: Callable[..., Trainer]) -> None:
+    """Check micro-batches with different numbers of targets that count, and one that has none."""
+    model = Tiny()
+    whole, split = (
+        trainer(each, OBJECTIVES[objective](each), accumulate=number)
+        for each, number in ((model, 1), (copy.deepcopy(model), 4))
+    )
+    for _ in range(5):
+        one = batch()
+        one.target[torch.tensor([0, 1, 2, 5])] = IGNORED
+        losses = [each.step(one).loss.item() for each in (whole, split)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    torch.testing.assert_close(flat(split.parts.model.parameters()), flat(model.parameters()), rtol=0, atol=1e-6)
+
+
+def test_micro_batches_of_binary_targets(trainer: Callable[..., Trainer]) -> None:
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    whole, split = trainer(model, Binary()), trainer(copy.deepcopy(model), Binary(), accumulate=3)
+    one = Batch((torch.randn(8, 4),), torch.randint(2, (8,)).float())  # micro-batches of 3, 3 and 2
+    assert whole.step(one).loss.item() == pytest.approx(split.step(one).loss.item(), rel=1e-6)
+    torch.testing.assert_close(flat(split.parts.model.parameters()), flat(model.parameters()))
+
+
+def test_gradients_are_clipped_as_torch_does(trainer: Callable[..., Trainer]) -> None:
+    plain = Tiny()
+    run = trainer(copy.deepcopy(plain), Softmax(CLASSES), clip_norm=0.1)
+    one = batch()
+    nn.functional.cross_entropy(plain(*one.inputs), one.target).backward()  # the teacher, equal, adds no gradient
+    norm = clip_grad_norm_(plain.parameters(), 0.1)
+    torch.optim.SGD(plain.parameters(), lr=0.5).step()
+    assert norm > 0.2
+    torch.testing.assert_close(run.step(one).gradient_norm, norm)
+    torch.testing.assert_close(flat(run.parts.model.parameters()), flat(plain.parameters()))
+
+
+def test_the_norm_is_computed_where_it_is_recorded(trainer: Callable[..., Trainer]) -> None:
+    model = Tiny()
+    run, other = (
+        trainer(each, Softmax(CLASSES), number)
+        for each, number in ((model, 0), (copy.deepcopy(model), RECORD_EVERY - 1))
+    )
+    one = batch()
+    result = run.step(one)
+    assert result.loss.shape == result.gradient_norm.shape == ()
+    assert math.isnan(result.gradient_norm)
+    before = flat(other.parts.model.parameters())
+    norm = other.step(one).gradient_norm
+    after = flat(other.parts.model.parameters())
+    torch.testing.assert_close(norm, (after - before).norm() / 0.5)
+    assert torch.equal(after, flat(model.parameters()))  # as without the norm
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_forward_passes_are_bf16_and_losses_and_weights_float32(
+    objective: str, trainer: Callable[..., Trainer]
+) -> None:
+    model = Tiny()
+    exact, run = (
+        trainer(each, OBJECTIVES[objective](each), precision=precision)
+        for each, precision in ((model, "float32"), (copy.deepcopy(model), "bf16"))
+    )
+    outputs: list[Any] = []
+    forward = run.parts.forward
+    object.__setattr__(run.parts, "forward", lambda *args: outputs.append(forward(*args)) or outputs[-1])
+    one = batch()
+    losses = [each.step(one).loss for each in (exact, run)]
+    assert (outputs[0] if objective == "softmax" else outputs[0].states).dtype == torch.bfloat16
+    assert losses[1].dtype == torch.float32
+    assert 0 < abs(losses[0] - losses[1]) < 0.02
+    assert {parameter.dtype for parameter in run.parts.model.parameters()} == {torch.float32}
+    torch.testing.assert_close(flat(run.parts.model.parameters()), flat(model.parameters()), rtol=0, atol=0.01)
+
+
+def test_weights_in_bf16_have_gradients_in_bf16(trainer: Callable[..., Trainer]) -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, CLASSES))
+    to_bfloat16(model)
+    run = trainer(model, Softmax(CLASSES), precision="bf16-weights", accumulate=2, clip_norm=1.0)
+    dtypes = set()
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda parameter: dtypes.add(parameter.grad.dtype))
+    one, losses = batch(32), []
+    for _ in range(20):
+        losses.append(run.step(one).loss.item())
+    assert dtypes == {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert losses[-1] < losses[0] - 0.2
+
+
+def test_constants_keep_their_precision() -> None:
+    """Check that a buffer outside of checkpoints stays as it is, also in an inner module."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    frequencies = torch.rand(3)
+    model[0].register_buffer("frequencies", frequencies, persistent=False)
+    to_bfloat16(model)
+    assert model[0].frequencies is frequencies
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16, torch.int64}
+
+
+@pytest.mark.timeout(300)  # torch's compiler takes 12 s on an idle core
+def test_a_compiled_model_has_the_same_losses_and_names(trainer: Callable[..., Trainer]) -> None:
+    model = Tiny()
+    eager, compiled = (
+        trainer(each, FusedSoftmax(CLASSES, each), compile=compiles)
+        for each, compiles in ((model, False), (copy.deepcopy(model), True))
+    )
+    for _ in range(3):
+        one = batch()
+        torch.testing.assert_close(compiled.step(one).loss, eager.step(one).loss, rtol=1e-5, atol=1e-6)
+    assert compiled.parts.model.state_dict().keys() == model.state_dict().keys()
