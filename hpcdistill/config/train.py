@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from hpcdistill.config.section import Section
 
@@ -57,10 +57,19 @@ class TrainConfig(Section):
     def _refuse_fp16(cls, value: Any) -> Any:
         if value in ("fp16", "float16", "half"):
             raise ValueError(
-                f"'{value}' needs a loss scaler, which this program does not have, because its range is small; use "
+                f"'{value}' has so small a range that it needs a loss scaler, which this program does not have; use "
                 "--train.precision=bf16, which has the range of float32"
             )
         return value
+
+    @model_validator(mode="after")
+    def _check_average(self) -> TrainConfig:
+        if self.average and self.precision == "bf16-weights":
+            raise ValueError(
+                f"train.average = {self.average:g} with train.precision = 'bf16-weights': bfloat16 rounds the small "
+                "steps of an average away; use --train.precision=bf16, or --train.average=0"
+            )
+        return self
 
 
 class CheckpointConfig(Section):

@@ -79,7 +79,7 @@ def test_groups_train_and_teach_each_other(train: Run, tmp_path: Path) -> None:
 
 
 def test_unequal_groups_learn_from_changing_peers_in_few_bytes(train: Run, tmp_path: Path) -> None:
-    fancy = ("--exchange.topology=k-random", "--exchange.codec=int8", "--codistill.teacher_precision=bf16")
+    fancy = ("--exchange.topology=k-random", "--exchange.codec=int8", "--train.precision=bf16-weights")
     # An interval so long that even on a slow machine no publish is skipped because the last one is under way.
     apart = ("--train.steps=200", "--codistill.exchange_interval=25")
     result = train(4, "--groups=3", "--group_sizes=2,1,1", *apart, *fancy)
@@ -163,7 +163,8 @@ def test_click_models_teach_each_other(train: Run, tmp_path: Path) -> None:
     model = ("--model.name=dnn", "--model.widths=32,16", "--model.embedding=4", "--optimizer.lr=0.003")
     config = tmp_path / "small.toml"
     config.write_text(config.read_text().replace(LSTM, ""))
-    result = train(2, f"--data.path={clicks}", *model, "--data.batch_size=128", "--train.steps=100")
+    step = ("--train.precision=bf16", "--train.accumulate=2", "--train.clip_norm=1", "--data.batch_size=128")
+    result = train(2, f"--data.path={clicks}", *model, *step, "--train.steps=100")
     assert result.returncode == 0, result.stderr
     for group in (0, 1):
         header, records = read_metrics(RunDir(tmp_path / "run").metrics(group))
@@ -434,6 +435,7 @@ def test_a_start_that_fails_leaves_no_folder(train: Run, tmp_path: Path) -> None
         (2, ["--groups=1"], "groups = 1 has no peers to learn from"),
         (2, ["--optimizer.rate=1"], "unknown argument '--optimizer.rate=1'"),
         (2, [*ALONE, "--data.batch_size=7"], "data.batch_size = 7 cannot be split evenly over the 2 ranks"),
+        (2, [*ALONE, "--train.accumulate=3"], "train.accumulate = 3 does not divide 4, the share of each of 2 ranks"),
         (2, ["--optimizer.lr=1e30"], "the loss became nan in the 10 steps up to step 10"),
     ],
 )

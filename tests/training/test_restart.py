@@ -1,5 +1,6 @@
 """Restarts: only the same run resumes, and the best checkpoint holds the weights that were validated."""
 
+import copy
 import math
 import threading
 from collections.abc import Iterator
@@ -17,11 +18,13 @@ from hpcdistill.data.tokens.batches import sequence_batches
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import build_model, config_class
+from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.checkpoints import KIND, Checkpoints
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.training.optimizer import build_optimizer
+from hpcdistill.training.precision import to_bfloat16
 from hpcdistill.training.restart import Restart
 from hpcdistill.training.setup import training_share
 
@@ -193,3 +196,41 @@ def test_a_validation_that_was_not_made_is_remembered(data: Path, tmp_path: Path
         with restart(tmp_path / str(owes), data) as run:
             run.resume("yes")
             assert run.owes_validation == owes
+
+
+def test_weights_in_bfloat16_resume_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    def fresh() -> nn.Module:
+        model = model_of(data)
+        to_bfloat16(model)
+        return model
+
+    def train(run: Restart, steps: int) -> None:
+        for _ in range(steps):
+            batch = next(run._batches)
+            logits = run._model(*batch.inputs)
+            nn.functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten()).backward()
+            run._optimizer.step()
+            run._optimizer.zero_grad()
+
+    def tensors(run: Restart) -> list[torch.Tensor]:
+        moments = [each for state in run._optimizer.state.values() for _, each in sorted(state.items())]
+        return [*run._model.state_dict().values(), *moments]
+
+    start, resumed = fresh(), fresh()
+    with restart(tmp_path / "straight", data, copy.deepcopy(start)) as straight:
+        train(straight, 6)
+    with restart(tmp_path / "run", data, start) as run:
+        train(run, 3)
+        run.save(3, 1.0, last=True)
+    with restart(tmp_path / "run", data, resumed) as run:
+        assert run.resume("strict") == 3
+        assert all(torch.equal(*pair) for pair in zip(resumed.parameters(), start.parameters(), strict=True))
+        train(run, 3)
+    assert all(torch.equal(*pair) for pair in zip(tensors(run), tensors(straight), strict=True))
+    assert {tensor.dtype for tensor in resumed.state_dict().values()} == {torch.bfloat16}
+    with restart(tmp_path / "run", data) as run, pytest.raises(UserError, match=r"float32"):
+        run.resume("yes")
+    with open_task(data).store as store:
+        saved = SavedModel.load(RunDir(tmp_path / "run").best_checkpoint(0)).build(store)
+    newest = [parameter.float() for parameter in start.parameters()]
+    assert all(torch.equal(*pair) for pair in zip(saved.parameters(), newest, strict=True))
