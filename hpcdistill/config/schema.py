@@ -82,6 +82,15 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_profile(self) -> Config:
+        if self.train.profile_steps and self.train.profile_begin > self.train.steps:
+            raise ValueError(
+                f"train.profile_begin = {self.train.profile_begin} is beyond train.steps = {self.train.steps}; lower "
+                "--train.profile_begin, or omit --train.profile_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_checkpoints(self) -> Config:
         if bool(self.codistill.checkpoints) != (self.codistill.teachers == "checkpoints"):
             raise ValueError(

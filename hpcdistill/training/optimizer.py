@@ -29,7 +29,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
         UserError: the class cannot be imported, is no optimizer of torch, or refuses its arguments.
     """
     class_ = optimizer_class(config)
-    arguments = _arguments(config, class_, next(model.parameters()).device)
+    arguments = _arguments(config, class_, any(parameter.is_cuda for parameter in model.parameters()))
 
     def __init__(self: Optimizer, params: Iterable[dict[str, Any]]) -> None:  # noqa: N807
         class_.__init__(self, params, **arguments)
@@ -47,7 +47,7 @@ def optimizer_class(config: OptimizerConfig) -> type[Optimizer]:
     """Return the class that `optimizer.name` means.
 
     Raises:
-        UserError: it cannot be imported, or is no optimizer of torch.
+        UserError: it cannot be imported, is no optimizer of torch, or needs a closure.
     """
     if config.name in CLASSES:
         return CLASSES[config.name]
@@ -56,6 +56,12 @@ def optimizer_class(config: OptimizerConfig) -> type[Optimizer]:
         raise UserError(
             f"optimizer.name = {config.name!r} is no subclass of torch.optim.Optimizer; name one, such as "
             "torch.optim:Adagrad"
+        )
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UserError(
+            f"optimizer.name = {config.name!r} computes the loss several times in a step, which this program does not "
+            "do; choose an optimizer whose step() needs no closure"
         )
     return found
 
@@ -89,7 +95,7 @@ def _parameter_groups(model: nn.Module, decays: bool) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _arguments(config: OptimizerConfig, class_: type[Optimizer], device: torch.device) -> dict[str, Any]:
+def _arguments(config: OptimizerConfig, class_: type[Optimizer], on_gpu: bool) -> dict[str, Any]:
     """Return the arguments of the class beside the parameters.
 
     Raises:
@@ -99,7 +105,7 @@ def _arguments(config: OptimizerConfig, class_: type[Optimizer], device: torch.d
     names = _names(class_)
     if config.weight_decay or "weight_decay" in names:
         arguments["weight_decay"] = config.weight_decay
-    if class_ in FUSED and device.type == "cuda" and not {"fused", "foreach"} & arguments.keys():
+    if class_ in FUSED and on_gpu and not {"fused", "foreach"} & arguments.keys():
         arguments["fused"] = True
     takes_any = any(each.kind is each.VAR_KEYWORD for each in inspect.signature(class_).parameters.values())
     unknown = [] if takes_any else [name for name in arguments if name not in names]

@@ -69,6 +69,11 @@ def test_the_demo_configuration_is_valid() -> None:
         (MINIMAL, ["--train.steps=many"], r"train.steps = 'many': .*integer"),
         (MINIMAL, ["--optimizer.name=adam"], r"optimizer.name = 'adam': neither 'adamw' nor 'sgd'"),
         (MINIMAL + "[optimizer.args]\nlr = 1\n", [], r"optimizer.args has lr, which is .*; set optimizer.lr"),
+        (
+            MINIMAL,
+            ["--train.profile_steps=2", "--train.profile_begin=1001"],
+            r"profile_begin = 1001 is beyond train.st",
+        ),
         (MINIMAL, ["--optimizer.decay=wsd"], r"decay = 'wsd' with optimizer.decay_steps = None; set"),
         (MINIMAL, ["--optimizer.decay_steps=3"], r"decay = 'none' with optimizer.decay_steps = 3; set"),
         (

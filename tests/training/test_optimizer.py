@@ -115,6 +115,7 @@ def test_a_class_gets_arguments_that_are_not_in_its_groups(group: Groups) -> Non
         ),
         (STATEFUL, {}, "missing 1 required keyword-only argument: 'power'"),
         ("sgd", {"args": {"nesterov": True}}, "Nesterov momentum requires a momentum"),
+        ("torch.optim:LBFGS", {}, "'torch.optim:LBFGS' computes the loss several times in a step"),
         ("torch.optim:Muon", {}, "Muon only supports 2D parameters"),
     ],
 )

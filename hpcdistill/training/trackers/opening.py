@@ -61,8 +61,8 @@ def open_trackers(config: Config, groups: Groups, header: Record, step: int) -> 
             groups.world.barrier()  # rank 0 makes what groups share, such as MLflow's experiment
         if groups.is_leader:
             path = config.run_dir.absolute()
-            identity = f"{path} g{groups.group} {header['starts'][0]['time']}"
             try:
+                identity = f"{path} g{groups.group} {header['starts'][0]['time']}"
                 facts = RunFacts(path.name, groups.group, identity, step, header)
                 trackers.append(OPENERS[name](value, RunDir(config.run_dir), facts))
             except Exception as error:  # whatever another program raises

@@ -27,6 +27,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
 
 
 def config(folder: Path, **train: Any) -> Config:
@@ -56,11 +57,14 @@ def test_a_resumed_training_goes_on_with_its_run_of_mlflow(tmp_path: Path) -> No
 
 
 def test_a_resumed_training_goes_on_with_its_run_of_wandb(tmp_path: Path) -> None:
+    import wandb
+
     run = config(tmp_path, wandb="study")
     for step in (10, 20):
         (tracker,) = opened(run, step - 10)
         tracker.record(step, RECORD)
         tracker.close()
+    wandb.teardown()  # its service writes the last block of a file when it ends
     files = sorted((run.run_dir / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
     assert len({file.name for file in files}) == 1  # the run ID, by which the service joins them
