@@ -231,6 +231,17 @@ def test_the_page_s_python_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "runs/mine/group-0/model.safetensors").exists()
 
 
+@pytest.mark.alone
+def test_the_example_without_a_launcher(tmp_path: Path) -> None:
+    Dataset.from_dict({"text": ["Whether 'tis nobler in the mind to suffer"] * 40}).save_to_disk(tmp_path / "data")
+    trainer = example.main(str(tmp_path / "data"), str(tmp_path / "out"), steps=1)
+    assert trainer.groups.count == 1
+    row = trainer.train_dataset[0]
+    assert bytes(row["input_ids"]).startswith(b"Whether 'tis nobler in the mind to suffer\nWhether")
+    assert row["labels"] == row["input_ids"]
+    assert (tmp_path / "out/group-0/model.safetensors").exists()
+
+
 class AtBurnIn(TrainerCallback):
     """Callback that keeps the weights at the end of the burn-in, and may end the training there."""
 
@@ -273,6 +284,7 @@ def test_the_example_in_groups(
     world.Barrier()
     trainer = example.main(str(folder / "data"), str(folder / "out"), steps=30)
     evaluated, log = trainer.evaluate()["eval_loss"], trainer.state.log_history
+    predicted = trainer.predict(ragged(70)).predictions  # 70 rows are no whole number of batches
     hvd.shutdown()
 
     assert not torch.distributed.is_initialized()
@@ -301,6 +313,7 @@ def test_the_example_in_groups(
     torch.testing.assert_close(callback.weights, at_burn_in.weights, atol=1e-6, rtol=0)
     reference.model.load_state_dict(trainer.model.state_dict())
     assert evaluated == pytest.approx(reference.evaluate()["eval_loss"], abs=1e-6)
+    assert predicted == pytest.approx(reference.predict(ragged(70)).predictions, abs=1e-5)
 
     saved = folder / f"out/group-{groups.group}"
     assert torch.equal(flat(GPT2LMHeadModel.from_pretrained(saved)), weights[world.rank])
