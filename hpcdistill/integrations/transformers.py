@@ -138,6 +138,10 @@ class CodistillationTrainer(Trainer):
     ) -> None:
         if not isinstance(args, CodistillationArguments):
             raise UserError(f"args is a {type(args).__name__}; pass CodistillationArguments(groups=groups, ...)")
+        if (getattr(model, "tp_size", None) or 1) > 1 or getattr(
+            model, "is_distributed_loading_by_transformers", False
+        ):
+            raise UserError("the model is split over ranks, and its parts cannot be published; load it whole")
         if options.get("compute_loss_func") is not None:
             raise UserError("compute_loss_func would replace the loss of codistillation; leave it out")
         self.groups = args.groups

@@ -188,6 +188,13 @@ def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_other_arguments_are_refused(make: Callable[..., CodistillationTrainer], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="args is a TrainingArguments; pass CodistillationArguments"):
         CodistillationTrainer(gpt2(0), TrainingArguments(output_dir=str(tmp_path)))  # type: ignore[arg-type]
+    args = CodistillationArguments(groups=Groups.single(), output_dir=str(tmp_path))
+    with pytest.raises(UserError, match="compute_loss_func would replace the loss of codistillation"):
+        CodistillationTrainer(gpt2(0), args, compute_loss_func=print)
+    split = gpt2(0)
+    split._tp_size = 2
+    with pytest.raises(UserError, match="the model is split over ranks, and its parts cannot be published"):
+        make(split)
     trainer = make(gpt2(0))
     with pytest.raises(UserError, match=r"a batch has \['input_ids'\], but no 'labels'"):
         trainer.compute_loss(trainer.model, {"input_ids": torch.zeros(1, 8, dtype=torch.int64)})
