@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from hpcdistill.data.datasets.factory import FactoryData
 from hpcdistill.data.images.store import ImageStore
 from hpcdistill.data.tokens.store import TokenStore
 from hpcdistill.errors import UserError, suggestion
+from hpcdistill.models.huggingface_config import without_code
 from hpcdistill.models.registry import register
 
 MESSAGE_LENGTH = 300  # of what transformers says, at most
@@ -155,12 +157,28 @@ def _image_values(config: HuggingFaceConfig, store: ImageStore) -> dict[str, Any
 
 
 def _load_settings(config: HuggingFaceConfig, values: dict[str, Any]) -> Any:
-    from transformers import CONFIG_MAPPING, AutoConfig
+    """Return the configuration of the model with `values` in it.
 
-    name = str(config.path)
-    if name in CONFIG_MAPPING and not config.pretrained and not config.path.is_dir():
-        return AutoConfig.for_model(name, **values)
-    return AutoConfig.from_pretrained(_folder(config), trust_remote_code=False, local_files_only=True, **values)
+    Not by `AutoConfig`, which takes code from elsewhere if config.json names it as `attn_implementation`.
+
+    Raises:
+        UserError: there is no such model on this machine, or no config.json, or it is of a type that is not known.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = str(config.path)
+    if kind in CONFIG_MAPPING and not config.pretrained and not config.path.is_dir():
+        return CONFIG_MAPPING[kind](**values)
+    file = _folder(config) / "config.json"
+    if not file.is_file():
+        raise UserError(f"model.path = {kind!r} has no config.json; name the folder of a model")
+    facts = json.loads(file.read_text(), object_hook=without_code)
+    if facts.get("model_type") not in CONFIG_MAPPING:
+        raise UserError(
+            f"model.path = {kind!r} is of model_type {facts.get('model_type')!r}, which transformers does not know; "
+            "code that comes with a model is not run: import it in a function for model.name = 'factory'"
+        )
+    return CONFIG_MAPPING[facts["model_type"]].from_dict(facts, **values)
 
 
 def _folder(config: HuggingFaceConfig) -> Path:

@@ -10,7 +10,8 @@ from torch import nn
 
 from hpcdistill.errors import UserError
 
-CODE_KEYS = ("attn_implementation", "experts_implementation", "auto_map")
+IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+CODE_KEYS = {"auto_map", *IMPLEMENTATIONS, *(f"_{name}" for name in IMPLEMENTATIONS)}
 """Keys of a configuration that can make transformers download and run code."""
 
 
@@ -39,7 +40,7 @@ def build_from_text(text: str) -> Any:
         ) from None
     name = None
     try:
-        facts = json.loads(text, object_hook=_without_code)
+        facts = json.loads(text, object_hook=without_code)
         (name,) = facts["architectures"]
         model_class = getattr(transformers, name)
         if not issubclass(model_class, transformers.PreTrainedModel):
@@ -52,5 +53,6 @@ def build_from_text(text: str) -> Any:
         ) from None
 
 
-def _without_code(section: dict[str, Any]) -> dict[str, Any]:
+def without_code(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section of a configuration without `CODE_KEYS`; an `object_hook` of `json.loads`."""
     return {key: value for key, value in section.items() if key not in CODE_KEYS}

@@ -56,7 +56,7 @@ def build_model(config: ModelConfig, store: Store) -> nn.Module:
 
     Raises:
         OtherKindOfDataError: the model is for data of another kind.
-        UserError: the model's factory cannot be imported, or returns something else than a module.
+        UserError: the family cannot build the model.
     """
     require_data_for(config, store)
     return _FAMILIES[type(config)].build(config, store)

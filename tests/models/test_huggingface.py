@@ -1,5 +1,6 @@
 """Models of the library transformers, made from a type or from a folder, without a network."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -149,5 +150,17 @@ def test_weights_that_are_missing_are_named(tokens: TokenStore, saved: Path) -> 
 def test_code_that_comes_with_a_model_is_not_run(tokens: TokenStore, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config"}}')
     (tmp_path / "theirs.py").write_text("raise SystemExit('their code has run')")
-    with pytest.raises(UserError, match=r"transformers says: ValueError"):
+    with pytest.raises(UserError, match=r"of model_type 'theirs', which transformers does not know; code that comes"):
         model_of(tokens, path=tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        model_of(tokens, path=tmp_path)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_folder_does_not_choose_code_of_the_hub(key: str, tokens: TokenStore, saved: Path) -> None:
+    file = saved / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: "their/kernel"}))
+    for pretrained in (False, True):
+        model = model_of(tokens, path=saved, pretrained=pretrained)
+        assert model.config._attn_implementation == "sdpa"
