@@ -24,7 +24,7 @@ def to_bfloat16(model: nn.Module) -> None:
     positions, which a model that is built again from a checkpoint has in float32.
     """
     saved = model.state_dict().keys()
-    constants = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+    constants = {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if name not in saved}
     model.to(torch.bfloat16)
     for name, buffer in constants.items():
         parent, _, attribute = name.rpartition(".")

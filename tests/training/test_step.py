@@ -179,16 +179,6 @@ def test_weights_in_bf16_have_gradients_in_bf16(trainer: Callable[..., Trainer])
     assert losses[-1] < losses[0] - 0.2
 
 
-def test_constants_keep_their_precision() -> None:
-    """Check that a buffer outside of checkpoints stays as it is, also in an inner module."""
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    frequencies = torch.rand(3)
-    model[0].register_buffer("frequencies", frequencies, persistent=False)
-    to_bfloat16(model)
-    assert model[0].frequencies is frequencies
-    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16, torch.int64}
-
-
 @pytest.mark.timeout(300)  # torch's compiler takes 12 s on an idle core
 def test_a_compiled_model_has_the_same_losses_and_names(trainer: Callable[..., Trainer]) -> None:
     model = Tiny()
