@@ -222,7 +222,7 @@ class CodistillationTrainer(Trainer):
         if num_items_in_batch is not None:
             # By a rank's mean share of all labels: so the mean of the ranks' losses is the mean over all labels.
             shares = self.args.world_size if self.args.average_tokens_across_devices else 1
-            num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1) / shares
+            num_items_in_batch = torch.as_tensor(num_items_in_batch, device=labels.device).clamp(min=1) / shares
         loss = codistillation_loss(
             getattr(outputs, "logits", outputs),
             labels,
