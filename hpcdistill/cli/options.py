@@ -13,7 +13,10 @@ MODEL_NAMES = (
 def add_model_options(parser: Parser) -> None:
     """Add the options of commands that load trained models and score them on a store."""
     parser.add_argument(
-        "--data", type=input_path, required=True, metavar="FILE.h5", help="store whose validation part is used"
+        "--data",
+        type=input_path,
+        metavar="FILE.h5",
+        help="store whose validation part is used; without it, the data that the models were trained on",
     )
     add_checkpoint_option(parser)
     add_trust_option(parser)
@@ -33,7 +36,9 @@ def add_checkpoint_option(parser: Parser) -> None:
 def add_trust_option(parser: Parser) -> None:
     """Add `--trust`."""
     parser.add_argument(
-        "--trust", action="store_true", help="run the code that checkpoints of other users name as model.factory"
+        "--trust",
+        action="store_true",
+        help="run the code that checkpoints of other users name as model.factory or data.factory",
     )
 
 

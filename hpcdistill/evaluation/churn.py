@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcdistill.data.batches import IGNORED
 from hpcdistill.errors import UserError
-from hpcdistill.evaluation.predictions import validation_outputs
+from hpcdistill.evaluation.predictions import open_validation_data, validation_outputs
+from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.run_dir import named_checkpoints
-from hpcdistill.tasks.registry import open_task
 
 RESAMPLES = 1000
 SEED = 0
@@ -43,7 +44,7 @@ class Churn:
     b: list[str]
     """Names of the members of B."""
     data: str
-    """Path of the store."""
+    """Path of the store, or name of the function, that the data is from."""
     samples: int
     """Number of validation samples: rows, sequences or images."""
     mean_absolute_difference: Estimate
@@ -52,7 +53,7 @@ class Churn:
     """Fraction of predictions whose most probable class differs."""
 
 
-def churn(a: str, b: str, data: Path, which: str = "best", trust: bool = False) -> Churn:
+def churn(a: str, b: str, data: Path | None, which: str = "best", trust: bool = False) -> Churn:
     """Measure how much A's and B's predictions for the validation part of `data` differ.
 
     The intervals come from resampling whole samples, since the tokens of a sequence are not independent. They cover
@@ -62,7 +63,7 @@ def churn(a: str, b: str, data: Path, which: str = "best", trust: bool = False) 
         a: name of a model; or several joined by commas, for the mean of the probabilities that they predict. A model
             is named by a checkpoint file, a run folder of one group, or RUN:GROUP; see `named_checkpoints`.
         b: name of the other model or ensemble.
-        data: path of the store.
+        data: path of the store; None for the data that the models were trained on.
         which: checkpoint of a run's group: "best" or "last".
         trust: let checkpoints of other users name the code of their models.
 
@@ -70,18 +71,20 @@ def churn(a: str, b: str, data: Path, which: str = "best", trust: bool = False) 
         UserError: models or data do not exist, or do not fit each other.
     """
     members_a, members_b = _members(a, which), _members(b, which)
-    task = open_task(data)
+    saved = [SavedModel.load(path, trust) for path in (*members_a.values(), *members_b.values())]
+    task = open_validation_data(saved, data)
     with task.store:
         objective, samples = task.objective, []
-        for outputs, _ in validation_outputs(task, [*members_a.values(), *members_b.values()], trust):
+        for outputs, target in validation_outputs(task, saved):
             one, other = objective.ensemble(outputs[: len(members_a)]), objective.ensemble(outputs[len(members_a) :])
             differ = [
-                _by_sample(objective.distance(one, other)),
-                _by_sample(objective.predict_class(one) != objective.predict_class(other)),
+                _by_sample(objective.distance(one, other), target),
+                _by_sample(objective.predict_class(one) != objective.predict_class(other), target),
             ]
             samples.append(torch.stack(differ, dim=1).cpu())
     values = torch.cat(samples).numpy()
-    return Churn([*members_a], [*members_b], str(data), len(values), *estimates(values))
+    source = str(data or saved[0].config.data.source)
+    return Churn([*members_a], [*members_b], source, len(values), *estimates(values))
 
 
 def estimates(values: Array) -> list[Estimate]:
@@ -96,9 +99,11 @@ def estimates(values: Array) -> list[Estimate]:
     return [Estimate(*map(float, column)) for column in zip(values.mean(0), lows, highs, strict=True)]
 
 
-def _by_sample(values: Tensor) -> Tensor:
-    """Return the mean over all dimensions but the first: float64 [batch]."""
-    return values.double().view(len(values), -1).mean(1)
+def _by_sample(values: Tensor, target: Tensor) -> Tensor:
+    """Return the mean over the targets of each sample that are not ignored, float64; without samples that have none."""
+    counted = (target != IGNORED).view(len(target), -1)
+    totals, counts = (values.double().view_as(counted) * counted).sum(1), counted.sum(1)
+    return totals[counts > 0] / counts[counts > 0]
 
 
 def _members(names: str, which: str) -> dict[str, Path]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcdistill.evaluation.predictions import validation_outputs
+from hpcdistill.data.batches import IGNORED
+from hpcdistill.evaluation.predictions import open_validation_data, validation_outputs
+from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.run_dir import named_checkpoints
-from hpcdistill.tasks.registry import open_task
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Evaluation:
     """Scores of models and their ensembles on the same data."""
 
     data: str
-    """Path of the store."""
+    """Path of the store, or name of the function, that the data is from."""
     unit: str
     """Thing that each prediction is for: "token", "row" or "image"."""
     predictions: int
@@ -25,7 +26,7 @@ class Evaluation:
     """Scores by the name of the model or ensemble, then by their own; NaN if undefined. Losses are in nats."""
 
 
-def evaluate(names: Sequence[str], data: Path, which: str = "best", trust: bool = False) -> Evaluation:
+def evaluate(names: Sequence[str], data: Path | None, which: str = "best", trust: bool = False) -> Evaluation:
     """Score each model, the ensemble of each run's groups, and the ensemble of all models.
 
     The data are the batches on which training validates without `train.validation_items`. For synthetic clicks,
@@ -34,7 +35,7 @@ def evaluate(names: Sequence[str], data: Path, which: str = "best", trust: bool 
 
     Args:
         names: names of models; see `named_checkpoints`.
-        data: path of the store.
+        data: path of the store; None for the data that the models were trained on.
         which: checkpoint of each group of a run: "best" or "last".
         trust: let checkpoints of other users name the code of their models.
 
@@ -45,15 +46,17 @@ def evaluate(names: Sequence[str], data: Path, which: str = "best", trust: bool 
     checkpoints = {model: path for found in named.values() for model, path in found.items()}
     members_of = {model: [model] for model in checkpoints}
     members_of |= _ensembles({name: [*found] for name, found in named.items()})
-    task = open_task(data)
+    saved = [SavedModel.load(path, trust) for path in checkpoints.values()]
+    task = open_validation_data(saved, data)
     with task.store:
         scores, predictions = {name: task.scores() for name in members_of}, 0
-        for outputs, target in validation_outputs(task, [*checkpoints.values()], trust):
+        for outputs, target in validation_outputs(task, saved):
             by_model = dict(zip(checkpoints, outputs, strict=True))
-            predictions += target.numel()
+            predictions += int((target != IGNORED).sum())
             for name, members in members_of.items():
                 scores[name].add(task.objective.ensemble([by_model[member] for member in members]), target)
-    return Evaluation(str(data), task.unit, predictions, {name: scored.result() for name, scored in scores.items()})
+    results = {name: scored.result() for name, scored in scores.items()}
+    return Evaluation(str(data or saved[0].config.data.source), task.unit, predictions, results)
 
 
 def _ensembles(named: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -11,12 +11,31 @@ from torch import Tensor
 from hpcdistill.config.data import DataConfig
 from hpcdistill.errors import UserError
 from hpcdistill.models.saved import SavedModel
+from hpcdistill.tasks.registry import open_data, open_task
 from hpcdistill.tasks.task import Task
 
 
-def validation_outputs(
-    task: Task, checkpoints: Sequence[Path], trust: bool = False
-) -> Iterator[tuple[list[Tensor], Tensor]]:
+def open_validation_data(saved: Sequence[SavedModel], path: Path | None) -> Task:
+    """Open the store at `path`; without a path, the data that the models were trained on.
+
+    Raises:
+        UserError: the store cannot be read; the models were trained on different data; or a function that another user
+            names would run without being trusted.
+    """
+    if path is not None:
+        return open_task(path)
+    data, *others = {(one.config.data.source, str(one.config.data.args)): one for one in saved}.values()
+    if others:
+        raise UserError(
+            f"{data.path} was trained on {data.config.data.source}, {others[0].path} on "
+            f"{others[0].config.data.source}; name the data with --data"
+        )
+    if data.config.data.factory is not None:
+        data.require_trusted(f"data.factory = {data.config.data.factory!r}")
+    return open_data(data.config.data)
+
+
+def validation_outputs(task: Task, saved: Sequence[SavedModel]) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Yield each model's outputs for a validation batch, and the target, one batch at a time.
 
     The batches are those on which training validates without `train.validation_items`, all ranks' together. Models run
@@ -24,17 +43,15 @@ def validation_outputs(
 
     Args:
         task: the open task; its validation part is read.
-        checkpoints: files of the models.
-        trust: let checkpoints of other users name the code of their models.
+        saved: the models.
 
     Yields:
-        The outputs in the order of `checkpoints`, as `task.objective` takes them; and the target, shaped as that of a
+        The outputs in the order of `saved`, as `task.objective` takes them; and the target, shaped as that of a
         `Batch`.
 
     Raises:
-        UserError: a checkpoint cannot be read or does not fit the data, or the models' sequence lengths differ.
+        UserError: a model does not fit the data, or the models' sequence lengths differ.
     """
-    saved = [SavedModel.load(path, trust) for path in checkpoints]
     data = _common_data(saved)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [one.build(task.store).to(device) for one in saved]

@@ -44,7 +44,8 @@ class SavedModel:
 
         Args:
             path: the checkpoint.
-            trust: let `build` run the code that the checkpoint names (`model.factory`) even if another user owns it.
+            trust: let code that the checkpoint names (`model.factory`, `data.factory`) run even if another user owns
+                the file.
 
         Raises:
             UserError: the file is not a checkpoint, is damaged, or has a configuration that this version does not know.
@@ -74,8 +75,8 @@ class SavedModel:
         Raises:
             UserError: the model does not fit the data, or its code belongs to another user and is not trusted.
         """
-        if isinstance(self.config.model, FactoryConfig) and not self._trusted:
-            _require_own(self.path, self.config.model.factory)
+        if isinstance(self.config.model, FactoryConfig):
+            self.require_trusted(f"model.factory = {self.config.model.factory!r}")
         try:
             require_data_for(self.config.model, store)
             if self.huggingface_config and not isinstance(self.config.model, FactoryConfig):
@@ -91,6 +92,18 @@ class SavedModel:
             raise self._is_for_other_data(store, f"{name} is {theirs.get(name)} there, and {mine.get(name)} here")
         model.load_state_dict(self.weights)
         return model.eval().requires_grad_(False)
+
+    def require_trusted(self, code: str) -> None:
+        """Check that code which the checkpoint names may run: it belongs to this user, or is trusted.
+
+        Args:
+            code: key that names the code, with its value.
+
+        Raises:
+            UserError: the checkpoint belongs to another user and is not trusted.
+        """
+        if not self._trusted:
+            _require_own(self.path, code)
 
     def _build_huggingface(self, store: Store, text: str) -> nn.Module:
         model = build_from_text(text)
@@ -127,7 +140,7 @@ def describe_model(model: nn.Module) -> State:
     return ({"tied": tied} if tied else {}) | ({"huggingface_config": text} if text else {})
 
 
-def _require_own(path: Path, factory: str) -> None:
+def _require_own(path: Path, code: str) -> None:
     """Check that the file belongs to this user: its owner chooses the code that is run.
 
     Raises:
@@ -141,6 +154,6 @@ def _require_own(path: Path, factory: str) -> None:
     except KeyError:
         name = f"user {owner}"
     raise UserError(
-        f"checkpoint {path} belongs to {name}, and names code that would run with your permissions: model.factory = "
-        f"{factory!r}; add --trust if you trust both"
+        f"checkpoint {path} belongs to {name}, and names code that would run with your permissions: {code}; add "
+        "--trust if you trust both"
     )

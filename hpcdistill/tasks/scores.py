@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcdistill.data.arrays import Array
+from hpcdistill.data.batches import IGNORED
 from hpcdistill.tasks.objective import Binary, EvaluationObjective
 
 BINS = 10
@@ -36,7 +37,7 @@ class ClassScores:
         """See `Scores`."""
         self._loss += self._objective.cross_entropy(outputs, target).double().sum().item()
         self._right += int((self._objective.predict_class(outputs) == target).sum())
-        self._count += target.numel()
+        self._count += int((target != IGNORED).sum())
 
     def result(self) -> dict[str, float]:
         """See `Scores`."""

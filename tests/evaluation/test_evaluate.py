@@ -73,6 +73,8 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.h5").write_bytes(b"not HDF5")
     with pytest.raises(UserError, match="not a complete HDF5 file"):
         evaluate([of_clicks], tmp_path / "broken.h5")
+    with pytest.raises(UserError, match=r"was trained on .*data.h5, .* on .*text.h5; name the data with --data"):
+        evaluate([of_clicks, of_text], None)
 
 
 @pytest.mark.launch
