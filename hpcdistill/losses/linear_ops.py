@@ -1,9 +1,10 @@
 """The fused loss of hidden states as a torch operator: logits exist for a chunk of tokens at a time.
 
 For each chunk, a GEMM computes the logits of each model into a buffer, the kernel of `ops` overwrites the student's
-with their gradient, and GEMMs add it to the gradients by hidden states, head and bias. If the loss is a sum over rows,
-the forward does all of this, and no logit is computed twice. If the rows' losses stay separate, only the backward knows
-their upstream gradient: it computes the chunks a second time.
+with their gradient (which has a buffer of its own where the logits are capped), and GEMMs add it to the gradients by
+hidden states, head and bias. If the loss is a sum over rows, the forward does all of this, and no logit is computed
+twice. If the rows' losses stay separate, only the backward knows their upstream gradient: it computes the chunks a
+second time.
 """
 
 import warnings
