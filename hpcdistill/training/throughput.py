@@ -13,6 +13,7 @@ optimizer.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
@@ -27,6 +28,8 @@ from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.tasks.objective import TrainingObjective
 from hpcdistill.training.precision import autocast
+
+logger = logging.getLogger(__name__)
 
 PEAKS: dict[str, dict[str, float]] = {
     r"V100-SXM": {"float32": 15.7},
@@ -78,9 +81,9 @@ class Throughput:
         self, config: TrainConfig, groups: Groups, objective: TrainingObjective[Any], model: nn.Module
     ) -> None:
         self._config, self._groups, self._objective, self._model = config, groups, objective, model
-        is_gpu = groups.device.type == "cuda"
-        self._peak = peak_flops(torch.cuda.get_device_name(groups.device), config) if is_gpu else None
-        self._flops: float | None = None  # of a training step, by item
+        counts = groups.device.type == "cuda" and groups.is_leader  # which alone writes records
+        self._peak = peak_flops(torch.cuda.get_device_name(groups.device), config) if counts else None
+        self._flops: float | None = None  # of a training step, by item; 0 if they cannot be counted
         self._items = 0
         self.restart()
 
@@ -93,8 +96,15 @@ class Throughput:
         """Count a batch of this rank."""
         self._items += batch.target.numel()
         if self._peak and self._flops is None:
+            self._flops = 3 * self._forward_flops(batch)
+
+    def _forward_flops(self, batch: Batch) -> float:
+        try:
             with autocast(self._config.precision, self._groups.device):
-                self._flops = 3 * forward_flops(self._objective, self._model, batch)
+                return forward_flops(self._objective, self._model, batch)
+        except Exception as error:  # whatever a model raises that takes no batch of one item
+            logger.warning(f"the metrics have no mfu, because the model's FLOPs cannot be counted: {error}")
+            return 0.0
 
     def measure(self) -> dict[str, float]:
         """Return the metrics `items_per_second` and `mfu` since the last call. Collective over the group."""

@@ -87,3 +87,14 @@ def test_a_group_counts_the_items_of_all_ranks(groups: Groups, monkeypatch: pyte
     throughput._peak, throughput._flops = 1000.0, 50.0
     rate = groups.size * B * T / 5.0
     assert throughput.measure() == {"items_per_second": rate, "mfu": pytest.approx(rate * 50 / (groups.size * 1000))}
+
+
+@pytest.mark.alone
+def test_a_model_that_cannot_be_counted_costs_the_utilization_only(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = torch.randint(V, (B, T))
+    throughput = Throughput(TrainConfig(), Groups.single(), Softmax(V), nn.Linear(T, V))  # takes no integers
+    throughput._peak = 1000.0
+    for _ in range(2):
+        throughput.count(Batch((tokens,), tokens))
+    assert throughput.measure().keys() == {"items_per_second"}
+    assert capsys.readouterr().err.count("the metrics have no mfu") == 1
