@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,7 +70,7 @@ class TokenizerFile:
                 size += len(texts[end])
                 end += 1
             for encoding in self._library.encode_batch_fast(list(texts[begin:end]), add_special_tokens=False):
-                yield np.array(encoding.ids, np.uint32)
+                yield np.frombuffer(array("I", encoding.ids), np.uint32)  # faster than np.array
             begin = end
 
     def cut(self, text: str) -> tuple[int, bool]:
@@ -165,7 +166,7 @@ def _parse(path: Path, content: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)  # processes that are forked later have it as well
 def _load(path: Path, digest: str, parse_special: bool) -> Tokenizer:
-    """Load a tokenizer for whole texts: without truncation, padding and dropout.
+    """Load a tokenizer for whole texts: without truncation, padding, dropout and post-processor.
 
     Raises:
         UserError: the library cannot read the file, or the file has changed.
@@ -174,6 +175,7 @@ def _load(path: Path, digest: str, parse_special: bool) -> Tokenizer:
     if found != digest:
         raise UserError(f"--tokenizer {path} has changed meanwhile; run the same command again")
     facts = _parse(path, content)
+    facts["post_processor"] = None  # it adds special tokens only, but takes a tenth of the time
     if facts["model"].get("dropout"):  # random: other tokens at each encoding
         facts["model"]["dropout"] = None
     tokenizer = _from_json(path, facts)
@@ -238,7 +240,7 @@ def _hide(facts: dict[str, Any], names: set[str]) -> dict[str, Any]:
         {**token, "content": HIDDEN + token["content"]} if token["content"] in names else token
         for token in facts["added_tokens"]
     ]
-    return {**facts, "model": {**model, "vocab": renamed}, "added_tokens": added, "post_processor": None}
+    return {**facts, "model": {**model, "vocab": renamed}, "added_tokens": added}
 
 
 def _separator(path: Path, wanted: str | None, known: set[str], special: Sequence[str]) -> str | None:
