@@ -208,7 +208,7 @@ def _prepare_text(args: argparse.Namespace) -> int:
     from hpcdistill.data.tokens.tokenizer_file import TokenizerChoice
 
     choice = args.tokenizer and TokenizerChoice(args.tokenizer, args.separator, args.parse_special_tokens)
-    if not choice and (args.separator is not None or args.parse_special_tokens or args.processes):
+    if not choice and (args.separator is not None or args.parse_special_tokens or args.processes is not None):
         raise UserError(
             "--separator, --parse-special-tokens and --processes are for --tokenizer; add it, or leave them out"
         )

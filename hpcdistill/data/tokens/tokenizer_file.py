@@ -24,7 +24,7 @@ SETTINGS = "tokenizer_config.json"
 VERSION = "1.0"
 USUAL_SEPARATORS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
 HIDDEN = "\U0010ffff"  # begins the name of a special token that no text may give; no character has this number
-BATCH_CHARACTERS = 1 << 18  # encoded together; the library takes about 100 bytes for a token
+BATCH_CHARACTERS = 1 << 18  # encoded together; the library takes about 600 bytes for a token
 CUT_CONTEXT = 2000  # characters on each side of a cut that are encoded to check it
 CUT_TRIALS = 16
 

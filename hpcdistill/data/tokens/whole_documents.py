@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 TASKS = 256  # pieces of an input of usual size, which keep the processes busy to the end
 TASK_BYTES = (1 << 18, 1 << 23)  # limits of the text in a piece
-LONGEST = 1 << 24  # bytes of a text that is encoded at once; a longer one is cut
+LONGEST = 1 << 21  # bytes of a text that is encoded at once, which takes about 0.35 GB; a longer one is cut
 
 
 class Text(NamedTuple):

@@ -191,7 +191,7 @@ def test_too_little_text_leaves_no_store(tmp_path: Path, choice: TokenizerChoice
     [
         (["--tokenizer", "TOKENIZER", "--vocabulary", "300"], "--vocabulary 300 learns a vocabulary, and --tokenizer"),
         (["--separator", END], "--separator, --parse-special-tokens and --processes are for --tokenizer"),
-        (["--processes", "2"], "are for --tokenizer; add it, or leave them out"),
+        (["--processes", "0"], "are for --tokenizer; add it, or leave them out"),
         (["--tokenizer", "TOKENIZER", "--separator", "<eos>"], "--separator '<eos>' is not a token of"),
         (["--tokenizer", "TOKENIZER", "--processes", "0"], "--processes 0 must be at least 1"),
     ],
