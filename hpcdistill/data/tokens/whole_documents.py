@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 TASKS = 256  # pieces of an input of usual size, which keep the processes busy to the end
 TASK_BYTES = (1 << 18, 1 << 23)  # limits of the text in a piece
+M_MXFAST = 1  # of malloc.h
 LONGEST = 1 << 21  # bytes of a text that is encoded at once, which takes about 0.35 GB; a longer one is cut
 
 
@@ -74,7 +76,7 @@ def write_documents(
 
 def make_piece(tokenizer: TokenizerFile, task: Sequence[Text]) -> Piece:
     """Return the tokens of the texts, an array for each part, and `bytes`, the size of the text in each part."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other cores belong to other processes
+    _use_one_core()
     tokens: dict[str, list[Array]] = {part: [] for part in PARTS}
     sizes = dict.fromkeys(PARTS, 0)
     dtype = np.min_scalar_type(tokenizer.vocabulary - 1)
@@ -87,6 +89,16 @@ def make_piece(tokenizer: TokenizerFile, task: Sequence[Text]) -> Piece:
             tokens[part].append(end)
     joined = {part: np.concatenate(arrays) if arrays else end[:0] for part, arrays in tokens.items()}
     return {**joined, "bytes": np.array([sizes[part] for part in PARTS])}
+
+
+@cache
+def _use_one_core() -> None:
+    """Set up a process that encodes beside others, once."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # The library spends half of its time in malloc. Without glibc's fastbins, which each free of a large block merges,
+    # it needs a seventh less of it. Other C libraries have no `mallopt`.
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MXFAST, 0)
 
 
 def _encoded(made: Iterable[Path]) -> Iterator[tuple[str, Array, int]]:
