@@ -69,9 +69,9 @@ def inline(document: Path) -> Iterator[Block]:
 
 BLOCKS = [block for document in DOCUMENTS for block in [*fenced(document), *inline(document)]]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
-# The Python of these pages has tests of its own: test_own_loop.py, test_extension.py in exchange/ and models/, and the
-# tests of integrations/.
-WITH_OWN_TESTS = ("own_loop", "extension", "integrations")
+# The Python of these pages has tests of its own: test_own_loop.py, test_extension.py in exchange/ and models/,
+# test_factory.py in data/datasets/, and the tests of integrations/.
+WITH_OWN_TESTS = ("own_loop", "extension", "data.md", "integrations")
 PYTHON = [block for block in BLOCKS if block.language == "python" and not block.place.startswith(WITH_OWN_TESTS)]
 
 

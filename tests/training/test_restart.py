@@ -234,3 +234,15 @@ def test_weights_in_bfloat16_resume_bit_for_bit(data: Path, tmp_path: Path) -> N
         saved = SavedModel.load(RunDir(tmp_path / "run").best_checkpoint(0)).build(store)
     newest = [parameter.float() for parameter in start.parameters()]
     assert all(torch.equal(*pair) for pair in zip(saved.parameters(), newest, strict=True))
+
+
+def test_the_state_of_a_reader_is_restored(data: Path, tmp_path: Path) -> None:
+    for state in (torch.tensor([7, 8], dtype=torch.uint8), None):
+        with restart(tmp_path / str(state is None), data) as run:
+            run._batches.drawn, run._batches.reader_state = 3, state
+            run.save(1, last=True)
+        with restart(tmp_path / str(state is None), data) as run:
+            run.resume("yes")
+            assert run._batches.drawn == 3
+            restored = run._batches.reader_state
+            assert restored is None if state is None else torch.equal(restored, state)

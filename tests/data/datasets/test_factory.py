@@ -1,15 +1,20 @@
 """Data that a user's function returns: what it may return, and what is refused."""
 
+import re
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 import own_data
+from hpcdistill.config.data import DataConfig
 from hpcdistill.data.batches import Share
 from hpcdistill.data.datasets.factory import FactoryData
 from hpcdistill.errors import UserError
 from hpcdistill.tasks.registry import open_data
+from repository import ROOT
 
 pytestmark = pytest.mark.alone
 
@@ -80,3 +85,21 @@ def test_the_task_follows_from_the_classes() -> None:
         classes.unigram()
     with pytest.raises(UserError, match="for models that choose among classes, not for data of a factory"):
         binary.fused_objective(torch.nn.Identity())
+
+
+def test_the_functions_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw from those whose packages are here; those of WebDataset and Mosaic are not."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+    module = ModuleType("my_data")
+    monkeypatch.setitem(sys.modules, "my_data", module)
+    for block in blocks:
+        if re.search("import webdataset|from streaming", block):
+            compile(block, "data.md", "exec")
+        else:
+            exec(block, vars(module))
+    for function in ("load", "load_by_loader"):
+        config = DataConfig(factory=f"my_data:{function}", args={"length": 8}, classes=256, batch_size=4)
+        share = Share(1, 2, 0, 2)
+        task = open_data(config, share)
+        assert next(task.batches(config, share)).target.shape == (2, 8)
+        assert sum(int(batch.counted) for batch in task.validation(config, 0, 2)) == 25 * 7
