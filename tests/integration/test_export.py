@@ -15,7 +15,7 @@ from hpcdistill.storage.state_file import load_state
 from hpcdistill.tasks.registry import open_task
 from small_run import Run
 
-pytestmark = pytest.mark.launch
+pytestmark = [pytest.mark.launch, pytest.mark.timeout(300)]  # two launches, which import transformers
 
 OPTIONS = {
     "model.name": "huggingface",
