@@ -105,8 +105,10 @@ def _version(package: str) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, on several ranks, the tests that are for the 1-rank suite."""
+    """Keep each file, and all that needs Slurm, in one worker of xdist; deselect what is for the 1-rank suite only."""
     if WORLD.size == 1:
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group("slurm" if item.get_closest_marker("slurm") else str(item.path)))
         return
     left = [item for item in items if item.get_closest_marker("launch") or item.get_closest_marker("alone")]
     items[:] = [item for item in items if item not in left]
@@ -137,7 +139,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def _forbidden_skips(config: pytest.Config) -> list[str]:
     """Return the reasons of skips in CI that are no excuse."""
-    if not os.environ.get("CI"):
+    if not os.environ.get("CI") or hasattr(config, "workerinput"):  # workers of xdist report to its controller
         return []
     skipped = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
     reasons = {report.longrepr[2].removeprefix("Skipped: ") for report in skipped}

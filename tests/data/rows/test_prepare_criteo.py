@@ -213,8 +213,8 @@ def test_bad_lines_are_passed_over_up_to_a_number(
     [
         ("missing.tsv", None, "missing.tsv: No such file"),
         ("empty.tsv", b"", "empty.tsv is not a file with lines in it"),
-        ("empty.tsv.gz", gzip.compress(b""), "no lines in"),
-        ("cut.tsv.gz", gzip.compress(b"\t".join(CELLS))[:-9], "cut.tsv.gz cannot be read to its end"),
+        ("empty.tsv.gz", gzip.compress(b"", mtime=0), "no lines in"),
+        ("cut.tsv.gz", gzip.compress(b"\t".join(CELLS), mtime=0)[:-9], "cut.tsv.gz cannot be read to its end"),
         ("plain.tsv.gz", b"\t".join(CELLS), "plain.tsv.gz cannot be read to its end: Not a gzipped file"),
         ("one.tsv", b"\t".join(CELLS), "too few rows for a training and a validation part"),
     ],
