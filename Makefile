@@ -22,7 +22,7 @@ demo: setup ## codistil two groups for a few minutes and write a report; ARGS=..
 	@$(ENV) tools/demo.sh $(ARGS)
 
 test: lint ## lint, then the suite on 1, 2 and 4 ranks
-	$(ENV) $(LIMIT) 1800 python -m pytest -n 2 --dist loadgroup
+	$(ENV) $(LIMIT) 1800 python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 	$(ENV) $(LIMIT) 900 mpirun -np 2 python -m pytest
 	$(ENV) $(LIMIT) 900 mpirun -np 4 python -m pytest
 

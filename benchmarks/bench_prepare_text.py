@@ -3,8 +3,7 @@
     python benchmarks/bench_prepare_text.py
 
 Writes JSON lines from the sources of Python's standard library, and a byte-level BPE tokenizer learned from some of
-them.
-Then the programs run in turns, each in a new process: one that parses the lines with `json` and calls
+them. Then the programs run in turns, each in a new process: one that parses the lines with `json` and calls
 `encode_batch_fast` for batches of documents, discarding the tokens; `prepare text`; and, where the texts fit in memory,
 a program that has all texts in memory before the clock starts. All use all cores. Files are in the page cache.
 On a machine with other load, the ratio of CPU times is more reliable than that of wall-clock times.

@@ -104,6 +104,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep each file, and all that needs Slurm, in one worker of xdist; deselect what is for the 1-rank suite only."""
     if WORLD.size == 1:
@@ -118,6 +119,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup() -> None:
     """Let a test draw the same numbers in every run, and others on each rank."""
     torch.manual_seed(WORLD.rank)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    # Workers of xdist can send no text with surrogates, which stand for bytes of file names.
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -34,7 +34,7 @@ def test_a_process_that_dies_ends_all_ranks(mpirun: Callable[..., CompletedProce
     bad = json.dumps({"count": 2000, "bad": {"38": "dies"}})
     result = mpirun(2, "-m", "hpcdistill", "train", config, "--data.args", bad, "--data.workers=2", env=PATHS)
     assert result.returncode not in (0, 75), result.stderr
-    assert "of the training data failed: a process of data.workers has died (DataLoader worker" in result.stderr
+    assert "of the training data failed: a process of data.workers has died (" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -77,7 +77,7 @@ equal(norms, alone_norms)
 
 _, _, rounded, rounded_losses, _ = train(ALL, precision="bf16-weights", accumulate=2)
 assert rounded.dtype == torch.bfloat16
-torch.testing.assert_close(rounded_losses, losses, rtol=0, atol=0.02)
+torch.testing.assert_close(rounded_losses, losses, rtol=2**-7, atol=0)  # roundings of 2**-8, of weights and logits
 mine, other = ALL.comm.allgather(rounded.float().numpy())
 assert (mine == other).all()
 print("equal", flush=True)

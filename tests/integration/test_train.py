@@ -74,7 +74,7 @@ def test_groups_train_and_teach_each_other(train: Run, tmp_path: Path) -> None:
         assert taught, "no teacher ever arrived"
         assert all(record["step"] >= 10 and str(1 - group) in record["staleness"] for record in taught)
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 8
     assert "asyncio" in page
 
 

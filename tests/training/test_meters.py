@@ -63,7 +63,7 @@ def test_it_is_that_of_hidden_states_where_the_head_is_fused() -> None:
     share = distillation_share(objective, outputs, target, [teacher], 2.0, 1.0)
     with torch.no_grad():
         probabilities = model.head(outputs.states).softmax(-1)
-        taught = torch.nn.functional.linear(*teacher).softmax(-1)
+        taught = teacher.logits().softmax(-1)
         cross_entropy = (probabilities - torch.nn.functional.one_hot(target, V)) @ model.head.weight
         term = (probabilities - taught) @ model.head.weight
     assert share.item() == pytest.approx(expected(cross_entropy, term, 2.0), rel=1e-4)

@@ -30,9 +30,9 @@ def user_code(what: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     text = str(error)
-    if text.startswith(DIED) and "Caught" not in text:
+    if (text.startswith(DIED) and "Caught" not in text) or _is_of_connection(error):
         return (
-            f"a process of data.workers has died ({text.splitlines()[0]}); it may have been killed for want of memory, "
+            f"a process of data.workers has died ({text.split(chr(10))[0]}); it may have been killed for want of memory, "
             "or of space in /dev/shm: lower --data.workers, or see the messages above"
         )
     if isinstance(error, PicklingError) or "pickle" in text:
@@ -41,3 +41,9 @@ def _reason(error: Exception) -> str:
         return text
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(PACKAGE)]
     return "".join(["\n", *traceback.format_list(frames), *traceback.format_exception_only(error)]).rstrip()
+
+
+def _is_of_connection(error: Exception) -> bool:
+    """Return whether the connection to a process has broken, as by its death a moment before torch notices it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, ConnectionError | EOFError) and "multiprocessing" in Path(frames[-1].filename).parts

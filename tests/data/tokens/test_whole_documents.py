@@ -244,7 +244,10 @@ def test_memory_does_not_grow_with_the_text(
     with many.open("wb") as file:  # piece by piece, so that no memory is left for the reader to reuse
         for _ in range(6):
             file.write(few.read_bytes())
-    peaks = [peak_of(lambda path=path: encoded([path], choice)) for path in (few, many)]
+    output = tmp_path / "encoded.h5"
+    peaks = [
+        peak_of(lambda path=path: prepare_text([path], output, tokenizer=choice, processes=1)) for path in (few, many)
+    ]
     more = many.stat().st_size - few.stat().st_size
     # Encoded at once, each of 1.3 million tokens more would take over 100 bytes.
     assert peaks[1] - peaks[0] < 10 * more, f"bytes: {peaks}, for {more} more of text"
