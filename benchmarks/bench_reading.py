@@ -3,7 +3,8 @@
     python benchmarks/bench_reading.py
 
 Blocks of steps of the demo's model, in turn: batches that are in memory; batches whose reading takes 10 ms, in the
-training thread; the same, read ahead by a thread, as `hpcdistill train` does; and by one process (`data.workers = 1`).
+training thread; both, as `hpcdistill train` reads, with a thread for what is slow; and by one process
+(`data.workers = 1`).
 """
 
 import itertools
@@ -97,8 +98,8 @@ def main() -> None:
     contenders: dict[str, TrainingBatches] = {
         "in memory": read_in_place(0.0),
         "slow, in place": read_in_place(seconds),
-        "in memory, by a thread": Prefetch(read_in_place(0.0), CPU),
-        "slow, by a thread": Prefetch(read_in_place(seconds), CPU),
+        "in memory, as in training": Prefetch(read_in_place(0.0), CPU),
+        "slow, as in training": Prefetch(read_in_place(seconds), CPU),
         "slow, by a process": read_by_process(seconds),
     }
     blocks = in_turns(
@@ -108,11 +109,11 @@ def main() -> None:
     )
     for batches in contenders.values():
         batches.close()
-    print(f"{machine(CPU)}\n\n{'':<24}{'ms per step':>12}{'more, ms':>10}{'ratio':>8}")
+    print(f"{machine(CPU)}\n\n{'':<26}{'ms per step':>12}{'more, ms':>10}{'ratio':>8}")
     for name, times in blocks.items():
         more = statistics.median(a - b for a, b in zip(times, blocks["in memory"], strict=True)) / options.steps
         step = statistics.median(times) / options.steps
-        print(f"{name:<24}{1e3 * step:>12.2f}{1e3 * more:>10.2f}{ratio(blocks, name, 'in memory'):>8.3f}")
+        print(f"{name:<26}{1e3 * step:>12.2f}{1e3 * more:>10.2f}{ratio(blocks, name, 'in memory'):>8.3f}")
     settings = {"milliseconds": options.milliseconds, "steps": options.steps}
     write_json(options.output, {"machine": machine(CPU), **settings, "seconds": blocks})
 

@@ -13,6 +13,12 @@ pytestmark = pytest.mark.alone
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def every_read_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "SLOW", -1.0)
+    monkeypatch.setattr(prefetch, "JUDGED", 1)
+
+
 class Counted(TrainingBatches):
     """Batches that hold their number; one of them raises, one waits."""
 
@@ -76,3 +82,27 @@ def test_nothing_is_read_before_the_first_draw() -> None:
     with Prefetch(inner, CPU):
         pass
     assert inner.drawn == 0
+
+
+def test_reads_stay_in_place_until_most_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "JUDGED", 9)
+    monkeypatch.setattr(prefetch, "SLOW", 60.0)
+    inner = Counted()
+    with Prefetch(inner, CPU) as batches:
+        assert [next(batches).target.item() for _ in range(20)] == [*range(20)]
+        assert (inner.drawn, batches.drawn, batches._thread) == (20, 20, None)
+        monkeypatch.setattr(prefetch, "SLOW", -1.0)
+        assert [next(batches).target.item() for _ in range(4)] == [*range(20, 24)]
+        assert batches._thread is None
+        assert next(batches).target.item() == 24
+        assert batches._thread
+        assert [next(batches).target.item() for _ in range(9)] == [*range(25, 34)]
+    assert inner.closed
+
+
+def test_batches_that_were_read_in_place_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "SLOW", 60.0)
+    inner = Counted()
+    with Prefetch(inner, CPU) as batches:
+        next(batches)
+    assert inner.closed

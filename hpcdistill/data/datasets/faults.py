@@ -31,9 +31,10 @@ def user_code(what: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     text = str(error)
     if (text.startswith(DIED) and "Caught" not in text) or _is_of_connection(error):
+        first_line = text.partition("\n")[0]
         return (
-            f"a process of data.workers has died ({text.split(chr(10))[0]}); it may have been killed for want of memory, "
-            "or of space in /dev/shm: lower --data.workers, or see the messages above"
+            f"a process of data.workers has died ({first_line}); it may have been killed for want of memory, or of "
+            "space in /dev/shm: lower --data.workers, or see the messages above"
         )
     if isinstance(error, PicklingError) or "pickle" in text:
         return f"the data cannot be sent to the processes of data.workers ({text}); define its classes in a module"
