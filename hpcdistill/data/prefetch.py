@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 AHEAD = 2
 """Number of batches that are read before they are drawn."""
 
-JUDGED = 9
+JUDGED = 50
 """Number of the last reads that decide whether reading is slow: more than half of them must have been."""
 
 SLOW = 5e-3
