@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from hpcdistill.codistill.session import Codistillation
+from hpcdistill.data.batches import IGNORED
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.integrations.checks import require_different
@@ -29,8 +30,6 @@ except ModuleNotFoundError as error:
         f"hpcdistill.integrations.transformers needs {error.name}; pip install 'hpcdistill[huggingface]'"
     ) from error
 
-IGNORED = -100
-"""Label of positions without a loss, as everywhere in transformers."""
 REFUSED = {
     "fsdp": "a model that is split over ranks cannot be published",
     "deepspeed": "Horovod averages the gradients",
