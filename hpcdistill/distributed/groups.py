@@ -6,18 +6,19 @@ import logging
 import sys
 from bisect import bisect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import nn
 
-from hpcdistill.distributed import horovod
 from hpcdistill.distributed.checks import require_one_world, require_thread_multiple
 from hpcdistill.distributed.device import local_device
+from hpcdistill.distributed.gradients import GradientBackend, start_backend
 from hpcdistill.distributed.launch import end_job, start_mpi, was_launched
+from hpcdistill.distributed.one_rank import OneRank
 from hpcdistill.distributed.single import SingleProcess
 from hpcdistill.errors import UserError
 
@@ -44,7 +45,7 @@ class Groups:
     world: MPI.Intracomm
     """Communicator of all ranks of this job."""
     comm: MPI.Comm
-    """Communicator of this group; gradients travel through Horovod's own."""
+    """Communicator of this group; gradients travel by the gradient backend."""
     sizes: tuple[int, ...]
     """Number of ranks in each group of this world."""
     device: torch.device
@@ -53,6 +54,8 @@ class Groups:
     """Number of groups, in all worlds."""
     first: int = 0
     """Number of this world's first group."""
+    backend: GradientBackend = field(default_factory=OneRank)
+    """Gradient backend of this group."""
 
     @classmethod
     def create(cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None) -> Groups:
@@ -102,21 +105,26 @@ class Groups:
                 groups = cls.split(world, _sizes(world.size, count, sizes), device)
             else:
                 groups = cls.alone(world, group, count, device)
-            horovod.start(groups.comm)
+            return replace(groups, backend=start_backend("horovod", groups.comm, device))
         except ModuleNotFoundError as error:
             raise UserError(
                 f"groups of ranks need {error.name}, which is not installed; run make setup, or see docs/cluster.md"
             ) from error
-        return groups
 
     @classmethod
     def split(cls, world: MPI.Intracomm, sizes: tuple[int, ...], device: torch.device) -> Groups:
-        """Make the first `sizes[0]` ranks of the world group 0, and so on, without Horovod. Collective over it."""
+        """Make the first `sizes[0]` ranks of the world group 0, and so on, without a gradient backend.
+
+        Collective over the world.
+        """
         return cls(world, world.Split(_group_of(world.rank, sizes), world.rank), sizes, device, len(sizes))
 
     @classmethod
     def alone(cls, world: MPI.Intracomm, group: int, count: int, device: torch.device) -> Groups:
-        """Make the world one of `count` groups that are worlds of their own, without Horovod. Collective over it."""
+        """Make the world one of `count` groups that are worlds of their own, without a gradient backend.
+
+        Collective over the world.
+        """
         return cls(world, world.Dup(), (world.size,), device, count, first=group)
 
     @classmethod
@@ -175,10 +183,7 @@ class Groups:
             optimizer: any optimizer of torch of the model's parameters.
             micro_batches: backward passes before each step (gradient accumulation).
         """
-        if self.is_single:
-            return model, optimizer
-        horovod.broadcast_parameters(model)
-        return model, horovod.average_gradients(model, optimizer, micro_batches)
+        return self.backend.distribute(model, optimizer, micro_batches)
 
     def averaged_gradients(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
         """Return a context in which the gradients are those of the group, to be clipped or looked at before the step.
@@ -196,7 +201,7 @@ class Groups:
         Args:
             optimizer: the optimizer that `distribute` has returned.
         """
-        return nullcontext() if self.is_single else horovod.averaged_gradients(optimizer)
+        return self.backend.averaged_gradients(optimizer)
 
     def vocab_parallel(self, classes: int) -> VocabParallel:
         """Return the `vocab_parallel` of `linear_codistillation_loss` for a head split over the ranks of the group.
@@ -207,7 +212,7 @@ class Groups:
         Args:
             classes: number of rows of the head on this rank.
         """
-        return horovod.vocab_parallel(self.comm, classes)
+        return self.backend.vocab_parallel(classes)
 
     def sum(self, value: T) -> T:
         """Return the sum over the group of values that `+` can add. Collective over the group."""
