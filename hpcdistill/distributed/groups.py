@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hpcdistill.distributed.checks import require_one_world, require_thread_multiple
-from hpcdistill.distributed.device import local_device
+from hpcdistill.distributed.device import local_device, single_device
 from hpcdistill.distributed.gradients import GradientBackend, start_backend
 from hpcdistill.distributed.launch import end_job, start_mpi, was_launched
 from hpcdistill.distributed.one_rank import OneRank
@@ -131,8 +131,7 @@ class Groups:
     def single(cls) -> Groups:
         """Make this process one group of one rank, without MPI and Horovod."""
         comm = cast("MPI.Intracomm", SingleProcess())
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        return cls(comm, comm, (1,), device, count=1)
+        return cls(comm, comm, (1,), single_device(), count=1)
 
     @property
     def is_single(self) -> bool:
