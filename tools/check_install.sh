@@ -35,9 +35,9 @@ EOF
 WHEEL=$(echo "$FOLDER"/*-py3-none-linux_*.whl)
 
 echo "== a new environment with torch $TORCH alone, and the wheel"
-choose_torch_index
+ACCELERATOR=cpu choose_torch_index
 python3 -m venv "$FOLDER/venv"
-"$FOLDER/venv/bin/python" "${PIP[@]}" install "${TORCH_INDEX[@]}" "torch==$TORCH" "$WHEEL"
+"$FOLDER/venv/bin/python" "${PIP[@]}" install "${TORCH_OPTIONS[@]}" "torch==$TORCH" "$WHEEL"
 
 echo "== the loss"
 cd "$FOLDER" # where no source is

@@ -1,16 +1,19 @@
-# Source this file: `choose_torch_index` sets the array TORCH_INDEX to pip's options for the index of torch.
-# shellcheck shell=bash
+# Source this file: `choose_torch_index` sets the array TORCH_OPTIONS to pip's options for the index of torch.
+# It reads TORCH_INDEX, the URL of an index, and ACCELERATOR: cuda, rocm or cpu.
+# shellcheck shell=bash disable=SC2034 # the script that sources it uses its variables
 
 PYTORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
-# Without a GPU, prefer the CPU build, which is ten times smaller.
 choose_torch_index() {
-  TORCH_INDEX=()
-  if command -v nvidia-smi >/dev/null; then return; fi
-  if can_reach "$PYTORCH_CPU_INDEX/torch/"; then
-    TORCH_INDEX=(--extra-index-url "$PYTORCH_CPU_INDEX")
-  else
-    echo "  $PYTORCH_CPU_INDEX cannot be reached; pip takes the build of torch that its own index has"
+  TORCH_OPTIONS=()
+  if [ "${TORCH_INDEX:-}" ]; then
+    TORCH_OPTIONS=(--index-url "$TORCH_INDEX")
+  elif [ "$ACCELERATOR" = cpu ]; then # the CPU build is ten times smaller
+    if can_reach "$PYTORCH_CPU_INDEX/torch/"; then
+      TORCH_OPTIONS=(--extra-index-url "$PYTORCH_CPU_INDEX")
+    else
+      echo "  $PYTORCH_CPU_INDEX cannot be reached; pip takes the build of torch that its own index has"
+    fi
   fi
 }
 
