@@ -20,9 +20,12 @@ export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 # With sbatch --export=NONE, the default of some sites, srun would not pass these variables on to the ranks.
 export SLURM_EXPORT_ENV=ALL
 
-# 3. Launcher: srun needs the PMI plugin of this MPI; with another one each rank is alone in its world.
-MPI=$(python -c 'import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.get_vendor()[0])')
+# 3. Launcher: srun needs the PMI plugin of this MPI (on a Cray: cray_shasta); with another one each rank is alone in
+# its world. Without MPI, gradients = "torch" and exchange.transport = "files" need none.
+MPI=$(python -c 'import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.get_vendor()[0])' \
+  2>/dev/null) || { MPI=none && echo "slurm/env.sh: mpi4py finds no MPI, so ranks start without it" >&2; }
 case $MPI in
+  none) PMI=none ;;
   MPICH) PMI=pmi2 ;;
   *) PMI=pmix ;;
 esac

@@ -15,8 +15,15 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=slot:oversubscribe
 export PRTE_MCA_hwloc_default_binding_policy=none
-# Windows over UCX gave wrong sums over TCP; excluding them also avoids a warning at each start.
-export OMPI_MCA_osc=^ucx
 
-# MPICH over TCP is fastest, and correct, through libfabric.
-export MPIR_CVAR_CH4_NETMOD=ofi
+# Where no network of this node can do RDMA (InfiniBand, RoCE, Omni-Path; Slingshot), MPI uses TCP between nodes. With
+# RDMA the MPI knows best.
+uses_tcp() {
+  ! compgen -G '/sys/class/infiniband/*' && ! compgen -G '/sys/class/cxi/*'
+} >/dev/null
+if uses_tcp; then
+  # Open MPI: windows over UCX gave wrong sums over TCP; excluding them also avoids a warning at each start.
+  export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx}
+  # MPICH is fastest over TCP, and correct, through libfabric.
+  export MPIR_CVAR_CH4_NETMOD=${MPIR_CVAR_CH4_NETMOD:-ofi}
+fi
