@@ -100,7 +100,7 @@ def require_own_gpu(comm: MPI.Comm, device: torch.device) -> None:
     for rank, (node, used) in enumerate(comm.allgather((os.uname().nodename, gpu))):
         if used in users:
             raise UserError(
-                f"ranks {users[used]} and {rank} of one group train on one GPU, {used} of {node}, for which NCCL cannot "
+                f"ranks {users[used]} and {rank} of one group train on one GPU, {used} of {node}, where NCCL cannot "
                 "average gradients; start as many ranks on each node as it has GPUs, give each rank its own (sbatch "
                 "--gpus-per-task=1), or put them into different groups"
             )

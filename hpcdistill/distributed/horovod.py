@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpcdistill.distributed.device import require_own_gpu
 from hpcdistill.distributed.gradients import register_backend
 from hpcdistill.distributed.one_rank import OneRank
+from hpcdistill.errors import UserError
 from hpcdistill.losses.vocab_parallel import VocabParallel
 
 if TYPE_CHECKING:
@@ -27,15 +29,20 @@ class HorovodBackend:
 
     Args:
         comm: communicator of the group, which Horovod copies.
-        device: not used: Horovod follows the gradients.
+        device: device of this rank, on which the gradients are.
 
     Raises:
         ModuleNotFoundError: Horovod is not installed.
+        UserError: the device is a GPU, and Horovod was built without NCCL (for AMD GPUs: RCCL), or two ranks of the
+            group have the same GPU.
     """
 
     def __init__(self, comm: MPI.Comm, device: torch.device) -> None:
         import horovod.torch as hvd
 
+        if device.type == "cuda":
+            require_nccl(device)
+            require_own_gpu(comm, device)
         # Not process sets: with those a stopped rank of one group stalls every group.
         hvd.init(comm=comm)
         self._comm = comm
@@ -84,6 +91,38 @@ class HorovodBackend:
             all_gather=all_gather,
             all_reduce=lambda tensor: hvd.allreduce_(tensor, op=hvd.Sum),
         )
+
+
+def require_nccl(device: torch.device) -> None:
+    """Check that Horovod can average gradients on a GPU.
+
+    Raises:
+        UserError: it was built without NCCL (for AMD GPUs: RCCL).
+    """
+    import horovod.torch as hvd
+
+    if not hvd.nccl_built():
+        raise UserError(
+            f"the gradients are on {device}, but {built_with()}: without NCCL it cannot average them; run "
+            "ACCELERATOR=cuda make setup (AMD: rocm), or use --gradients=torch"
+        )
+
+
+def built_with() -> str:
+    """Return the version of Horovod and the libraries that it was built with."""
+    import horovod
+    import horovod.torch as hvd
+
+    libraries = ["MPI"] * hvd.mpi_built() + ["CUDA"] * hvd.cuda_built() + ["ROCm"] * hvd.rocm_built()
+    if version := hvd.nccl_built():
+        libraries.append(f"{'RCCL' if hvd.rocm_built() else 'NCCL'} {_nccl_version(version)}")
+    return f"Horovod {horovod.__version__} was built with {', '.join(libraries)}"
+
+
+def _nccl_version(code: int) -> str:
+    """Return the version for an NCCL_VERSION_CODE, such as 2.29.7 for 22907; 2.8 and older wrote 2804."""
+    major, rest = divmod(code, 10_000 if code >= 10_000 else 1_000)
+    return f"{major}.{rest // 100}.{rest % 100}"
 
 
 class WideBfloat16:
