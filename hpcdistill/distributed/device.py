@@ -73,13 +73,21 @@ def unused_gpus() -> str:
     if torch.cuda.is_available() or not evidence:
         return ""
     if torch.version.cuda or torch.version.hip:
-        reason = f"torch {torch.__version__} cannot use it; nvidia-smi (AMD: rocminfo) shows whether the driver works"
+        remedy = "does not see it; look with nvidia-smi (AMD: rocminfo) whether the driver works"
     else:
-        reason = f"torch {torch.__version__} is a build for CPUs; run ACCELERATOR=cuda make setup (AMD: rocm)"
+        remedy = "cannot use it; run ACCELERATOR=cuda make setup (AMD: rocm)"
     return (
-        f"{evidence} says that {os.uname().nodename} has a GPU for it, but {reason}; "
+        f"{evidence} says that {os.uname().nodename} has a GPU for it, but {torch_build()} {remedy}; "
         "to train on CPUs, set CUDA_VISIBLE_DEVICES= (to nothing), or submit the job without GPUs"
     )
+
+
+def torch_build() -> str:
+    """Return the version of torch and the accelerator that it was built for."""
+    for name, version in (("CUDA", torch.version.cuda), ("ROCm", torch.version.hip)):
+        if version:
+            return f"torch {torch.__version__} for {name} {version}"
+    return f"torch {torch.__version__} for CPUs"
 
 
 def require_own_gpu(comm: MPI.Comm, device: torch.device) -> None:
@@ -94,17 +102,21 @@ def require_own_gpu(comm: MPI.Comm, device: torch.device) -> None:
     Raises:
         UserError: two ranks have the same GPU; names both, the node and the GPU; on every rank.
     """
-    # By UUID: the index of a GPU differs between ranks that see different ones.
-    gpu = str(torch.cuda.get_device_properties(device).uuid)
     users: dict[str, int] = {}
-    for rank, (node, used) in enumerate(comm.allgather((os.uname().nodename, gpu))):
-        if used in users:
+    for rank, gpu in enumerate(comm.allgather(gpu_name(device))):
+        if gpu in users:
             raise UserError(
-                f"ranks {users[used]} and {rank} of one group train on one GPU, {used} of {node}, where NCCL cannot "
-                "average gradients; start as many ranks on each node as it has GPUs, give each rank its own (sbatch "
+                f"ranks {users[gpu]} and {rank} of one group train on one GPU, {gpu}, where NCCL cannot average "
+                "gradients; start as many ranks on each node as it has GPUs, give each rank its own (sbatch "
                 "--gpus-per-task=1), or put them into different groups"
             )
-        users[used] = rank
+        users[gpu] = rank
+
+
+def gpu_name(device: torch.device) -> str:
+    """Return the name of a GPU among those of all nodes."""
+    # By UUID: the index of a GPU differs between ranks that see different ones.
+    return f"{torch.cuda.get_device_properties(device).uuid} of {os.uname().nodename}"
 
 
 def _given_gpus() -> str:

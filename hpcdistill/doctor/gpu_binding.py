@@ -82,15 +82,16 @@ def _describe_node(bindings: Sequence[GpuBinding]) -> str:
 
 
 def _describe_sharing(bindings: Sequence[GpuBinding]) -> str:
-    """Name the ranks of a node that share a GPU while another is idle; empty if there are none."""
+    """Name the ranks of a node that share a GPU, and the GPUs that are idle; empty if no rank shares one."""
     users = Counter(binding.gpu for binding in bindings)
-    idle = sorted({gpu for binding in bindings for gpu in binding.visible} - set(users))
     shared = [gpu for gpu, count in users.items() if count > 1]
-    if not (idle and shared):
+    if not shared:
         return ""
+    idle = sorted({gpu for binding in bindings for gpu in binding.visible} - set(users))
     ranks = [", ".join(str(binding.rank) for binding in bindings if binding.gpu == gpu) for gpu in shared]
     shares = " and ".join(f"ranks {those} share {gpu}" for those, gpu in zip(ranks, shared, strict=True))
-    return f"{bindings[0].node}: {shares} while {', '.join(idle)} idle"
+    rest = f"while {', '.join(idle)} idle" if idle else "(ranks of one group may not, with NCCL)"
+    return f"{bindings[0].node}: {shares} {rest}"
 
 
 CHECK: Check = ("GPU binding", check_gpu_binding, REMEDY)

@@ -10,19 +10,30 @@ from importlib import metadata
 from pathlib import Path
 
 from hpcdistill.doctor.check import SETUP, Check, Result, Status
+from hpcdistill.errors import UserError
 
 # Four ranks of the demo took 19 MiB; with 8 MiB they died.
 MIN_SHARED_MEMORY = 32 * 2**20
 
 
 def check_gpu() -> Result:
-    """Look for GPUs. Optional: training runs on CPUs too."""
+    """Check that torch sees the GPUs of this machine or job. Optional: without any, training runs on CPUs.
+
+    Raises:
+        UserError: there are GPUs, and torch does not see them.
+    """
     import torch
 
-    if not torch.cuda.is_available():
-        return Result(Status.OPTIONAL, "none", "on a machine with an NVIDIA GPU: its driver, and a CUDA build of torch")
-    names = {torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())}
-    return Result(Status.OK, f"{torch.cuda.device_count()} × {', '.join(sorted(names))}")
+    from hpcdistill.distributed.device import torch_build, unused_gpus
+
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())}
+        return Result(Status.OK, f"{torch.cuda.device_count()} × {', '.join(sorted(names))}; {torch_build()}")
+    if unused := unused_gpus():
+        raise UserError(unused)
+    return Result(
+        Status.OPTIONAL, f"none; {torch_build()}", "with a GPU: its driver, and ACCELERATOR=cuda make setup (AMD: rocm)"
+    )
 
 
 def check_triton() -> Result:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpcdistill.distributed.launch import start_mpi
-from hpcdistill.doctor import machine, mpi
+from hpcdistill.doctor import gradients, machine, mpi
 from hpcdistill.doctor.check import Check, Status, deadline, row, run_check
 
 CHECK_SECONDS = 300.0  # importing torch for the first time, from a busy filesystem, takes minutes
@@ -24,7 +24,7 @@ def check_all(job_folder: Path | None = None) -> int:
     Returns:
         The exit status: 0, or 1 where training cannot run.
     """
-    checks = [*mpi.CHECKS, *machine.CHECKS]
+    checks = [*mpi.CHECKS, *gradients.CHECKS, *machine.CHECKS]
     if job_folder is not None:
         checks += _job_checks(job_folder)
     return print_checks(checks)

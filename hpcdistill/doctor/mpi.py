@@ -1,4 +1,4 @@
-"""Checks of MPI and Horovod, which connect the ranks."""
+"""Checks of MPI, which connects the ranks."""
 
 from __future__ import annotations
 
@@ -45,22 +45,8 @@ def check_windows() -> Result:
     return Result(Status.OK, "MPI_WIN_UNIFIED, Fetch_and_op round trip")
 
 
-def check_horovod() -> Result:
-    """Check an allreduce of Horovod, which averages gradients inside a group."""
-    import horovod
-    import horovod.torch as hvd
-    import torch
-    from mpi4py import MPI
-
-    hvd.init(comm=MPI.COMM_WORLD)
-    total = hvd.allreduce(torch.ones(1000), op=hvd.Sum)
-    assert bool((total == hvd.size()).all()), f"the sum of ones over {hvd.size()} ranks is {float(total[0])}"
-    return Result(Status.OK, f"{horovod.__version__}, torch {torch.__version__}, allreduce on {hvd.size()} rank(s)")
-
-
 CHECKS: list[Check] = [
     ("MPI", check_world, f"{SETUP}; on a cluster load the MPI module first"),
     ("MPI threads", check_threads, SETUP),
     ("MPI windows", check_windows, "MPI=mpich make setup"),
-    ("Horovod", check_horovod, SETUP),
 ]

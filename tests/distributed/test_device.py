@@ -100,9 +100,9 @@ def test_the_reason_is_the_build_of_torch_or_the_driver(monkeypatch: pytest.Monk
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
-    assert "is a build for CPUs; run ACCELERATOR=cuda make setup" in unused_gpus()
+    assert "for CPUs cannot use it; run ACCELERATOR=cuda make setup" in unused_gpus()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert "nvidia-smi" in unused_gpus()
+    assert "for CUDA 13.0 does not see it; look with nvidia-smi" in unused_gpus()
     pretend_gpus(monkeypatch, 1)
     assert not unused_gpus()
 

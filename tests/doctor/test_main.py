@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from doctor_results import row_of
-from hpcdistill.doctor import machine, mpi
+from hpcdistill.doctor import gradients, machine, mpi
 from without_modules import run_without
 
 pytestmark = pytest.mark.launch
@@ -22,15 +22,28 @@ from mpi4py import MPI
 from hpcdistill.doctor import main
 if MPI.COMM_WORLD.rank == 1:
     sys.modules["horovod"] = None
-main.CHECK_SECONDS = 5
 sys.exit(main.check_all())
+"""
+
+RANK_1_FAILS = """
+import sys
+from mpi4py import MPI
+from hpcdistill.doctor import main
+main.CHECK_SECONDS = 1
+
+def check():
+    if MPI.COMM_WORLD.rank == 1:
+        raise RuntimeError("alone")
+    MPI.COMM_WORLD.Barrier()
+
+sys.exit(main.print_checks([("collective", check, "ask again")]))
 """
 
 
 def test_all_that_training_needs_works_here() -> None:
     result = subprocess.run([sys.executable, "-m", "hpcdistill", "doctor"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    for name, _, _ in [*mpi.CHECKS, *machine.CHECKS]:
+    for name, _, _ in [*mpi.CHECKS, *gradients.CHECKS, *machine.CHECKS]:
         assert f"\n{name} " in f"\n{result.stdout}"
     assert "Training can run." in result.stdout
 
@@ -40,7 +53,8 @@ def test_one_table_for_all_ranks(mpirun: Callable[..., CompletedProcess[str]]) -
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("Training can run.") == 1
     assert "world of 2" in result.stdout
-    assert "allreduce on 2 rank(s)" in result.stdout
+    assert "built with MPI; torch" in row_of(result.stdout, "Horovod")
+    assert "averaged a gradient on cpu, 2 rank(s)" in row_of(result.stdout, "Horovod")
 
 
 def test_a_missing_package_fails_with_its_remedy() -> None:
@@ -74,10 +88,23 @@ def test_an_environment_in_which_training_would_refuse_to_start_fails(variable: 
 def test_a_check_that_one_rank_fails_does_not_keep_the_others_for_ever(
     mpirun: Callable[..., CompletedProcess[str]],
 ) -> None:
-    result = mpirun(2, "-c", HOROVOD_ON_RANK_0_ALONE)
+    result = mpirun(2, "-c", RANK_1_FAILS)
     assert result.returncode != 0
-    assert "On rank 1:\nHorovod         FAIL" in result.stdout
-    assert "'Horovod' has not ended" in result.stderr
+    assert "On rank 1:\ncollective      FAIL" in result.stdout
+    assert "'collective' has not ended" in result.stderr
+
+
+def test_horovod_on_one_rank_alone_is_a_failure_of_all(mpirun: Callable[..., CompletedProcess[str]]) -> None:
+    result = mpirun(2, "-c", HOROVOD_ON_RANK_0_ALONE)
+    assert result.returncode == 1
+    assert "FAIL               not installed for rank 1" in row_of(result.stdout, "Horovod")
+
+
+def test_without_horovod_the_other_backend_is_named() -> None:
+    result = run_without("horovod", "doctor")
+    assert result.returncode == 0
+    assert "missing, optional" in row_of(result.stdout, "Horovod")
+    assert "--gradients=torch" in row_of(result.stdout, "Horovod")
 
 
 def test_slurm_outside_an_allocation(mpirun: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:

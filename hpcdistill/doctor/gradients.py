@@ -1,0 +1,73 @@
+"""Checks of the gradient backends: the average of a gradient on the device of the training."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from hpcdistill.doctor.check import SETUP, Check, Result, Status
+
+if TYPE_CHECKING:
+    import torch
+    from mpi4py import MPI
+
+MISSING = "HOROVOD=build make setup; without it, train with --gradients=torch"
+
+
+def check_horovod() -> Result:
+    """Check that Horovod averages a gradient. Optional where no rank has it: the other backend does without."""
+    from mpi4py import MPI
+
+    found = MPI.COMM_WORLD.allgather(importlib.util.find_spec("horovod") is not None)
+    if not all(found):
+        where = f"not installed for rank {found.index(False)}" if any(found) else "not installed"
+        return Result(Status.FAIL if any(found) else Status.OPTIONAL, where, MISSING)
+    from hpcdistill.distributed.horovod import built_with
+
+    return Result(Status.OK, f"{built_with()}; {average_gradient('horovod')}")
+
+
+def average_gradient(name: str) -> str:
+    """Average a gradient by a gradient backend, on the devices and along the way of the training. Collective.
+
+    The ranks that have a GPU of their own are taken for a group: which ranks share one is for the training to decide.
+
+    Returns:
+        The description of what was averaged.
+
+    Raises:
+        UserError: the backend cannot average on this device.
+        AssertionError: the average is wrong.
+    """
+    import torch
+    from mpi4py import MPI
+
+    from hpcdistill.distributed.device import local_device, torch_build
+    from hpcdistill.distributed.gradients import start_backend
+
+    device = local_device(MPI.COMM_WORLD)
+    comm = _ranks_with_own_gpus(MPI.COMM_WORLD, device)
+    backend = start_backend(name, comm, device)
+    model = torch.nn.Linear(1000, 1, bias=False, device=device)
+    model, optimizer = backend.distribute(model, torch.optim.SGD(model.parameters()), micro_batches=1)
+    model(torch.full((1, 1000), comm.rank + 1.0, device=device)).sum().backward()
+    with backend.averaged_gradients(optimizer):
+        (weight,) = model.parameters()
+        average = weight.grad
+    mean = (comm.size + 1) / 2
+    assert average is not None
+    assert bool((average == mean).all()), f"the average of 1 to {comm.size} is {float(average[0, 0])}"
+    return f"{torch_build()}: averaged a gradient on {device.type}, {comm.size} rank(s)"
+
+
+def _ranks_with_own_gpus(world: MPI.Intracomm, device: torch.device) -> MPI.Intracomm:
+    """Return this rank's communicator, in which no two ranks have the same GPU; on CPUs that of all ranks."""
+    from hpcdistill.distributed.device import gpu_name
+
+    if device.type == "cpu":
+        return world
+    gpus = world.allgather(gpu_name(device))
+    return world.Split(gpus[: world.rank].count(gpus[world.rank]), world.rank)
+
+
+CHECKS: list[Check] = [("Horovod", check_horovod, SETUP)]
