@@ -22,15 +22,19 @@ def check_horovod() -> Result:
     if not all(found):
         where = f"not installed for rank {found.index(False)}" if any(found) else "not installed"
         return Result(Status.FAIL if any(found) else Status.OPTIONAL, where, MISSING)
-    from hpcdistill.distributed.horovod import built_with
+    from hpcdistill.distributed.device import local_device
+    from hpcdistill.distributed.horovod import built_with, require_nccl
 
-    return Result(Status.OK, f"{built_with()}; {average_gradient('horovod')}")
+    device = local_device(MPI.COMM_WORLD)
+    if device.type == "cuda":
+        require_nccl(device)
+    return Result(Status.OK, f"{built_with()}; {_average_gradient('horovod', device)}")
 
 
-def average_gradient(name: str) -> str:
-    """Average a gradient by a gradient backend, on the devices and along the way of the training. Collective.
+def _average_gradient(name: str, device: torch.device) -> str:
+    """Average a gradient on `device` by a gradient backend, in the way of the training. Collective over the world.
 
-    The ranks that have a GPU of their own are taken for a group: which ranks share one is for the training to decide.
+    Ranks that share a GPU are not in one group, as in the training.
 
     Returns:
         The description of what was averaged.
@@ -42,10 +46,9 @@ def average_gradient(name: str) -> str:
     import torch
     from mpi4py import MPI
 
-    from hpcdistill.distributed.device import local_device, torch_build
+    from hpcdistill.distributed.device import torch_build
     from hpcdistill.distributed.gradients import start_backend
 
-    device = local_device(MPI.COMM_WORLD)
     comm = _ranks_with_own_gpus(MPI.COMM_WORLD, device)
     backend = start_backend(name, comm, device)
     model = torch.nn.Linear(1000, 1, bias=False, device=device)
@@ -60,7 +63,7 @@ def average_gradient(name: str) -> str:
     return f"{torch_build()}: averaged a gradient on {device.type}, {comm.size} rank(s)"
 
 
-def _ranks_with_own_gpus(world: MPI.Intracomm, device: torch.device) -> MPI.Intracomm:
+def _ranks_with_own_gpus(world: MPI.Intracomm, device: torch.device) -> MPI.Comm:
     """Return this rank's communicator, in which no two ranks have the same GPU; on CPUs that of all ranks."""
     from hpcdistill.distributed.device import gpu_name
 
