@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from hpcdistill import Codistillation
+from hpcdistill.distributed.checks import require_mpi
 from hpcdistill.exchange.codec import BLOCK, CODECS, Packing
 from hpcdistill.exchange.layout import Layout
 from hpcdistill.exchange.topology import Topology
@@ -136,8 +137,9 @@ def measure_parts(groups: "Groups", parameters: int) -> Parts:
         works[f"decode {codec}"] = partial(packing.decode, wire, target)
     shard = torch.zeros(layout.nbytes // groups.size, dtype=torch.uint8)
     whole = torch.zeros(shard.nbytes * groups.size, dtype=torch.uint8)
-    works["gather"] = partial(groups.comm.Allgather, shard.numpy(), whole.numpy())
-    works["agree"] = partial(groups.comm.allreduce, True)
+    comm = require_mpi(groups.comm, "this benchmark")
+    works["gather"] = partial(comm.Allgather, shard.numpy(), whole.numpy())
+    works["agree"] = partial(comm.allreduce, True)
     seconds = in_turns(works, CPU, rounds=15)
 
     def mean(value: float) -> float:

@@ -135,7 +135,7 @@ def soak(groups: Groups, slot_bytes: int, fetches: int) -> dict[str, Any]:
     payload = WeightPayload(model)
     layout = payload.layout
     shard = [piece.of(layout.tensors(model)) for piece in layout.shard(groups.rank, groups.size)]
-    tally = Tally(groups.world, fetches)
+    tally = Tally(MPI.COMM_WORLD, fetches)
     step, delivered, published = 0, 0, True
     with (
         window.WindowExchange(groups, payload, degree=1) as exchange,
@@ -144,7 +144,7 @@ def soak(groups: Groups, slot_bytes: int, fetches: int) -> dict[str, Any]:
         exchange.set_peers(groups.peers)
         begin = time.perf_counter()
         # All ranks of a group end together, and both groups at about the same time: a group alone has nothing to fetch.
-        while not groups.comm.allreduce(tally.reached, MPI.LAND):
+        while not all(groups.comm.allgather(tally.reached)):
             if published:
                 step += 1
                 for piece in shard:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pkgutil import walk_packages
+from pkgutil import iter_modules
 from typing import Any
 
 from hpcdistill.errors import UserError
 
 
 def import_siblings(module: str) -> None:
-    """Import every module in and below the package of `module`, a `__name__`, so that each has registered itself."""
+    """Import every module of the package of `module`, a `__name__`, so that each has registered itself.
+
+    Packages inside that package are not imported.
+    """
     package = module.rpartition(".")[0]
-    for sibling in walk_packages(import_module(package).__path__, f"{package}."):
-        import_module(sibling.name)
+    for sibling in iter_modules(import_module(package).__path__, f"{package}."):
+        if not sibling.ispkg:
+            import_module(sibling.name)
 
 
 def import_named(text: str, key: str) -> Any:

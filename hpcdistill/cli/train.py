@@ -21,12 +21,13 @@ def add_parser(commands: Subparsers) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "train",
-        help="train; start it with mpirun or srun",
+        help="train; start it with mpirun, srun or torchrun",
         usage="%(prog)s [-h] [--resume [{no,yes,strict}]] [--trust] CONFIG.toml [--section.key VALUE ...]",
         description="Train the configured model in groups that teach each other. Start one process per rank: "
-        "mpirun -np 4 hpcdistill train …, or srun. The options below are the keys of the configuration; each "
-        "overrides the value in the file. SIGTERM, SIGINT and SIGUSR2 stop the run with a checkpoint and exit status "
-        "75; --resume continues it.",
+        "mpirun -np 4 hpcdistill train …, or srun; without MPI, torchrun --standalone --nproc-per-node 4 "
+        "-m hpcdistill train … --exchange.transport=files --gradients=torch. The options below are the keys of the "
+        "configuration; each overrides the value in the file. SIGTERM, SIGINT and SIGUSR2 stop the run with a "
+        "checkpoint and exit status 75; --resume continues it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         example="train configs/demo.toml --data.path=data.h5 --run_dir=runs/mine --optimizer.lr=0.005",
         add_arguments=add_arguments,
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from hpcdistill.distributed.stop import SIGNALS, StopRequest
 
     with StopRequest() as stop:
+        from hpcdistill.distributed.world import start_world
         from hpcdistill.models.registry import config_class
         from hpcdistill.training.loop import Outcome, train
 
@@ -68,15 +70,13 @@ def run(args: argparse.Namespace) -> int:
         outcome = train(config, args.resume, stop, args.trust)
         if outcome is Outcome.NOTHING_TO_DO:
             return 0
-        from mpi4py import MPI
-
-        # After this all groups' files are complete.
-        unfinished = MPI.COMM_WORLD.allreduce(outcome is Outcome.STOPPED)
-        if MPI.COMM_WORLD.rank == 0:
+        world = start_world()
+        unfinished = world.allreduce(outcome is Outcome.STOPPED)  # after this all groups' files are complete
+        if world.rank == 0:
             write_run_report(config.run_dir)
             if unfinished:
                 print("hpcdistill: stopped as asked, with checkpoints; --resume continues from there", flush=True)
-        MPI.COMM_WORLD.Barrier()  # the first rank that exits without success makes srun kill all others
+        world.Barrier()  # the first rank that exits without success makes srun kill all others
     for number in SIGNALS:  # all is written: until Python ends, no signal may change the exit status
         signal.signal(number, signal.SIG_IGN)
     return os.EX_TEMPFAIL if unfinished else 0

@@ -56,11 +56,12 @@ class Codistillation:
         burn_in: steps before peers teach.
         weight: weight of the distillation term after burn-in and ramp.
         ramp: steps after the burn-in in which the weight rises linearly.
-        transport: "window" for groups of one MPI world; "files" for groups that share a file system only.
+        transport: "window" for groups of one MPI world; "files" for groups that share a file system only; None for
+            "window" where the ranks communicate by MPI, and "files" elsewhere.
         topology: peers of a group: "all" others, the next in a "ring", its partner in "pairs", or "k-random".
         degree: number of peers that "k-random" draws for each interval.
         codec: how weights travel: "fp32", "bf16" or "int8".
-        folder: folder of the snapshots, for "files".
+        folder: folder of the snapshots, for "files"; a new training needs a new or empty one.
         outputs: function `(model, *inputs, **kwargs)` that returns what the loss takes of a model; by default what
             `model(*inputs, **kwargs)` returns, or its attribute `logits`.
         excess_loss: function `(outputs, target)` that returns a model's mean loss above that of a constant prediction,
@@ -85,7 +86,7 @@ class Codistillation:
         burn_in: int = 400,
         weight: float = 1.0,
         ramp: int = 0,
-        transport: str = "window",
+        transport: str | None = None,
         topology: str = "all",
         degree: int = 1,
         codec: str = "fp32",
@@ -98,6 +99,7 @@ class Codistillation:
         published: nn.Module | None = None,
         teachers: FixedTeachers | None = None,
     ) -> None:
+        transport = transport or ("window" if groups.has_mpi else "files")
         with_peers = groups.count > 1 and weight > 0 and teachers is None
         check_arguments(
             groups,

@@ -1,32 +1,33 @@
-"""Checks of the MPI world before ranks work together."""
+"""Checks of the world before ranks work together."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any, cast
 
-from hpcdistill.distributed.launch import start_mpi
 from hpcdistill.errors import UserError
 
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
-def require_same_settings(settings: dict[str, Any]) -> None:
+    from hpcdistill.distributed.communicator import Communicator
+
+
+def require_same_settings(world: Communicator, settings: dict[str, Any]) -> None:
     """Refuse ranks with different settings, which would wait for each other forever.
 
-    Collective over the world; the first collective operation of a run.
+    Collective over `world`; the first collective operation of a run.
 
     Args:
+        world: all ranks.
         settings: this rank's settings by name; values that JSON can express.
 
     Raises:
         UserError: a setting differs; it names the first one and both values; on every rank.
     """
-    start_mpi()
-    from mpi4py import MPI
-
-    require_one_world()
-    world = MPI.COMM_WORLD
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
     if len(set(world.allgather(digest))) == 1:
         return
@@ -55,6 +56,30 @@ def require_one_world() -> None:
             f"srun started {tasks} tasks but each sees an MPI world of one rank: the PMI plugin does not fit this "
             "MPI; use srun --mpi=pmi2 for MPICH, --mpi=pmix for Open MPI, or start with mpirun"
         )
+
+
+def is_of_mpi(comm: Communicator) -> bool:
+    """Return whether a communicator is one of MPI."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    return mpi is not None and isinstance(comm, mpi.Comm)
+
+
+def require_mpi(comm: Communicator, setting: str) -> MPI.Intracomm:
+    """Return a communicator as that of MPI which it is.
+
+    Args:
+        comm: the communicator.
+        setting: what needs MPI, such as `exchange.transport = window`.
+
+    Raises:
+        UserError: it is not a communicator of MPI.
+    """
+    if not is_of_mpi(comm):
+        raise UserError(
+            f"{setting} needs MPI, but these ranks work together without it; set --exchange.transport=files "
+            "--gradients=torch, or install mpi4py and start with mpirun"
+        )
+    return cast("MPI.Intracomm", comm)
 
 
 def require_thread_multiple() -> None:

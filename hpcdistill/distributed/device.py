@@ -11,7 +11,7 @@ import torch
 from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from hpcdistill.distributed.communicator import Communicator
 
 VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 """Variables that select the GPUs of a process; Slurm sets them too."""
@@ -22,7 +22,7 @@ SLURM_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
 NVIDIA_DEVICE = Path("/dev/nvidia0")
 
 
-def local_device(world: MPI.Intracomm) -> torch.device:
+def local_device(world: Communicator) -> torch.device:
     """Choose and set this rank's GPU; return the CPU where no rank sees a GPU.
 
     The GPUs of a node are assigned to its ranks in order; several ranks share a GPU where there are fewer GPUs than
@@ -90,7 +90,7 @@ def torch_build() -> str:
     return f"torch {torch.__version__} for CPUs"
 
 
-def require_own_gpu(comm: MPI.Comm, device: torch.device) -> None:
+def require_own_gpu(comm: Communicator, device: torch.device) -> None:
     """Check that the ranks of a group train on different GPUs, without which NCCL refuses to average their gradients.
 
     Collective over the group. Ranks of different groups may share a GPU.

@@ -14,7 +14,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.losses.vocab_parallel import VocabParallel
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from hpcdistill.distributed.communicator import Communicator
 
 Model = TypeVar("Model", bound=nn.Module)
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
@@ -37,7 +37,7 @@ class GradientBackend(Protocol):
         """Return the place of this rank's `classes` rows in a head that is split over the ranks of the group."""
 
 
-Starter = Callable[["MPI.Comm", torch.device], GradientBackend]
+Starter = Callable[["Communicator", torch.device], GradientBackend]
 """Function that starts a backend: `(comm, device)`, with the meaning of `start_backend`."""
 
 _starters: dict[str, Starter] = {}
@@ -53,7 +53,7 @@ def register_backend(name: str) -> Callable[[Starter], Starter]:
     return register
 
 
-def start_backend(name: str, comm: MPI.Comm, device: torch.device) -> GradientBackend:
+def start_backend(name: str, comm: Communicator, device: torch.device) -> GradientBackend:
     """Start a gradient backend among the ranks of a group. Collective over the group, once per process.
 
     Args:

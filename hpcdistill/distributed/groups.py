@@ -9,22 +9,22 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
-from hpcdistill.distributed.checks import require_one_world, require_thread_multiple
+from hpcdistill.distributed.checks import is_of_mpi
 from hpcdistill.distributed.device import local_device, single_device
 from hpcdistill.distributed.gradients import GradientBackend, start_backend
-from hpcdistill.distributed.launch import end_job, start_mpi, was_launched
+from hpcdistill.distributed.launch import end_job, was_launched
 from hpcdistill.distributed.one_rank import OneRank
 from hpcdistill.distributed.single import SingleProcess
+from hpcdistill.distributed.world import start_world
 from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
-
+    from hpcdistill.distributed.communicator import Communicator
     from hpcdistill.losses.vocab_parallel import VocabParallel
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,9 @@ class Groups:
     the world, so that they share nodes.
     """
 
-    world: MPI.Intracomm
+    world: Communicator
     """Communicator of all ranks of this job."""
-    comm: MPI.Comm
+    comm: Communicator
     """Communicator of this group; gradients travel by the gradient backend."""
     sizes: tuple[int, ...]
     """Number of ranks in each group of this world."""
@@ -59,13 +59,14 @@ class Groups:
 
     @classmethod
     def create(cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None) -> Groups:
-        """Split the MPI world into groups, for a training script.
+        """Split the ranks of the job, its world, into groups, for a training script.
 
         Collective over the world, once per process. From then on an exception that a rank does not catch ends all ranks
         of the job, which would otherwise wait for it forever: this sets `sys.excepthook`.
 
-        A process that no launcher (mpirun, srun) has started becomes one group of one rank, without MPI and Horovod,
-        and a warning says so: the script runs unchanged on a laptop.
+        The ranks communicate by MPI; ranks of torchrun, and of srun where there is no MPI, by torch.distributed.
+        A process that no launcher has started becomes one group of one rank, without MPI and Horovod, and a warning
+        says so: the script runs unchanged on a laptop.
 
         Args:
             count: number of groups; the ranks of a group follow each other in the world.
@@ -80,7 +81,7 @@ class Groups:
             if count > 1:
                 logger.warning(
                     f"no launcher started this process, so it trains one model without peers instead of {count}; "
-                    "start it with mpirun or srun to codistil"
+                    "start it with mpirun, srun or torchrun to codistil"
                 )
             return cls.single()
         sys.excepthook = lambda _, error, __: end_job(error, launched=True)
@@ -88,23 +89,19 @@ class Groups:
 
     @classmethod
     def from_world(cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None) -> Groups:
-        """Split the MPI world into groups, for a program that ends the job itself when a rank fails (`end_job`).
+        """Split the world into groups, for a program that ends the job itself when a rank fails (`end_job`).
 
-        It takes the arguments and raises the errors of `create`, and needs MPI even for one rank.
+        It takes the arguments and raises the errors of `create`, and starts MPI even for one rank, where there is MPI.
         """
-        # Importing MPI initialises it, so only those who train pay for it and need it.
         try:
-            start_mpi()
-            from mpi4py import MPI
-
-            world = MPI.COMM_WORLD
-            require_one_world()
-            require_thread_multiple()
+            world = start_world()
             device = local_device(world)
             if group is None:
                 groups = cls.split(world, _sizes(world.size, count, sizes), device)
             else:
                 groups = cls.alone(world, group, count, device)
+            if groups.is_single:
+                return groups
             return replace(groups, backend=start_backend("horovod", groups.comm, device))
         except ModuleNotFoundError as error:
             raise UserError(
@@ -112,31 +109,36 @@ class Groups:
             ) from error
 
     @classmethod
-    def split(cls, world: MPI.Intracomm, sizes: tuple[int, ...], device: torch.device) -> Groups:
+    def split(cls, world: Communicator, sizes: tuple[int, ...], device: torch.device) -> Groups:
         """Make the first `sizes[0]` ranks of the world group 0, and so on, without a gradient backend.
 
         Collective over the world.
         """
-        return cls(world, world.Split(_group_of(world.rank, sizes), world.rank), sizes, device, len(sizes))
+        return cls(world, world.Split(_group_of(world.rank, sizes)), sizes, device, len(sizes))
 
     @classmethod
-    def alone(cls, world: MPI.Intracomm, group: int, count: int, device: torch.device) -> Groups:
+    def alone(cls, world: Communicator, group: int, count: int, device: torch.device) -> Groups:
         """Make the world one of `count` groups that are worlds of their own, without a gradient backend.
 
         Collective over the world.
         """
-        return cls(world, world.Dup(), (world.size,), device, count, first=group)
+        return cls(world, world.Split(0), (world.size,), device, count, first=group)
 
     @classmethod
     def single(cls) -> Groups:
         """Make this process one group of one rank, without MPI and Horovod."""
-        comm = cast("MPI.Intracomm", SingleProcess())
+        comm = SingleProcess()
         return cls(comm, comm, (1,), single_device(), count=1)
 
     @property
     def is_single(self) -> bool:
-        """True in a process that runs without MPI."""
+        """True in a process that works with no other."""
         return isinstance(self.world, SingleProcess)
+
+    @property
+    def has_mpi(self) -> bool:
+        """True where the ranks of this world communicate by MPI."""
+        return is_of_mpi(self.world)
 
     @property
     def group(self) -> int:

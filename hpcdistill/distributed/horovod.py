@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpcdistill.distributed.checks import require_mpi
 from hpcdistill.distributed.device import require_own_gpu
 from hpcdistill.distributed.gradients import register_backend
 from hpcdistill.distributed.one_rank import OneRank
@@ -17,7 +18,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.losses.vocab_parallel import VocabParallel
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from hpcdistill.distributed.communicator import Communicator
 
 Model = TypeVar("Model", bound=nn.Module)
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
@@ -33,19 +34,20 @@ class HorovodBackend:
 
     Raises:
         ModuleNotFoundError: Horovod is not installed.
-        UserError: the device is a GPU, and Horovod was built without NCCL (for AMD GPUs: RCCL), or two ranks of the
-            group have the same GPU.
+        UserError: the ranks communicate without MPI; or the device is a GPU, and Horovod was built without NCCL (for
+            AMD GPUs: RCCL), or two ranks of the group have the same GPU.
     """
 
-    def __init__(self, comm: MPI.Comm, device: torch.device) -> None:
+    def __init__(self, comm: Communicator, device: torch.device) -> None:
+        mpi = require_mpi(comm, "gradients = horovod")
         import horovod.torch as hvd
 
         if device.type == "cuda":
             require_nccl(device)
             require_own_gpu(comm, device)
         # Not process sets: with those a stopped rank of one group stalls every group.
-        hvd.init(comm=comm)
-        self._comm = comm
+        hvd.init(comm=mpi)
+        self._comm = mpi
 
     def distribute(self, model: Model, optimizer: Optimizer, micro_batches: int) -> tuple[Model, Optimizer]:
         """Return `model` itself, and an optimizer that averages in the last backward pass before each step."""

@@ -1,4 +1,4 @@
-"""Start and end of the MPI job that this process may be a rank of."""
+"""Start and end of the job that this process may be a rank of."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+from hpcdistill.distributed.rendezvous import of_srun, of_torchrun
 from hpcdistill.errors import UserError
 from hpcdistill.output import print_error
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
 # Set by Hydra, Open MPI and srun for each rank they start.
 LAUNCHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -35,13 +33,13 @@ ENDING_SECONDS = 30
 
 
 def was_launched() -> bool:
-    """Return whether this process is a rank that a launcher started, or is in an MPI world of several ranks."""
+    """Return whether this process is a rank that a launcher has started, or is in an MPI world of several ranks."""
     if _has_mpi():
         from mpi4py import MPI
 
         if MPI.COMM_WORLD.size > 1:
             return True
-    return _is_connected() and any(os.environ.get(name) for name in LAUNCHER_SIGNS)
+    return bool(of_torchrun()) or (_is_connected() and any(os.environ.get(name) for name in LAUNCHER_SIGNS))
 
 
 def start_mpi() -> None:
@@ -51,48 +49,63 @@ def start_mpi() -> None:
     srun --kill-on-bad-exit, and with mpirun, that ends the whole job.
     """
     faulthandler.dump_traceback_later(START_SECONDS, exit=True)
-    from mpi4py import MPI  # noqa: F401
-
-    faulthandler.cancel_dump_traceback_later()
+    try:
+        from mpi4py import MPI  # noqa: F401
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def end_job(error: BaseException, launched: bool = False) -> NoReturn:
-    """Report an error and end this process; after MPI has started, end every process of the job.
+    """Report an error and end this process; if it is one of several ranks, end all of them.
 
-    If a rank only exited, the others would wait for it forever (MPI 4.1, Section 11.2.2). The process ends even if the
-    message cannot be printed or a call hangs.
+    If a rank only exited, the others would wait for it forever (MPI 4.1, Section 11.2.2), so MPI ends all of them.
+    Without MPI, torchrun and srun --kill-on-bad-exit do so, and collective operations fail on the other ranks. The
+    process ends even if the message cannot be printed or a call hangs.
 
     Args:
         error: the error.
-        launched: True if this process was about to start MPI. If it is one of several ranks, which may wait for it, it
-            starts MPI now in order to end them.
+        launched: True if this process was about to start communication with other ranks, which may wait for it. If
+            they are ranks of MPI, it starts MPI now in order to end them.
     """
     status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
     said = False
-    if launched and not _has_mpi() and _is_one_of_several():
+    if launched and not of_torchrun() and not _has_mpi() and _is_one_of_several():
         if said := is_first_rank():
             print_error(_message(error))  # now: MPI may not start
         with suppress(ImportError, RuntimeError):  # no MPI library
             start_mpi()
-    if _has_mpi():
-        from mpi4py import MPI
-
-        world = MPI.COMM_WORLD
-        if world.size > 1:
-            signal.alarm(ENDING_SECONDS)
-            try:
-                if world.rank and isinstance(error, UserError):
-                    time.sleep(2)  # where all ranks have the same error, rank 0 reports it for all and ends the job
-                if not said:
-                    print_error(f"[world rank {world.rank} of {world.size}] {_message(error)}")
-                time.sleep(1)  # the launcher often loses messages of a job that ends at once
-            finally:
-                _abort(world, status)
+    rank, size = _place(launched)
+    if size > 1:
+        signal.alarm(ENDING_SECONDS)
+        try:
+            if rank and isinstance(error, UserError):
+                time.sleep(2)  # where all ranks have the same error, rank 0 reports it for all and ends the job
+            if not said:
+                print_error(f"[world rank {rank} of {size}] {_message(error)}")
+            time.sleep(1)  # the launcher often loses messages of a job that ends at once
+        finally:
+            _abort(status)
     if not said:
         print_error(_message(error))
     if threading.current_thread() is not threading.main_thread():
         os._exit(status)  # sys.exit would end this thread only
     sys.exit(status)
+
+
+def _place(launched: bool) -> tuple[int, int]:
+    """Return the number of this process among the ranks that have to end together, and how many there are."""
+    if _has_mpi():
+        from mpi4py import MPI
+
+        return MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
+    meeting = of_torchrun() or of_srun()
+    return (meeting.rank, meeting.size) if meeting and (launched or _has_process_group()) else (0, 1)
+
+
+def _has_process_group() -> bool:
+    """Return whether this process communicates by torch.distributed."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and bool(distributed.is_initialized())
 
 
 def _has_mpi() -> bool:
@@ -121,13 +134,18 @@ def _is_connected() -> bool:
 
 def is_first_rank() -> bool:
     """Return whether this process may speak for all that a launcher has started: rank 0, or one without a launcher."""
+    if meeting := of_torchrun():
+        return meeting.rank == 0
     ranks = [os.environ[name] for name in LAUNCHER_RANKS if name in os.environ]
     return ranks[:1] in ([], ["0"])
 
 
-def _abort(world: MPI.Intracomm, status: int) -> NoReturn:
+def _abort(status: int) -> NoReturn:
     try:
-        world.Abort(status)
+        if _has_mpi():
+            from mpi4py import MPI
+
+            MPI.COMM_WORLD.Abort(status)
     finally:
         os._exit(status)  # MPICH returns from Abort and leaves the killing to its launcher
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from hpcdistill.distributed.communicator import Communicator, Request
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """Signals that request a stop: Ctrl-C; preemption, `scancel`, `slurm/launch.sh`; `sbatch --signal`."""
@@ -20,23 +20,22 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._received = False
-        self._vote: tuple[np.ndarray[Any, Any], MPI.Request] | None = None
+        self._vote: tuple[np.ndarray[Any, Any], Request] | None = None
         self._former: dict[int, Any] = {}
 
-    def agreed(self, comm: MPI.Comm) -> bool:
+    def agreed(self, comm: Communicator) -> bool:
         """Return whether any rank of `comm` had received a signal at the previous call; the same on all ranks.
 
         Collective over `comm`. A small allreduce combines the ranks' records; it has until the next call to complete,
         so no rank waits for it.
         """
-        from mpi4py import MPI
-
         agreed = self._count()
-        mine = np.array([self._received])
-        self._vote = mine, comm.Iallreduce(MPI.IN_PLACE, mine, op=MPI.LOR)
+        mine = np.array([self._received], np.int32)
+        votes = np.empty_like(mine)
+        self._vote = votes, comm.Iallreduce(mine, votes)
         return agreed
 
-    def agreed_now(self, comm: MPI.Comm) -> bool:
+    def agreed_now(self, comm: Communicator) -> bool:
         """Return whether any rank of `comm` has received a signal until now; the same on all ranks.
 
         Collective over `comm`; all ranks wait for the answer.

@@ -62,7 +62,7 @@ class FilesExchange(Exchange):
     def __init__(self, groups: Groups, payload: Payload, folder: Path) -> None:
         super().__init__()
         self._groups = groups
-        self._comm = groups.comm.Dup()
+        self._comm = groups.comm
         self._payload = payload
         self._folder = folder
         self._facts = {"groups": groups.count, **payload.facts}
@@ -123,7 +123,6 @@ class FilesExchange(Exchange):
         if self._news:
             self._news[2].Wait()
         self._close(FREE_SECONDS)
-        self._comm.Free()
 
     def abandon(self) -> None:
         """See `Exchange.abandon`."""

@@ -10,6 +10,19 @@ from hpcdistill.errors import UserError
 T = TypeVar("T", str, int)
 
 
+def require_ranks_of_mpi(groups: Groups) -> None:
+    """Refuse ranks without MPI: other libraries would take all of them, and not only a group, for their world.
+
+    Raises:
+        UserError: the ranks communicate by torch.distributed; on every rank.
+    """
+    if not (groups.has_mpi or groups.is_single):
+        raise UserError(
+            "these ranks communicate without MPI, which the loops of other libraries cannot; start them with mpirun or "
+            "srun where there is MPI, or write a loop of your own (docs/own_loop.md)"
+        )
+
+
 def require_different(groups: Groups, name: str, value: T) -> None:
     """Check that no two groups of this world have the same `value`. Collective over the world.
 

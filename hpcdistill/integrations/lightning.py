@@ -13,7 +13,7 @@ from torch import Tensor
 from hpcdistill.codistill.session import Codistillation
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
-from hpcdistill.integrations.checks import require_different
+from hpcdistill.integrations.checks import require_different, require_ranks_of_mpi
 
 try:
     from lightning.fabric.plugins import ClusterEnvironment
@@ -122,6 +122,7 @@ class GroupEnvironment(ClusterEnvironment):
     creates_processes_externally = True
 
     def __init__(self, groups: Groups) -> None:
+        require_ranks_of_mpi(groups)
         self._groups = groups
         self._address = groups.from_leader(_free_address)
 

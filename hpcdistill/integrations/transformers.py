@@ -15,7 +15,7 @@ from hpcdistill.codistill.session import Codistillation
 from hpcdistill.data.batches import IGNORED
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
-from hpcdistill.integrations.checks import require_different
+from hpcdistill.integrations.checks import require_different, require_ranks_of_mpi
 from hpcdistill.losses.codistillation import codistillation_loss
 
 try:
@@ -64,6 +64,7 @@ class CodistillationArguments(TrainingArguments):
                 raise UserError(f"{name} = {value!r} does not work with groups: {reason}; leave it out")
         if torch.distributed.is_torchelastic_launched():
             raise UserError("torchrun has started this process, but groups are made of MPI's ranks; use mpirun or srun")
+        require_ranks_of_mpi(self.groups)
         if self.use_cpu and self.groups.device.type != "cpu":
             raise UserError(f"use_cpu = True, but the rank's device is {self.groups.device}; set CUDA_VISIBLE_DEVICES=")
         self.use_cpu = self.groups.device.type == "cpu"

@@ -9,6 +9,7 @@ from hpcdistill.config.schema import Config
 from hpcdistill.distributed.checks import require_same_settings
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
+from hpcdistill.distributed.world import start_world
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.training.milestones import Milestones
 from hpcdistill.training.owner import owned
@@ -48,7 +49,8 @@ def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -
     Raises:
         UserError: bad input, or a loss that is not finite.
     """
-    require_same_settings({"--resume": resume, **_settings(config.model_dump(mode="json", exclude=MAY_DIFFER))})
+    settings = {"--resume": resume, **_settings(config.model_dump(mode="json", exclude=MAY_DIFFER))}
+    require_same_settings(start_world(), settings)
     groups = Groups.from_world(config.groups, config.group_sizes, config.group)
     with owned(RunDir(config.run_dir), groups):
         parts = build_parts(config, groups, trust)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mpi4py import MPI
 from torch import nn
 
 from hpcdistill.codistill.peer_teachers import PeerTeachers
 from hpcdistill.codistill.quarantine import MARGIN, Quarantine
+from hpcdistill.distributed.communicator import Communicator
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
@@ -57,7 +57,7 @@ class Student:
 
 
 @pytest.fixture
-def school(tmp_path: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch) -> Iterator[School]:
+def school(tmp_path: Path, world: Communicator, monkeypatch: pytest.MonkeyPatch) -> Iterator[School]:
     monkeypatch.setattr(files, "POLL_SECONDS", 0.01)
     folder = world.bcast(tmp_path)
     with ExitStack() as stack:
@@ -76,7 +76,7 @@ def school(tmp_path: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("skill", [math.nan, math.inf])
 def test_a_snapshot_that_is_not_finite_does_not_teach_until_the_next_one(
-    skill: float, school: School, world: MPI.Intracomm, capsys: pytest.CaptureFixture[str]
+    skill: float, school: School, world: Communicator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     student, first, third = school
     first.publish(1, skill=1.0)

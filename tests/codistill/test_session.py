@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from mpi4py import MPI
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hpcdistill import Codistillation, Groups, codistillation_loss
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
+from hpcdistill.distributed.communicator import Communicator
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
 from pair import exchange_until, hear, joined, sole
@@ -53,7 +53,7 @@ def linear() -> nn.Module:
     return nn.Linear(4, 3)
 
 
-def test_inputs_may_be_structured_and_outputs_have_logits(world: MPI.Intracomm, tmp_path: Path) -> None:
+def test_inputs_may_be_structured_and_outputs_have_logits(world: Communicator, tmp_path: Path) -> None:
     models = two(Structured)
     with joined(world, tmp_path, models) as pair:
         hear(pair)
@@ -63,7 +63,7 @@ def test_inputs_may_be_structured_and_outputs_have_logits(world: MPI.Intracomm, 
         assert not logits.requires_grad
 
 
-def test_outputs_are_what_a_function_takes_of_the_model(world: MPI.Intracomm, tmp_path: Path) -> None:
+def test_outputs_are_what_a_function_takes_of_the_model(world: Communicator, tmp_path: Path) -> None:
     models = two(linear)
     with joined(world, tmp_path, models, outputs=lambda model, inputs: {"twice": 2 * model(inputs)}) as pair:
         hear(pair)
@@ -72,7 +72,7 @@ def test_outputs_are_what_a_function_takes_of_the_model(world: MPI.Intracomm, tm
 
 
 @pytest.mark.parametrize("precision", ["full", "bf16"])
-def test_under_autocast_teachers_have_the_student_s_dtype(precision: str, world: MPI.Intracomm, tmp_path: Path) -> None:
+def test_under_autocast_teachers_have_the_student_s_dtype(precision: str, world: Communicator, tmp_path: Path) -> None:
     models = two(linear)
     with joined(world, tmp_path, models, teacher_precision=precision) as pair:
         hear(pair)
@@ -91,7 +91,7 @@ def process_group() -> Any:
     dist.destroy_process_group()
 
 
-def test_wrapped_students_are_unwrapped(world: MPI.Intracomm, tmp_path: Path, process_group: None) -> None:
+def test_wrapped_students_are_unwrapped(world: Communicator, tmp_path: Path, process_group: None) -> None:
     inside = two(linear)
     wrapped = DistributedDataParallel(torch.compile(inside[0], backend="eager"))
     with joined(world, tmp_path, (wrapped, inside[1])) as pair:
@@ -102,7 +102,7 @@ def test_wrapped_students_are_unwrapped(world: MPI.Intracomm, tmp_path: Path, pr
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # which torch.compile looks at
-def test_teachers_stay_outside_of_a_compiled_graph(world: MPI.Intracomm, tmp_path: Path) -> None:
+def test_teachers_stay_outside_of_a_compiled_graph(world: Communicator, tmp_path: Path) -> None:
     compiling = []
 
     def outputs(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -125,7 +125,7 @@ def test_teachers_stay_outside_of_a_compiled_graph(world: MPI.Intracomm, tmp_pat
     assert compiling == [False]
 
 
-def test_a_model_in_place_of_the_student_is_published(world: MPI.Intracomm, tmp_path: Path) -> None:
+def test_a_model_in_place_of_the_student_is_published(world: Communicator, tmp_path: Path) -> None:
     models, average = two(linear), linear()
     with joined(world, tmp_path, models, published=average) as pair:
         exchange_until(pair, lambda: bool(pair[1].staleness))
@@ -133,14 +133,14 @@ def test_a_model_in_place_of_the_student_is_published(world: MPI.Intracomm, tmp_
     assert torch.equal(teacher, average(INPUTS))
 
 
-def test_another_model_cannot_be_published(world: MPI.Intracomm) -> None:
+def test_another_model_cannot_be_published(world: Communicator) -> None:
     with pytest.raises(
         ValueError, match=r"weight \[3, 4\] float32 against weight \[2, 4\] float32; publish an average"
     ):
         Codistillation(linear(), sole(world, 0), published=nn.Linear(4, 2))
 
 
-def test_snapshots_are_tried_on_the_target(world: MPI.Intracomm, tmp_path: Path) -> None:
+def test_snapshots_are_tried_on_the_target(world: Communicator, tmp_path: Path) -> None:
     """Check a snapshot whose excess loss is accepted, and a later one whose is not."""
     excess = 0.4
 
@@ -160,7 +160,7 @@ def test_snapshots_are_tried_on_the_target(world: MPI.Intracomm, tmp_path: Path)
         assert "0.6 nats worse than a constant prediction" in pair[0].quarantine[1]
 
 
-def test_skipped_step_numbers_skip_no_publish(world: MPI.Intracomm, tmp_path: Path) -> None:
+def test_skipped_step_numbers_skip_no_publish(world: Communicator, tmp_path: Path) -> None:
     with joined(world, tmp_path, two(linear), interval=10) as (student, _):
         student.step(9)
         assert student.traffic.published == 0
@@ -169,7 +169,7 @@ def test_skipped_step_numbers_skip_no_publish(world: MPI.Intracomm, tmp_path: Pa
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU: needs a side stream")
-def test_on_a_gpu_a_reader_waits_for_the_side_stream(world: MPI.Intracomm, tmp_path: Path) -> None:
+def test_on_a_gpu_a_reader_waits_for_the_side_stream(world: Communicator, tmp_path: Path) -> None:
     models = (linear().cuda(), linear().cuda())
 
     def outputs(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -265,7 +265,7 @@ def test_nothing_is_predicted_after_the_end(inert: Codistillation) -> None:
             call()
 
 
-def test_inputs_that_a_teacher_refuses_name_it(world: MPI.Intracomm, tmp_path: Path) -> None:
+def test_inputs_that_a_teacher_refuses_name_it(world: Communicator, tmp_path: Path) -> None:
     with joined(world, tmp_path, two(linear)) as pair:
         hear(pair)
         with pytest.raises(UserError, match=r"group 1 cannot predict for these inputs \(RuntimeError: .*") as raised:
@@ -274,7 +274,7 @@ def test_inputs_that_a_teacher_refuses_name_it(world: MPI.Intracomm, tmp_path: P
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_groups_with_other_models_are_refused_on_every_rank(count: int, world: MPI.Intracomm) -> None:
+def test_groups_with_other_models_are_refused_on_every_rank(count: int, world: Communicator) -> None:
     if world.size % count:
         pytest.skip(f"ranks: {world.size} do not make {count} groups")
     groups = Groups.split(world, (world.size // count,) * count, torch.device("cpu"))
@@ -294,7 +294,7 @@ def test_groups_with_other_models_are_refused_on_every_rank(count: int, world: M
         ({"topology": "k-random", "degree": 3}, "degree = 3 is more than the peers of a group; use at most 2"),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], message: str, world: MPI.Intracomm) -> None:
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str, world: Communicator) -> None:
     with pytest.raises(ValueError, match=message):
         Codistillation(nn.Linear(4, 3), sole(world, 0, 3), **options)
 
@@ -307,12 +307,12 @@ def test_bad_arguments_are_refused(options: dict[str, Any], message: str, world:
         ("pigeon", "there is no transport 'pigeon'; use one of files, window"),
     ],
 )
-def test_transports_that_cannot_work_are_refused(transport: str, message: str, world: MPI.Intracomm) -> None:
+def test_transports_that_cannot_work_are_refused(transport: str, message: str, world: Communicator) -> None:
     with pytest.raises(UserError, match=message):
         Codistillation(nn.Linear(4, 3), sole(world, 0), transport=transport)
 
 
-def test_arguments_that_differ_between_ranks_are_refused(world: MPI.Intracomm) -> None:
+def test_arguments_that_differ_between_ranks_are_refused(world: Communicator) -> None:
     if world.size == 1:
         pytest.skip("ranks: one cannot differ from others")
     groups = Groups.split(world, (world.size,), torch.device("cpu"))

@@ -1,16 +1,14 @@
 """Ranks with different settings are refused."""
 
 import pytest
-from mpi4py import MPI
 
 from hpcdistill.distributed.checks import require_same_settings
+from hpcdistill.distributed.communicator import Communicator
 from hpcdistill.errors import UserError
 
-pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="ranks: needs others to differ from")
 
-
-def test_equal_settings_are_accepted() -> None:
-    require_same_settings({"groups": 2, "paths": ["a"], "average": None})
+def test_equal_settings_are_accepted(world: Communicator) -> None:
+    require_same_settings(world, {"groups": 2, "paths": ["a"], "average": None})
 
 
 @pytest.mark.parametrize(
@@ -23,8 +21,10 @@ def test_equal_settings_are_accepted() -> None:
     ],
 )
 def test_the_first_difference_is_named_on_every_rank(
-    mine: dict[str, object], theirs: dict[str, object], message: str, world: MPI.Intracomm
+    mine: dict[str, object], theirs: dict[str, object], message: str, world: Communicator
 ) -> None:
+    if world.size == 1:
+        pytest.skip("ranks: needs others to differ from")
     last = world.size - 1
     with pytest.raises(UserError, match=f"{message} {last}; give all ranks the same"):
-        require_same_settings(theirs if world.rank == last else mine)
+        require_same_settings(world, theirs if world.rank == last else mine)

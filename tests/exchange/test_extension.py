@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from mpi4py import MPI
 from torch import nn
 
 from hpcdistill import Codistillation
+from hpcdistill.distributed.communicator import Communicator
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange import registry
 from hpcdistill.exchange.registry import open_exchange
@@ -32,7 +32,7 @@ def page() -> Iterator[dict[str, Any]]:
 
 @pytest.mark.usefixtures("page")
 def test_groups_learn_from_each_other_through_the_transport_of_the_page(
-    groups: Groups, world: MPI.Intracomm, tmp_path: Path
+    groups: Groups, world: Communicator, tmp_path: Path
 ) -> None:
     folder = world.bcast(tmp_path)
     torch.manual_seed(groups.group)
@@ -48,7 +48,7 @@ def test_groups_learn_from_each_other_through_the_transport_of_the_page(
 
 
 @pytest.mark.usefixtures("page")
-def test_a_snapshot_arrives_once_and_only_from_a_payload_that_fits(world: MPI.Intracomm, tmp_path: Path) -> None:
+def test_a_snapshot_arrives_once_and_only_from_a_payload_that_fits(world: Communicator, tmp_path: Path) -> None:
     folder = world.bcast(tmp_path)
     exchanges = []
     for group, size in enumerate((3, 3, 4)):

@@ -14,10 +14,10 @@ from typing import NoReturn
 
 import pytest
 import torch
-from mpi4py import MPI
 from torch import nn
 
 from constant_model import Constant
+from hpcdistill.distributed.communicator import Communicator
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
@@ -30,13 +30,13 @@ Join = Callable[..., FilesExchange]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, world: MPI.Intracomm) -> Path:
+def folder(tmp_path: Path, world: Communicator) -> Path:
     """Return a folder that is the same on every rank."""
     return world.bcast(tmp_path) / "exchange"
 
 
 @pytest.fixture
-def join(folder: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Join]:
+def join(folder: Path, world: Communicator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Join]:
     """Return `join(group, model)`, which makes this world one of three groups; a test can be several of them."""
     monkeypatch.setattr(files, "POLL_SECONDS", 0.01)
     joined: list[FilesExchange] = []
@@ -84,7 +84,7 @@ def nothing_for(exchange: FilesExchange, seconds: float = 0.3) -> bool:
     return True
 
 
-def test_the_newest_arrives_and_the_oldest_go(join: Join, folder: Path, world: MPI.Intracomm) -> None:
+def test_the_newest_arrives_and_the_oldest_go(join: Join, folder: Path, world: Communicator) -> None:
     model = Constant()
     writer, reader = join(0, model), join(1, Constant(), peers=(0,))
     for step in range(10, 110, 10):
@@ -95,7 +95,7 @@ def test_the_newest_arrives_and_the_oldest_go(join: Join, folder: Path, world: M
 
 
 def test_the_log_has_a_line_for_each_publish_and_fetch(
-    join: Join, world: MPI.Intracomm, caplog: pytest.LogCaptureFixture
+    join: Join, world: Communicator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "hpcdistill")
     model = Constant()
@@ -145,7 +145,7 @@ def test_a_damaged_file_is_passed_over(
     damage: Callable[[bytes], bytes],
     join: Join,
     folder: Path,
-    world: MPI.Intracomm,
+    world: Communicator,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = Constant()
@@ -189,7 +189,7 @@ def test_a_whole_file_that_is_no_snapshot_is_passed_over(
     reason: str,
     join: Join,
     folder: Path,
-    world: MPI.Intracomm,
+    world: Communicator,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Check the content too: anyone can compute the checksum."""
@@ -217,7 +217,7 @@ def make_loop(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [make_pipe, make_loop, Path.mkdir])
 def test_pipes_links_and_folders_are_neither_read_nor_waited_for(
-    make: Callable[[Path], None], join: Join, folder: Path, world: MPI.Intracomm
+    make: Callable[[Path], None], join: Join, folder: Path, world: Communicator
 ) -> None:
     model = Constant()
     publish(join(0, model), model, 1)
@@ -230,7 +230,7 @@ def test_pipes_links_and_folders_are_neither_read_nor_waited_for(
 
 
 def test_a_file_server_that_does_not_answer_is_given_up(
-    join: Join, folder: Path, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    join: Join, folder: Path, world: Communicator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Skip publishing, and wait at the end for a limited time."""
     asked, answers = Event(), Event()
@@ -256,7 +256,7 @@ def test_a_file_server_that_does_not_answer_is_given_up(
         assert f"group 1: {folder} has not answered in 0 s; it is given up" in capsys.readouterr().err
 
 
-def test_a_folder_that_was_emptied_is_read_again(join: Join, folder: Path, world: MPI.Intracomm) -> None:
+def test_a_folder_that_was_emptied_is_read_again(join: Join, folder: Path, world: Communicator) -> None:
     model = Constant()
     reader, first = join(1, Constant(), peers=(0,)), join(0, model)
     for step in (1, 2, 3):
@@ -272,7 +272,7 @@ def test_a_folder_that_was_emptied_is_read_again(join: Join, folder: Path, world
 
 
 def test_a_peer_with_another_model_or_codec_is_named_and_not_heard(
-    join: Join, world: MPI.Intracomm, capsys: pytest.CaptureFixture[str]
+    join: Join, world: Communicator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     larger, model = Constant(1001), Constant()
     publish(join(0, larger), larger, 1)
@@ -286,7 +286,7 @@ def test_a_peer_with_another_model_or_codec_is_named_and_not_heard(
 
 @pytest.mark.parametrize("failure", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 def test_a_disk_that_takes_nothing_costs_that_snapshot_only(
-    failure: int, join: Join, world: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    failure: int, join: Join, world: Communicator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(failure, os.strerror(failure))
@@ -302,7 +302,7 @@ def test_a_disk_that_takes_nothing_costs_that_snapshot_only(
     assert news(reader) == {0: 2}
 
 
-def test_temporary_files_of_a_killed_writer_are_removed(join: Join, folder: Path, world: MPI.Intracomm) -> None:
+def test_temporary_files_of_a_killed_writer_are_removed(join: Join, folder: Path, world: Communicator) -> None:
     temporary = [folder / ".g0-0000000007.h5.123", folder / ".g1-0000000007.h5.123"]
     if world.rank == 0:
         folder.mkdir()

@@ -19,13 +19,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from mpi4py import MPI
 
 from constant_model import Constant
 from hpcdistill.data.batches import Share
 from hpcdistill.data.tokens.batches import sequence_batches
 from hpcdistill.data.tokens.store import TokenStore
 from hpcdistill.distributed.groups import Groups
+from hpcdistill.distributed.single import SingleProcess
 from hpcdistill.errors import UserError
 from hpcdistill.exchange import files
 from hpcdistill.exchange.files import FilesExchange
@@ -204,7 +204,7 @@ def test_a_full_disk_costs_the_snapshots_of_its_time(tmpfs: Disk, capsys: pytest
 
 
 def exchange(group: int, folder: Path, model: Constant) -> FilesExchange:
-    return FilesExchange(Groups.alone(MPI.COMM_SELF, group, 2, CPU), WeightPayload(model), folder)
+    return FilesExchange(Groups.alone(SingleProcess(), group, 2, CPU), WeightPayload(model), folder)
 
 
 # Full or read-only from the start
@@ -283,7 +283,7 @@ def restart_files(data: Path, tmp_path: Path) -> RunDir:
     config = config_class()(
         run_dir=tmp_path, groups=1, data={"path": data}, codistill={"weight": 0}, model={"hidden": 8}
     )
-    groups, store = Groups.split(MPI.COMM_SELF, (1,), CPU), TokenStore(data)
+    groups, store = Groups.split(SingleProcess(), (1,), CPU), TokenStore(data)
     model = build_model(config.model, store)
     optimizer = build_optimizer(config.optimizer, model)
     batches = sequence_batches(store, config.data, Share())

@@ -2,12 +2,16 @@
 
 import runpy
 import sys
+from collections.abc import Iterator
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from hpcdistill import Groups
+from hpcdistill.distributed.torch_communicator import TorchCommunicator
 from hpcdistill.errors import UserError
-from hpcdistill.integrations.checks import require_different
+from hpcdistill.integrations.checks import require_different, require_ranks_of_mpi
 from repository import ROOT
 
 
@@ -15,6 +19,20 @@ def test_groups_with_the_same_value_are_refused(groups: Groups) -> None:
     require_different(groups, "seed", groups.group)
     with pytest.raises(UserError, match=r"seed = 7 is the same in groups 0 and 1; give each group its own"):
         require_different(groups, "seed", 7)
+
+
+@pytest.fixture
+def without_mpi() -> Iterator[Groups]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Groups.split(TorchCommunicator(dist.group.WORLD), (1,), torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.alone
+def test_ranks_without_mpi_are_refused(without_mpi: Groups) -> None:
+    require_ranks_of_mpi(Groups.single())
+    with pytest.raises(UserError, match="communicate without MPI, which the loops of other libraries cannot"):
+        require_ranks_of_mpi(without_mpi)
 
 
 @pytest.mark.alone

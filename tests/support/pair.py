@@ -7,22 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mpi4py import MPI
 from torch import nn
 
 from hpcdistill import Codistillation, Groups
+from hpcdistill.distributed.communicator import Communicator
+from hpcdistill.distributed.world import start_world
 
 CPU = torch.device("cpu")
 Pair = tuple[Codistillation, Codistillation]
 
 
-def sole(world: MPI.Intracomm, group: int, count: int = 2) -> Groups:
+def sole(world: Communicator, group: int, count: int = 2) -> Groups:
     """Make all ranks one of `count` groups that are worlds of their own."""
     return Groups.alone(world, group, count, CPU)
 
 
 @contextmanager
-def joined(world: MPI.Intracomm, folder: Path, models: tuple[nn.Module, nn.Module], **options: Any) -> Iterator[Pair]:
+def joined(world: Communicator, folder: Path, models: tuple[nn.Module, nn.Module], **options: Any) -> Iterator[Pair]:
     """Open the sessions of a student and its peer, with these models; `options` are arguments of the student's."""
     common: dict[str, Any] = {"interval": 1, "burn_in": 0, "transport": "files", "folder": world.bcast(folder)}
     common["max_staleness"] = 1 << 30  # steps take a millisecond here, and a snapshot many on a busy disk
@@ -36,7 +37,7 @@ def joined(world: MPI.Intracomm, folder: Path, models: tuple[nn.Module, nn.Modul
 
 def exchange_until(pair: Pair, done: Callable[[], bool]) -> None:
     """Make steps in both sessions until all ranks are `done`."""
-    while not MPI.COMM_WORLD.allreduce(done(), op=MPI.LAND):  # bounded by the test's timeout
+    while not all(start_world().allgather(done())):  # bounded by the test's timeout
         for session in pair:
             session.step()
         time.sleep(1e-3)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mpi4py import MPI
 
 from hpcdistill.config.codistill import CodistillConfig
 from hpcdistill.config.data import DataConfig
@@ -14,6 +13,7 @@ from hpcdistill.data.batches import Batch, Batches, Share
 from hpcdistill.data.images.store import Kind, write_images
 from hpcdistill.data.rows.store import Fields, Rows, write_rows
 from hpcdistill.data.tokens.store import write_store
+from hpcdistill.distributed.communicator import Communicator
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.models.lstm import LSTMLanguageModel
@@ -140,7 +140,7 @@ def test_what_is_random_in_a_batch_is_the_same_from_any_cursor_and_differs_by_ra
 
 @pytest.mark.parametrize(("partition", "part", "parts"), [("disjoint", 2, 3), ("same", 0, 1)])
 def test_groups_share_the_data_or_see_all_of_it_in_orders_of_their_own(
-    partition: str, part: int, parts: int, world: MPI.Intracomm
+    partition: str, part: int, parts: int, world: Communicator
 ) -> None:
     config = config_class()(run_dir=Path(), groups=3, data={"path": Path(), "partition": partition}, seed=5)
     share = training_share(config, Groups.alone(world, 2, 3, torch.device("cpu")))

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from mpi4py import MPI
 from torch import nn
 
 import saved_models
 from hpcdistill.data.tokens.batches import sequence_batches
 from hpcdistill.distributed.groups import Groups
+from hpcdistill.distributed.single import SingleProcess
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import build_model, config_class
 from hpcdistill.models.saved import SavedModel
@@ -41,7 +41,7 @@ def restart(run: Path, data: Path, model: nn.Module | None = None, seed: int = 0
     config = config_class()(
         run_dir=run, seed=seed, groups=1, data=cut, codistill={"weight": 0}, model=saved_models.MODELS["token"]
     )
-    groups, task = Groups.split(MPI.COMM_SELF, (1,), torch.device("cpu")), open_task(data)
+    groups, task = Groups.split(SingleProcess(), (1,), torch.device("cpu")), open_task(data)
     model = model or build_model(config.model, task.store)
     batches = sequence_batches(task.store, config.data, training_share(config, groups))
     optimizer = build_optimizer(config.optimizer, model)

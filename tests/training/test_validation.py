@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mpi4py import MPI
 from torch import nn
 
 import saved_models
 from hpcdistill.config.data import DataConfig
 from hpcdistill.data.batches import Batch
 from hpcdistill.data.images.store import Kind, write_images
+from hpcdistill.distributed.communicator import Communicator
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.models.registry import config_class
@@ -49,7 +49,7 @@ def batch(rank: int, number: int) -> Batch:
 
 
 @pytest.fixture
-def alone(world: MPI.Intracomm) -> Groups:
+def alone(world: Communicator) -> Groups:
     """Make all ranks one group."""
     return Groups.split(world, (world.size,), CPU)
 

@@ -16,19 +16,17 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mpi4py import MPI
 
-from hpcdistill.distributed.checks import require_thread_multiple
+from hpcdistill.distributed.checks import require_mpi, require_thread_multiple
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError
 from hpcdistill.exchange.base import Exchange, Payload, Snapshot
-from hpcdistill.exchange.registry import register_transport
 from hpcdistill.exchange.window.allocation import allocate_window
 from hpcdistill.exchange.window.reader import Reader
 from hpcdistill.exchange.window.slots import STAMP_NBYTES, Bytes, Shard, stamp_of, total_nbytes, window_nbytes
@@ -70,8 +68,8 @@ class WindowExchange(Exchange):
         self._groups = groups
         self._shards = cache(self._find_shards)
         self._payload = payload
-        self._comm = groups.world.Dup()
-        self._group_comm = groups.comm.Dup()
+        self._comm = require_mpi(groups.world, "WindowExchange").Dup()
+        self._group_comm = require_mpi(groups.comm, "WindowExchange").Dup()
 
         nbytes = payload.nbytes(groups.rank, groups.size)
         self._window = allocate_window(self._comm, window_nbytes(STAMP_NBYTES + nbytes))
@@ -234,10 +232,3 @@ def _require_equal_payloads(groups: Groups, payload: Payload) -> None:
         f"the groups publish different things: {difference(name, theirs.get(name), mine.get(name))} (there is group "
         f"{groups.group_of(other)}, here group 0); all groups must build the same model and use the same exchange.codec"
     )
-
-
-@register_transport("window")
-def _open(groups: Groups, payload: Payload, degree: int, folder: Path | None) -> WindowExchange:
-    if len(groups.sizes) < groups.count:
-        raise UserError("transport 'window' joins groups of one job; use 'files' for groups that are jobs of their own")
-    return WindowExchange(groups, payload, degree)

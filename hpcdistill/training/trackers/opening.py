@@ -58,7 +58,7 @@ def open_trackers(config: Config, groups: Groups, header: Record, step: int) -> 
     trackers = []
     for name, value in _configured(config):
         if groups.world.rank:
-            groups.world.barrier()  # rank 0 makes what groups share, such as MLflow's experiment
+            groups.world.Barrier()  # rank 0 makes what groups share, such as MLflow's experiment
         if groups.is_leader:
             path = config.run_dir.absolute()
             try:
@@ -68,7 +68,7 @@ def open_trackers(config: Config, groups: Groups, header: Record, step: int) -> 
             except Exception as error:  # whatever another program raises
                 logger.warning(f"train.{name}: no records go there in this start of the run: {error}")
         if not groups.world.rank:
-            groups.world.barrier()
+            groups.world.Barrier()
     return trackers
 
 

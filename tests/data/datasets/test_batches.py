@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from mpi4py import MPI
 
 import own_data
 from hpcdistill.data.batches import Batch, Share
 from hpcdistill.data.datasets.batches import DatasetBatches, DatasetValidation
 from hpcdistill.data.datasets.factory import FactoryData
 from hpcdistill.data.prefetch import Prefetch
+from hpcdistill.distributed.communicator import Communicator
 from hpcdistill.errors import UserError
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def test_each_example_is_drawn_once_in_a_pass(kind: str, parts: int, size: int) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_ranks_of_a_world_share_a_pass(kind: str, world: MPI.Intracomm) -> None:
+def test_the_ranks_of_a_world_share_a_pass(kind: str, world: Communicator) -> None:
     for share in (Share(world.rank, world.size, seed=(world.rank,)), Share(rank=world.rank, size=world.size)):
         batches = open_batches(kind, share, batch_size=2 * share.size)
         mine = [number for _ in range(40 // (2 * world.size)) for number in numbers(next(batches))]

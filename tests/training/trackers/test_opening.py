@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from mpi4py import MPI
 
 from hpcdistill.config.schema import Config
 from hpcdistill.distributed.groups import Groups
+from hpcdistill.distributed.single import SingleProcess
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import config_class
 from hpcdistill.training.trackers.opening import open_trackers, require_trackers
@@ -36,7 +36,7 @@ def config(folder: Path, **train: Any) -> Config:
 
 def opened(run: Config, step: int = 0) -> list[Tracker]:
     run.run_dir.mkdir(exist_ok=True)
-    return open_trackers(run, Groups.split(MPI.COMM_SELF, (1,), torch.device("cpu")), HEADER, step)
+    return open_trackers(run, Groups.split(SingleProcess(), (1,), torch.device("cpu")), HEADER, step)
 
 
 def test_a_resumed_training_goes_on_with_its_run_of_mlflow(tmp_path: Path) -> None:
