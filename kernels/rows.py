@@ -75,7 +75,8 @@ class Rows:
     parts: Tensor
     """Output ``[3, rows]`` of Real, contiguous: cross_entropy, divergence (clamped at 0) and lse, without `scales`."""
     gradient: Tensor | None
-    """Output ``[rows, V]`` in the logits' dtype; adjacent columns. It may be `logits` itself; None if not wanted."""
+    """Output ``[rows, V]``; adjacent columns; None if not wanted. It may be `logits` itself. It has their dtype, or in
+    Triton and torch also 16 bits where they have 32."""
     shard: Shard | None = None
     """Classes that the columns of `logits`, `teachers` and `gradient` hold; None for all. In a shard `teacher_lse` is
     None."""

@@ -119,6 +119,8 @@ def linear_codistillation_loss(
     overwrites the student's logits, and GEMMs add it to the gradients by `hidden`, `linear_weight` and `linear_bias`.
     Gradients by tensors that do not require grad, such as a frozen head, are not computed.
 
+    On a GPU, the gradient of logits that are wider than `hidden` has the dtype of `hidden`, and a buffer of its own.
+
     For "mean" and "sum" the forward does all of this. Each call then allows one backward, which costs next to nothing.
     For "none" only the backward knows the upstream gradient of each row: it computes the chunks a second time, and the
     teachers' tensors are kept until then. There is no second derivative. Transforms of torch.func (grad, jvp, vmap …)
@@ -133,8 +135,8 @@ def linear_codistillation_loss(
         hidden: Last hidden states of the student, ``[..., D]``; float64, float32, bfloat16 or float16. Those of ignored
             rows must be finite, as for `torch.nn.functional.linear`. Autocast casts them as it does there.
         linear_weight: Head of the student, ``[V, D]``; any of these dtypes and any strides (a tied or a sliced matrix
-            works too). GEMMs have the dtype of `hidden`; on a CPU, which cannot sum 16-bit products in float32, they
-            have the dtype of their result.
+            works too). GEMMs multiply in the dtype of `hidden`; on a CPU, which cannot sum 16-bit products in float32,
+            in the dtype of their result. A GPU copies wider heads to the dtype of `hidden`, once a call.
         target: Labels ``[...]``, int64; see `codistillation_loss`.
         teacher_hidden: ``[N, ..., D]``, or any iterable of N tensors ``[..., D_j]``; N may be 0. Each tensor may have
             its own dtype.
@@ -159,10 +161,10 @@ def linear_codistillation_loss(
         reduction: As there.
         normalizer: As there.
         chunk_tokens: Largest number of tokens whose logits exist at the same time, in B = 1 + N buffers ``[tokens, V]``
-            (with a `logit_softcap` 2 + N, if a gradient is wanted). "auto" gives these the memory that the head's
-            gradient takes in float32, ``4 * D / (B * itemsize)`` tokens, but at least 512 tokens on a CPU and 1024 on a
-            GPU: with fewer, the GEMMs wait for the head and its gradient, which each chunk moves through memory. If a
-            GPU has no room for them, "auto" warns and continues with half as many.
+            (with a `logit_softcap` 2 + N, if a gradient is wanted and as wide). "auto" gives these the memory that the
+            head's gradient takes in float32, ``4 * D / (B * itemsize)`` tokens, but at least 512 tokens on a CPU and
+            1024 on a GPU: with fewer, the GEMMs wait for the head and its gradient, which each chunk moves through
+            memory. If a GPU has no room for them, "auto" warns and continues with half as many.
         logits_dtype: Dtype of these buffers; None for the dtype of `hidden`. 16 bits save memory and cost precision:
             if logits reach 20, bfloat16 gradients are off by 0.7 % rather than 0.2 %. A wider `hidden` keeps its dtype.
         grad_weight_dtype: Dtype in which the gradients of the chunks by `linear_weight` are summed; None for the dtype

@@ -23,7 +23,7 @@ def fill_logits(
     softcap: float | None,
 ) -> None:
     """Set `logits` to ``z = scale * (hidden @ weight.T * weight_scale + bias)``, or ``softcap * tanh(z / softcap)``."""
-    dtype = factor_dtype(hidden.dtype, logits)
+    dtype = factor_dtype(hidden.dtype, logits.dtype, logits.device)
     hidden = hidden.to(dtype)
     for tile in tiles(len(weight), whole=weight.dtype == dtype):
         add_product(logits[:, tile], hidden, weight[tile].to(dtype).t(), beta=0, alpha=scale)
@@ -62,23 +62,24 @@ def tiles(count: int, whole: bool) -> Iterator[slice]:
 
 def add_product(out: Tensor, left: Tensor, right: Tensor, beta: int = 1, alpha: float = 1.0) -> None:
     """Set `out` to ``beta * out + alpha * left @ right``; the factors may have a narrower dtype."""
-    dtype = factor_dtype(left.dtype, out)
+    dtype = factor_dtype(left.dtype, out.dtype, out.device)
     left, right = left.to(dtype), right.to(dtype)
     if dtype == out.dtype:
         out.addmm_(left, right, beta=beta, alpha=alpha)
-        return
-    if beta:
+    elif torch.__version__ >= "2.10":
+        torch.addmm(out, left, right, out_dtype=out.dtype, beta=beta, alpha=alpha, out=out)
+    elif beta:  # before torch 2.10 addmm wants `out` in the dtype of the factors
         out.add_(torch.mm(left, right, out_dtype=out.dtype), alpha=alpha)
-        return
-    torch.mm(left, right, out_dtype=out.dtype, out=out)
-    if alpha != 1:
-        out.mul_(alpha)
+    else:
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
+        if alpha != 1:
+            out.mul_(alpha)
 
 
-def factor_dtype(dtype: torch.dtype, out: Tensor) -> torch.dtype:
-    """Return the dtype in which hidden states are multiplied into `out`: their `dtype` if the products lose no bits."""
-    widening = dtype.itemsize == 2 and out.dtype == torch.float32 and _widens(out.device.type)
-    return dtype if widening else out.dtype
+def factor_dtype(dtype: torch.dtype, out: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype of a GEMM's factors for a result of dtype `out`: `dtype` if the products then lose no bits."""
+    widens = dtype.itemsize == 2 and out == torch.float32 and _widens(device.type)
+    return dtype if widens else out
 
 
 @cache
@@ -87,7 +88,7 @@ def _widens(device: str) -> bool:
     if device == "cuda" and "dtype_out" not in torch.ops.aten.mm.overloads():
         warnings.warn(
             f"linear_codistillation_loss multiplies in float32 here, which is slow: torch {torch.__version__} has no"
-            " GEMM from 16 to 32 bits; install torch 2.8 or newer",
+            " GEMM from 16 to 32 bits; install torch 2.10 or newer",
             stacklevel=1,
         )
         return False

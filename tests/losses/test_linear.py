@@ -18,7 +18,7 @@ from torch.autograd.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
 from hpcdistill import codistillation_loss, linear_codistillation_loss
-from hpcdistill.losses import linear_gemms, linear_ops
+from hpcdistill.losses import linear_chunks, linear_gemms, linear_ops
 from linear_oracle import (
     Cap,
     LinearCase,
@@ -467,15 +467,15 @@ def test_compiles_without_a_graph_break_and_once_for_all_weights(reduction: str)
 def buffer_sizes(monkeypatch: pytest.MonkeyPatch, most: float = float("inf")) -> list[int]:
     """Return a list that records the tokens of each new buffer; there is memory for `most` tokens."""
     sizes = []
-    new_buffers = linear_ops._new_buffers
+    new_buffers = linear_chunks._new_buffers
 
-    def recorded(call: linear_ops.Call, tokens: int) -> Tensor:
+    def recorded(call: linear_chunks.Call, tokens: int) -> linear_chunks.Buffers:
         sizes.append(tokens)
         if tokens > most:
             raise torch.OutOfMemoryError
         return new_buffers(call, tokens)
 
-    monkeypatch.setattr(linear_ops, "_new_buffers", recorded)
+    monkeypatch.setattr(linear_chunks, "_new_buffers", recorded)
     return sizes
 
 
