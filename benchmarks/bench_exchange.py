@@ -94,7 +94,7 @@ def measure(megabytes: int, codec: str, alone: bool, rounds: int) -> dict[str, A
     stride = STAMP_NBYTES + packing.nbytes
     window = allocate_window(WORLD, window_nbytes(stride))
     writer = Writer(window, WORLD.rank, partial(packing.encode, tensors), packing.nbytes, CPU)
-    reader = Reader(window, lambda peer: [Shard(peer, stride)], stride, TrafficStats())
+    reader = Reader(window, lambda peer: [Shard(peer, stride)], np.full(stride, 0, np.uint8), TrafficStats())
     source = np.full(stride, 1, np.uint8)
     window.Lock_all(MPI.MODE_NOCHECK)
     reader.switch_peer((WORLD.rank + WORLD.size // 2) % WORLD.size)

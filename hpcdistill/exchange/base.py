@@ -59,8 +59,8 @@ class Snapshot:
     peer: int
     step: int
     shards: list[torch.Tensor]
-    """Bytes of each shard, uint8 on the host, as the peer's payload encoded them. The exchange reuses this memory for
-    the next snapshot."""
+    """Bytes of each shard, uint8 on the host, as the peer's payload encoded them. The exchange reuses this memory once
+    the next snapshot is asked for: asynchronous copies from it must be complete by then."""
 
 
 class Exchange(ABC):

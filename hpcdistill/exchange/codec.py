@@ -97,8 +97,11 @@ class Packing:
             self._integers(wire, chunk).copy_(blocks.div_(scales).round_())
 
     def decode(self, wire: torch.Tensor, tensors: list[torch.Tensor]) -> None:
-        """Decode the shard in `wire` into the `tensors` of a model, on any device."""
-        wire = wire.to(tensors[0].device)  # in one copy rather than tensor by tensor
+        """Decode the shard in `wire` into the `tensors` of a model, on any device.
+
+        If `wire` is in pinned memory, a GPU may read it until it has done its present work.
+        """
+        wire = wire.to(tensors[0].device, non_blocking=True)  # in one copy rather than tensor by tensor
         if self._copied:
             torch._foreach_copy_([piece.of(tensors) for piece in self._copied], self._copies(wire))
         scratch = torch.empty(min(self._blocks, CHUNK), BLOCK, device=wire.device)

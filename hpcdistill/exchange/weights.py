@@ -56,6 +56,8 @@ class WeightPayload(Payload):
     def load(self, shards: list[torch.Tensor], model: nn.Module) -> None:
         """Copy a snapshot into the parameters and buffers of `model`, on any device.
 
+        On a GPU the copy may still be under way at the return; reading a value of `model` waits for it.
+
         Args:
             shards: all shards of the snapshot, in order, as `encode` wrote them.
             model: a replica of the published model.

@@ -28,6 +28,7 @@ from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError
 from hpcdistill.exchange.base import Exchange, Payload, Snapshot
 from hpcdistill.exchange.window.allocation import allocate_window
+from hpcdistill.exchange.window.offload import host_memory
 from hpcdistill.exchange.window.reader import Reader
 from hpcdistill.exchange.window.slots import STAMP_NBYTES, Bytes, Shard, stamp_of, total_nbytes, window_nbytes
 from hpcdistill.exchange.window.writer import Writer
@@ -76,9 +77,12 @@ class WindowExchange(Exchange):
         encode = partial(payload.encode, groups.rank, groups.size)
         self._writer = Writer(self._window, self._comm.rank, encode, nbytes, payload.device)
         share = max(total_nbytes(self._share(peer, groups.rank)) for peer in groups.peers)
-        self._readers = [Reader(self._window, self._my_share, share, self.traffic) for _ in range(degree)]
-        whole = max(total_nbytes(self._shards(peer)) for peer in groups.peers)
-        self._whole: Bytes = np.full(whole if groups.size > 1 else 0, 0, np.uint8)
+        whole = max(total_nbytes(self._shards(peer)) for peer in groups.peers) if groups.size > 1 else 0
+        # The GPU reads the shares of a group of one rank, and else what `_assemble` has gathered from them.
+        gpu, host = payload.device, torch.device("cpu")
+        memories = [host_memory(share, host if whole else gpu) for _ in range(degree)]
+        self._readers = [Reader(self._window, self._my_share, memory, self.traffic) for memory in memories]
+        self._whole = host_memory(whole, gpu)
         self._agreement: tuple[np.ndarray[Any, Any], MPI.Request] | None = None
         self._thread = threading.Thread(target=self._communicate, name="exchange", daemon=True)
         self._open()
@@ -194,6 +198,8 @@ class WindowExchange(Exchange):
 
     def _communicate(self) -> None:
         try:
+            if self._payload.device.type == "cuda":
+                torch.cuda.set_device(self._payload.device)  # a new thread would use GPU 0, and take memory there
             fetches = [reader.fetches() for reader in self._readers]
             announced = -math.inf
             while not self._closing.is_set():

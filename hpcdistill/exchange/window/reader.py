@@ -31,12 +31,12 @@ class Reader:
     Args:
         window: window of all ranks.
         shards_of: function that returns the shards of a peer that this rank fetches.
-        nbytes: most bytes that the shards of any peer take.
+        memory: place for the shards of any peer.
         traffic: statistics in which to count the bytes read.
     """
 
     def __init__(
-        self, window: MPI.Win, shards_of: Callable[[int], list[Shard]], nbytes: int, traffic: TrafficStats
+        self, window: MPI.Win, shards_of: Callable[[int], list[Shard]], memory: Bytes, traffic: TrafficStats
     ) -> None:
         self._window = window
         self._shards_of = shards_of
@@ -44,9 +44,7 @@ class Reader:
         self._target = (0, -1)  # epoch and peer: one object, so that no thread sees half of a switch
         self._held: tuple[int, list[Shard]] = (-1, [])  # peer and shards that `memory` has, or is about to have
         self._pending: list[MPI.Request] = []  # each keeps the memory alive that MPI writes to
-        self.memory: Bytes = np.full(
-            nbytes, 0, np.uint8
-        )  # touches all pages, unlike zeros: the first read is no slower
+        self.memory = memory
         self.staged = 0
         """Number of the snapshot that waits for adoption, 0 for none. Ranks of a group have equal numbers if and only
         if they hold shards of the same snapshot; the larger of two numbers is the newer snapshot."""

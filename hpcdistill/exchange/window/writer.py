@@ -65,7 +65,7 @@ class Writer:
         version = self._offered
         if version == self._announced:
             return False
-        if self._offload is None or self._offload.done:
+        if self._offload is None or self._offload.finish():
             self._window.Sync()
             header, former = np.array([version]), np.empty(1, np.int64)  # MPI's until the flush, so they need names
             self._window.Fetch_and_op(header, former, self._rank, 0, MPI.REPLACE)
