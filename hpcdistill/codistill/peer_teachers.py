@@ -17,6 +17,7 @@ from hpcdistill.exchange.base import Exchange, Snapshot
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.models.outputs import model_outputs
+from hpcdistill.models.recurrent import flatten_recurrent
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +137,15 @@ class PeerTeachers:
             self._replicas[peer] = self._spare_replica()
         self._payload.load(snapshot.shards, self._replicas[peer])
         logger.debug(f"group {self._topology.group}: adopted step {snapshot.step} of group {peer} after {step} steps")
+        # Waits for the GPU, which then no longer reads the snapshot's memory.
         self._quarantine.admit(peer, snapshot.step, step, self._replicas[peer])
 
     def _spare_replica(self) -> nn.Module:
         """Return a new replica, or that of a group which is no longer a peer."""
         if len(self._replicas) < len(self._peers):
-            return copy.deepcopy(self._student).eval().requires_grad_(False)
+            replica = copy.deepcopy(self._student).eval().requires_grad_(False)
+            flatten_recurrent(replica)
+            return replica
         former = next(peer for peer in self._replicas if peer not in self._peers)
         self._quarantine.forget(former)
         return self._replicas.pop(former)

@@ -16,6 +16,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.errors import UserError
 from hpcdistill.exchange.layout import Layout
+from hpcdistill.models.finite import first_not_finite
 from hpcdistill.models.saved import describe_model
 from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.storage.run_dir import RunDir
@@ -219,12 +220,11 @@ class Restart:
 
 
 def _require_finite(model: nn.Module, group: int, step: int) -> None:
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise UserError(
-                f"group {group}: {name} is no longer finite at step {step}; lower --optimizer.lr and go on from the "
-                "last checkpoint with --resume"
-            )
+    if name := first_not_finite(dict(model.named_parameters())):
+        raise UserError(
+            f"group {group}: {name} is no longer finite at step {step}; lower --optimizer.lr and go on from the last "
+            "checkpoint with --resume"
+        )
 
 
 def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:

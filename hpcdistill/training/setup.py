@@ -19,6 +19,7 @@ from hpcdistill.data.batches import Share
 from hpcdistill.data.prefetch import Prefetch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
+from hpcdistill.models.recurrent import flatten_recurrent
 from hpcdistill.models.registry import build_model
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.run_dir import RunDir
@@ -180,4 +181,8 @@ def _require_micro_batches(config: Config, ranks: int) -> None:
 
 def _average_of(model: nn.Module, decay: float) -> AveragedModel | None:
     """Return an exponential moving average of weights and running statistics; None if `decay` is 0."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    if not decay:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    flatten_recurrent(average)
+    return average

@@ -1,0 +1,93 @@
+"""Adoption of snapshots, with an exchange that delivers at once: what it costs on a GPU."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hpcdistill.codistill.peer_teachers import PeerTeachers
+from hpcdistill.codistill.quarantine import Quarantine
+from hpcdistill.distributed.groups import Groups
+from hpcdistill.exchange.base import Exchange, Snapshot
+from hpcdistill.exchange.topology import Topology
+from hpcdistill.exchange.weights import WeightPayload
+from synchronizations import recorded_synchronizations
+
+pytestmark = pytest.mark.alone
+
+
+class Recurrent(nn.Module):
+    """Model with an LSTM, and a buffer of integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 4), nn.Linear(4, 2)
+        self.register_buffer("count", torch.tensor(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.lstm(inputs)[0])
+
+
+class Delivery:
+    """Exchange that yields the models of groups 1 and 2 in each call, and then overwrites its memory, as others may.
+
+    Attributes:
+        done: number of synchronizations when the memory was overwritten, for each snapshot.
+    """
+
+    def __init__(self, payloads: dict[int, WeightPayload]) -> None:
+        self._payloads = payloads
+        self._memory = torch.zeros(payloads[1].nbytes(0, 1), dtype=torch.uint8)
+        self.found: list[str] = []
+        self.done: list[int] = []
+
+    def publish(self, step: int) -> bool:
+        return True
+
+    def set_peers(self, peers: list[int]) -> None:
+        assert peers == [1, 2]
+
+    def collect(self) -> Iterator[Snapshot]:
+        for peer, payload in self._payloads.items():
+            payload.encode(0, 1, self._memory)
+            yield Snapshot(peer, 5, [self._memory])
+            self.done.append(len(self.found))
+            self._memory.fill_(255)
+
+
+@pytest.fixture
+def flattened(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda layer: modules.append(layer))
+    return modules
+
+
+def test_a_snapshot_makes_the_host_wait_once_before_its_memory_is_reused(flattened: list[nn.Module]) -> None:
+    student, *models = Recurrent(), Recurrent(), Recurrent()
+    exchange = Delivery({peer: WeightPayload(model) for peer, model in enumerate(models, 1)})
+    groups = Groups.single()
+    teachers = PeerTeachers(
+        student,
+        cast(Exchange, exchange),
+        WeightPayload(student),
+        Topology("all", 0, 3),
+        Quarantine(groups, 100),
+        interval=1,
+        burn_in=1,
+    )
+    flattened.clear()
+    for step in (1, 2):
+        with recorded_synchronizations() as found:
+            exchange.found = found
+            teachers.step(step)
+        assert found == ["local_scalar_dense"] * 2
+        assert exchange.done == [1, 2]
+        exchange.done.clear()
+    inputs = torch.randn(5, 3)
+    with torch.no_grad():
+        for model, outputs in zip(models, teachers.predict(inputs), strict=True):
+            assert torch.equal(outputs, model(inputs))
+    replicas = [cast(Any, replica).lstm for replica in teachers._replicas.values()]
+    assert flattened == replicas  # each replica once, when it is made
