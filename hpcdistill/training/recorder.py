@@ -92,17 +92,19 @@ class Recorder:
         step: int,
         batch: Batch,
         loss: torch.Tensor,
-        gradient_norm: torch.Tensor,
+        gradient_norm: torch.Tensor | None,
         peers: Codistillation,
         flush: bool,
     ) -> None:
         """Record one step; every few steps, collectively over the group, write a record of them.
 
+        Only a record waits for a GPU, once.
+
         Args:
             step: the number of steps made.
             batch: this rank's batch.
             loss: this rank's loss, [].
-            gradient_norm: norm of the group's gradient, []; NaN is left out.
+            gradient_norm: norm of the group's gradient, [], if it is known.
             peers: the session, whose staleness, quarantine and traffic are recorded.
             flush: write the record now, because the next start of the run may continue from here; otherwise steps
                 would be missing from the metrics or be in them twice.
@@ -117,7 +119,8 @@ class Recorder:
         self._throughput.count(batch)
         if step % RECORD_EVERY and not flush:
             return
-        mean = self._losses.item() / self._steps
+        numbers = _numbers(loss=self._losses, gradient_norm=gradient_norm, distillation_share=self._share)
+        mean = numbers.pop("loss") / self._steps
         if not math.isfinite(mean):
             raise UserError(
                 f"group {self._groups.group}: the loss became {mean} in the {self._steps} steps up to step {step}; "
@@ -129,7 +132,7 @@ class Recorder:
             "steps": self._steps,
             "learning_rate": self._parts.optimizer.param_groups[0]["lr"],
             **self._throughput.measure(),
-            **_finite({"gradient_norm": gradient_norm, "distillation_share": self._share}),
+            **{name: number for name, number in numbers.items() if math.isfinite(number)},
             "staleness": peers.staleness,
             "quarantine": dict(peers.quarantine),
             "part_seconds": {part: total / self._steps for part, total in self._seconds.items()},
@@ -180,10 +183,10 @@ class Recorder:
         self._bar.set_postfix(self._shown, refresh=False)
 
 
-def _finite(tensors: dict[str, torch.Tensor | None]) -> Record:
-    """Return the numbers of those tensors that are finite."""
-    numbers = {name: tensor.item() for name, tensor in tensors.items() if tensor is not None}
-    return {name: number for name, number in numbers.items() if math.isfinite(number)}
+def _numbers(**tensors: torch.Tensor | None) -> dict[str, float]:
+    """Return the values of those tensors, [], that are not None; copies them from a GPU together."""
+    known = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    return dict(zip(known, torch.stack([tensor.float() for tensor in known.values()]).tolist(), strict=True))
 
 
 def _bar(total: int, unit: str, shown: bool, **options: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,8 +23,8 @@ class StepResult(NamedTuple):
 
     loss: Tensor
     """This rank's mean loss, []."""
-    gradient_norm: Tensor
-    """2-norm of the gradient, averaged over the group and not yet clipped, []; NaN where it was not computed."""
+    gradient_norm: Tensor | None
+    """2-norm of the gradient, averaged over the group and not yet clipped, []; None where it was not computed."""
 
 
 def train_step(
@@ -79,9 +78,9 @@ def _loss(
     return loss / (1 + peers.weight) if config.codistill.normalize else loss
 
 
-def _update(groups: Groups, parts: Parts, clip_norm: float | None, with_norm: bool) -> Tensor:
+def _update(groups: Groups, parts: Parts, clip_norm: float | None, with_norm: bool) -> Tensor | None:
     """Average the gradients, clip them, update the weights and their average; return the norm of the gradients, []."""
-    norm = torch.tensor(math.nan)
+    norm = None
     if clip_norm is None and not with_norm:
         parts.optimizer.step()  # averages the gradients over the group first
     else:

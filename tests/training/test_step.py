@@ -1,7 +1,7 @@
 """A step: micro-batches, gradient norms, precision and compilation, against steps of plain torch."""
 
 import copy
-import math
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +16,16 @@ from hpcdistill import Codistillation, Groups
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import IGNORED, Batch
+from hpcdistill.losses import ops
 from hpcdistill.models.registry import config_class
+from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Binary, Softmax, TrainingObjective
 from hpcdistill.training.precision import to_bfloat16
-from hpcdistill.training.recorder import RECORD_EVERY, Recorder
+from hpcdistill.training.recorder import RECORD_EVERY, SHARE_EVERY, Recorder
 from hpcdistill.training.setup import Parts
 from hpcdistill.training.step import StepResult, train_step
+from synchronizations import recorded_synchronizations
 
 pytestmark = pytest.mark.alone
 
@@ -135,8 +138,8 @@ def test_the_norm_is_computed_where_it_is_recorded(trainer: Callable[..., Traine
     )
     one = batch()
     result = run.step(one)
-    assert result.loss.shape == result.gradient_norm.shape == ()
-    assert math.isnan(result.gradient_norm)
+    assert result.loss.shape == ()
+    assert result.gradient_norm is None
     before = flat(other.parts.model.parameters())
     norm = other.step(one).gradient_norm
     after = flat(other.parts.model.parameters())
@@ -190,3 +193,53 @@ def test_a_compiled_model_has_the_same_losses_and_names(trainer: Callable[..., T
         one = batch()
         torch.testing.assert_close(compiled.step(one).loss, eager.step(one).loss, rtol=1e-5, atol=1e-6)
     assert compiled.parts.model.state_dict().keys() == model.state_dict().keys()
+
+
+# What makes a host wait for its GPU.
+
+
+@pytest.fixture
+def scaled_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scale gradients by any factor; a CPU looks first whether it is 1."""
+    monkeypatch.setattr(ops, "scale", lambda gradient, factors: gradient.mul_(factors.unsqueeze(-1)))
+
+
+@pytest.mark.usefixtures("scaled_as_on_a_gpu")
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.1, "accumulate": 2}, {"precision": "bf16"}])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_only_a_record_waits_for_a_gpu_and_once(
+    objective: str, settings: dict[str, Any], trainer: Callable[..., Trainer]
+) -> None:
+    """Check steps up to one that ends a record, and in which the share of the distillation term is measured."""
+    model = Tiny()
+    run = trainer(model, OBJECTIVES[objective](model), SHARE_EVERY - 3, **settings)
+    for step in range(SHARE_EVERY - 2, SHARE_EVERY + 1):
+        one = batch()
+        with recorded_synchronizations() as found:
+            result = run.step(one)
+            run.recorder.record_step(step, one, *result, run.peers, flush=False)
+        assert found == (["tolist"] if step == SHARE_EVERY else [])
+    record = json.loads(RunDir(run.config.run_dir).metrics(0).read_text().splitlines()[-1])
+    assert {"loss", "gradient_norm", "distillation_share"} <= record.keys()
+
+
+def test_calls_that_wait_are_found() -> None:
+    """Check the check of the test above."""
+    one, some = torch.ones(()), torch.tensor([0.0, 1.0])
+    waiting = {
+        "local_scalar_dense": lambda: [one.item(), bool(one), float(one), int(one), f"{one:.1f}", one in some],
+        "nonzero": lambda: [some.nonzero(), torch.where(some > 0)],
+        "index": lambda: [some[some > 0]],
+        "equal": lambda: [torch.equal(some, some)],
+        "to": lambda: [some.to("cpu"), some.to(device="cpu", dtype=torch.float64)],
+        "cpu": lambda: [some.cpu()],
+        "numpy": lambda: [some.numpy()],
+        "tolist": lambda: [some.tolist()],
+    }
+    for name, calls in waiting.items():
+        with recorded_synchronizations() as found:
+            count = len(calls())
+        assert found == [name] * count
+    with recorded_synchronizations() as found:
+        torch.stack([one.float(), some.sum().to(torch.float64)]).clamp(min=0)[some.argsort()].to(one.device)[1:]
+    assert found == []
