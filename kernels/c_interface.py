@@ -44,7 +44,13 @@ class CRows(ctypes.Structure):
 
     @classmethod
     def from_rows(cls, rows: Rows) -> "CRows":
-        """Return the struct of `rows`, with addresses in place of tensors."""
+        """Return the struct of `rows`, with addresses in place of tensors.
+
+        Raises:
+            ValueError: The gradient has another dtype than the logits.
+        """
+        if rows.gradient is not None and rows.gradient.dtype != rows.logits.dtype:
+            raise ValueError(f"the gradient is {rows.gradient.dtype}; compiled kernels write {rows.logits.dtype}")
         teachers, shard = len(rows.teachers), rows.shard
         return cls(
             rows=rows.logits.shape[0],

@@ -3,6 +3,9 @@
 // from global memory once, and the gradient is written once.
 #include <algorithm>
 #include <climits>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "codistillation.h"
 #include "cuda_row.cuh"
@@ -15,17 +18,15 @@ constexpr int kBlocksPerMultiprocessor = 3;  // one computes, one loads, one sta
 template <class Format, int TEACHERS, bool TEMPERED>
 __global__ void __launch_bounds__(kMostThreads<RealOf<Format>>, 1)
     codistillation(const __grid_constant__ Call<Format> call) {
-  extern __shared__ uint4 memory[];
-  Row<Format>(call, memory).template run<TEACHERS, TEMPERED>();
+  Row<Format, TEACHERS, TEMPERED>(call, dynamic_shared_memory()).run();
 }
 
 struct Device {
   int capability, block_bytes, bytes, reserved_bytes;  // shared memory: per block, in total, reserved per block
 };
 
-cudaError_t query(Device* device) {
-  int ordinal = 0;
-  cudaError_t error = cudaGetDevice(&ordinal);
+cudaError_t query(int ordinal, Device* device) {
+  cudaError_t error = cudaSuccess;
   const auto get = [&](int* value, cudaDeviceAttr attribute) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, ordinal);
   };
@@ -56,9 +57,9 @@ struct Launch {
   cudaError_t configured(int64_t rows, cudaStream_t stream, Use use) const {
     cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    cluster.val.clusterDim = {1, static_cast<unsigned>(blocks), 1};
     cudaLaunchConfig_t config{};
-    config.gridDim = static_cast<unsigned>(rows * blocks);
+    config.gridDim = dim3(static_cast<unsigned>(rows), static_cast<unsigned>(blocks));
     config.blockDim = threads;
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
@@ -68,16 +69,26 @@ struct Launch {
   }
 };
 
-// Returns the smallest cluster of which `kBlocksPerMultiprocessor` blocks share a multiprocessor; if there is none, the
-// largest that runs; if none runs, 0 blocks.
+// Sets `best` to the smallest cluster of which `kBlocksPerMultiprocessor` blocks share a multiprocessor; if there is
+// none, to the largest that runs; if none runs, to 0 blocks.
 template <class Format>
-Launch launch_for(const Call<Format>& call, int64_t classes, Kernel<Format> kernel, const Device& device) {
+cudaError_t find_launch(int teachers, int64_t classes, Kernel<Format> kernel, int ordinal, Launch* best) {
   constexpr int W = kWidth<Format>, most_threads = kMostThreads<RealOf<Format>>;
-  Launch best;
-  for (int blocks = 1; blocks <= kMostBlocks && best.resident < kBlocksPerMultiprocessor; blocks *= 2) {
+  Device device;
+  cudaError_t error = query(ordinal, &device);
+  if (error == cudaSuccess && device.capability < 9) error = cudaErrorNoKernelImageForDevice;
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, attribute, value);
+  };
+  set(cudaFuncAttributeMaxDynamicSharedMemorySize, device.block_bytes);
+  set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error != cudaSuccess) return error;
+  *best = Launch{};
+  for (int blocks = 1; blocks <= kMostBlocks && best->resident < kBlocksPerMultiprocessor; blocks *= 2) {
     const int64_t vectors = ((classes + 2 * W - 2) / W + blocks - 1) / blocks;  // a row may begin inside a vector
     Launch launch;
-    launch.bytes = sizeof(Shared<RealOf<Format>>) + (1 + call.teachers) * vectors * sizeof(uint4);
+    launch.bytes = sizeof(Shared<RealOf<Format>>) + (1 + teachers) * vectors * sizeof(uint4);
     if (launch.bytes > device.block_bytes) continue;
     launch.blocks = blocks;
     launch.vectors = static_cast<int>(vectors);
@@ -85,12 +96,31 @@ Launch launch_for(const Call<Format>& call, int64_t classes, Kernel<Format> kern
     launch.threads = std::max(most_threads / launch.resident / kWarp, 1) * kWarp;
     launch.threads = std::min(launch.threads, (launch.vectors + kWarp - 1) / kWarp * kWarp);
     int clusters = 0;  // that fit on the device; perhaps none if they have more blocks than is portable
-    const cudaError_t error = launch.configured(1, nullptr, [&](const cudaLaunchConfig_t& config) {
+    const cudaError_t refused = launch.configured(1, nullptr, [&](const cudaLaunchConfig_t& config) {
       return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
     });
-    if (error == cudaSuccess && clusters > 0) best = launch;
+    if (refused == cudaSuccess && clusters > 0) *best = launch;
   }
-  return best;
+  cudaGetLastError();  // clears the errors of clusters that do not run
+  return cudaSuccess;
+}
+
+// Returns the launch of find_launch, which asks the runtime for each device and shape only once.
+template <class Format>
+cudaError_t launch_for(int teachers, int64_t classes, Kernel<Format> kernel, int ordinal, Launch* launch) {
+  using Key = std::tuple<int, const void*, int, int64_t>;
+  static std::mutex mutex;
+  static std::map<Key, Launch> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const Key key(ordinal, reinterpret_cast<const void*>(kernel), teachers, classes);
+  const auto found = known.find(key);
+  if (found != known.end()) {
+    *launch = found->second;
+    return cudaSuccess;
+  }
+  const cudaError_t error = find_launch<Format>(teachers, classes, kernel, ordinal, launch);
+  if (error == cudaSuccess) known[key] = *launch;
+  return error;
 }
 
 template <class Format>
@@ -113,6 +143,7 @@ Call<Format> call_of(const HpcdistillRows& rows) {
   call.target = rows.target;
   call.temperature = static_cast<Real>(rows.teachers ? rows.temperature : 1);
   call.label_smoothing = static_cast<Real>(rows.label_smoothing);
+  call.smooth = static_cast<Real>(rows.label_smoothing / static_cast<double>(rows.classes));
   call.sharpness = static_cast<Real>(kLog2E / rows.temperature);
   call.ignore_index = rows.ignore_index;
   call.losses = static_cast<Real*>(rows.losses);
@@ -123,40 +154,32 @@ Call<Format> call_of(const HpcdistillRows& rows) {
 }
 
 template <class Format>
-cudaError_t enqueue(const HpcdistillRows& rows, const Device& device, cudaStream_t stream) {
+cudaError_t enqueue(const HpcdistillRows& rows, int ordinal, cudaStream_t stream) {
   Call<Format> call = call_of<Format>(rows);
   const Kernel<Format> kernel = kernel_for<Format>(call.teachers, call.temperature != 1);
-  cudaError_t error = cudaSuccess;
-  const auto set = [&](cudaFuncAttribute attribute, int value) {
-    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, attribute, value);
-  };
-  set(cudaFuncAttributeMaxDynamicSharedMemorySize, device.block_bytes);
-  set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  Launch launch;
+  const cudaError_t error = launch_for<Format>(call.teachers, rows.classes, kernel, ordinal, &launch);
   if (error != cudaSuccess) return error;
-  const Launch launch = launch_for(call, rows.classes, kernel, device);
-  if (launch.blocks == 0 || rows.rows > INT_MAX / launch.blocks) return cudaErrorInvalidConfiguration;
+  if (launch.blocks == 0 || rows.rows > INT_MAX) return cudaErrorInvalidConfiguration;
   call.vectors = launch.vectors;
   return launch.configured(rows.rows, stream,
                            [&](const cudaLaunchConfig_t& config) { return cudaLaunchKernelEx(&config, kernel, call); });
 }
 
-cudaError_t enqueue(const HpcdistillRows& rows, cudaStream_t stream) {
+cudaError_t enqueue(const HpcdistillRows& rows, int ordinal, cudaStream_t stream) {
   if (rows.rows == 0) return cudaSuccess;
   if (rows.teachers > kMostTeachers) return cudaErrorInvalidValue;
-  Device device;
-  const cudaError_t error = query(&device);
+  const cudaError_t error = cudaSetDevice(ordinal);
   if (error != cudaSuccess) return error;
-  if (device.capability < 9) return cudaErrorNoKernelImageForDevice;
   switch (rows.dtype) {
     case HPCDISTILL_F32:
-      return enqueue<float>(rows, device, stream);
+      return enqueue<float>(rows, ordinal, stream);
     case HPCDISTILL_BF16:
-      return enqueue<__nv_bfloat16>(rows, device, stream);
+      return enqueue<__nv_bfloat16>(rows, ordinal, stream);
     case HPCDISTILL_F16:
-      return enqueue<__half>(rows, device, stream);
+      return enqueue<__half>(rows, ordinal, stream);
     case HPCDISTILL_F64:
-      return enqueue<double>(rows, device, stream);
+      return enqueue<double>(rows, ordinal, stream);
     default:
       return cudaErrorInvalidValue;
   }
@@ -164,8 +187,8 @@ cudaError_t enqueue(const HpcdistillRows& rows, cudaStream_t stream) {
 
 }  // namespace
 
-int hpcdistill_codistillation_cuda(const HpcdistillRows* rows, void* stream) {
-  const cudaError_t error = enqueue(*rows, static_cast<cudaStream_t>(stream));
+int hpcdistill_codistillation_cuda(const HpcdistillRows* rows, int device, void* stream) {
+  const cudaError_t error = enqueue(*rows, device, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) cudaGetLastError();  // clears the error, which is returned here
   return error;
 }

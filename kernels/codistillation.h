@@ -42,8 +42,10 @@ int hpcdistill_codistillation_cpu(const HpcdistillRows* rows, int threads, const
 // Returns the machine's best: "avx512_bf16", "avx512", "avx2" or "baseline".
 const char* hpcdistill_cpu_instructions(void);
 
-// Enqueues the kernel on a CUDA stream of the current device, without waiting. Returns 0 or the launch's cudaError_t.
-int hpcdistill_codistillation_cuda(const HpcdistillRows* rows, void* stream);
+// Enqueues the kernel on a CUDA stream of the device with the number `device`, without waiting, and leaves that device
+// current. Returns 0 or a cudaError_t. The library has a CUDA runtime of its own, which does not know the device that
+// its caller's runtime has made current.
+int hpcdistill_codistillation_cuda(const HpcdistillRows* rows, int device, void* stream);
 const char* hpcdistill_cuda_error_string(int error);
 
 #ifdef __cplusplus

@@ -24,9 +24,9 @@ def run(rows: Rows) -> None:
     if rows.shard:
         raise ValueError("implementation 'cuda' does not support vocab_parallel; use 'triton'")
     device = rows.logits.device
-    with torch.cuda.device(device):
+    with torch.cuda.device(device):  # the call makes it current, and this restores the one before
         stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
-        error = library().hpcdistill_codistillation_cuda(ctypes.byref(CRows.from_rows(rows)), stream)
+        error = library().hpcdistill_codistillation_cuda(ctypes.byref(CRows.from_rows(rows)), device.index, stream)
     if error:
         streams = 1 + len(rows.teachers)
         size = streams * rows.logits.shape[1] * rows.logits.element_size()

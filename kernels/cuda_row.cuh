@@ -25,21 +25,21 @@ namespace {
 namespace cg = cooperative_groups;
 
 constexpr int kMostTeachers = 8, kMostBlocks = 16, kWarp = 32;
-// Sums over a row have numbers: 0 for the student, 1 to 8 for the teachers, and these.
-constexpr int kTempered = kMostTeachers + 1, kClassWeights = kMostTeachers + 2, kStatistics = kMostTeachers + 3;
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
 // `Format` is the storage type of a logit, `Real` the type of arithmetic.
 template <class Format>
 using RealOf = std::conditional_t<std::is_same_v<Format, double>, double, float>;
-// Threads of 64 registers each; double needs more.
+// Threads of a multiprocessor. A thread has 80 registers; double needs more.
 template <class Real>
-constexpr int kMostThreads = std::is_same_v<Real, double> ? 512 : 1024;
+constexpr int kMostThreads = std::is_same_v<Real, double> ? 512 : 768;
 template <class Format>
 constexpr int kWidth = sizeof(uint4) / sizeof(Format);  // columns per vector, which a thread loads at once
 
 template <class Real>
 constexpr Real kSmallest = std::numeric_limits<Real>::min();  // smaller numbers have lost bits, and their log is -inf
+template <class Real>
+constexpr Real kLargest = std::numeric_limits<Real>::max();
 
 // HpcdistillRows in the form of kernel arguments.
 template <class Format>
@@ -53,8 +53,9 @@ struct Call {
   Real mixture[kMostTeachers];
   const Real *teacher_lse, *class_weight, *scales;
   const int64_t* target;
-  Real temperature, label_smoothing;
-  Real sharpness;  // log2(e) / temperature
+  Real temperature;
+  Real label_smoothing, smooth;  // in all; for each class
+  Real sharpness;                // log2(e) / temperature
   int64_t ignore_index;
   Real *losses, *parts;
   Format* gradient;
@@ -82,10 +83,11 @@ struct Losses {
 // Data that the threads of a block share; the streams follow it in shared memory.
 template <class Real>
 struct alignas(16) Shared {
+  static constexpr int kStatistics = kMostTeachers + 3, kWarps = kMostThreads<Real> / kWarp;
   uint64_t arrived[1 + kMostTeachers];  // an mbarrier per stream
-  Statistic<Real> warps[kStatistics][kMostThreads<Real> / kWarp], blocks[kStatistics][kMostBlocks];
+  Statistic<Real> warps[kStatistics][kWarps], blocks[kStatistics][kMostBlocks];
   Normalizer<Real> row[kStatistics];
-  Losses<Real> warp_losses[kMostThreads<Real> / kWarp], block_losses[kMostBlocks];
+  Losses<Real> warp_losses[kWarps], block_losses[kMostBlocks];
 };
 
 __device__ double exp2_of(double x) { return exp2(x); }
@@ -93,35 +95,98 @@ __device__ double log2_of(double x) { return log2(x); }
 
 template <class Format>
 __device__ void unpack(uint4 vector, RealOf<Format>* x) {
-  const Format* stored = reinterpret_cast<const Format*>(&vector);
+  if constexpr (std::is_same_v<Format, __nv_bfloat16>) {
+    const unsigned words[] = {vector.x, vector.y, vector.z, vector.w};
 #pragma unroll
-  for (int i = 0; i < kWidth<Format>; ++i) x[i] = static_cast<RealOf<Format>>(stored[i]);
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = __uint_as_float(words[i] << 16);
+      x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  } else {
+    const Format* stored = reinterpret_cast<const Format*>(&vector);
+#pragma unroll
+    for (int i = 0; i < kWidth<Format>; ++i) x[i] = static_cast<RealOf<Format>>(stored[i]);
+  }
+}
+
+template <class Format>
+__device__ uint4 packed(const RealOf<Format>* x) {
+  alignas(uint4) Format stored[kWidth<Format>];
+#pragma unroll
+  for (int i = 0; i < kWidth<Format>; ++i) stored[i] = static_cast<Format>(x[i]);
+  return *reinterpret_cast<const uint4*>(stored);
+}
+
+// Returns the maximum of the columns of some vectors; 16-bit columns are compared two at a time.
+template <class Format, int COUNT>
+__device__ RealOf<Format> largest(const uint4 (&vectors)[COUNT]) {
+  using Real = RealOf<Format>;
+  if constexpr (sizeof(Format) == 2) {
+    using Two = std::conditional_t<std::is_same_v<Format, __half>, __half2, __nv_bfloat162>;
+    const Two* two = reinterpret_cast<const Two*>(vectors);
+    Two most = two[0];
+#pragma unroll
+    for (int i = 1; i < COUNT * 4; ++i) most = __hmax2(most, two[i]);
+    return max(static_cast<Real>(most.x), static_cast<Real>(most.y));
+  } else {
+    const Real* x = reinterpret_cast<const Real*>(vectors);
+    Real most = x[0];
+#pragma unroll
+    for (int i = 1; i < COUNT * kWidth<Format>; ++i) most = max(most, x[i]);
+    return most;
+  }
+}
+
+// Returns the 16 bytes that begin `bytes` after the start of `a`, where `b` follows `a`; a multiple of 2 below 16.
+__device__ uint4 shifted(uint4 a, uint4 b, unsigned bytes) {
+  if (bytes & 8) {
+    a = {a.z, a.w, b.x, b.y};
+    b = {b.z, b.w, 0, 0};
+  }
+  if (bytes & 4) {
+    a = {a.y, a.z, a.w, b.x};
+    b.x = b.y;
+  }
+  const unsigned bits = bytes % 4 * 8;
+  return {__funnelshift_r(a.x, a.y, bits), __funnelshift_r(a.y, a.z, bits), __funnelshift_r(a.z, a.w, bits),
+          __funnelshift_r(a.w, b.x, bits)};
+}
+
+// Copies `vectors` vectors from an address that is not aligned to them, so that each is made of two. The threads of the
+// block share them.
+template <class Format>
+__device__ void copy_shifted(uint4* to, const Format* from, int vectors) {
+  const unsigned bytes = reinterpret_cast<uintptr_t>(from) % sizeof(uint4);
+  const uint4* aligned = reinterpret_cast<const uint4*>(from - bytes / sizeof(Format));
+#pragma unroll 1
+  for (int i = threadIdx.x; i < vectors; i += blockDim.x) to[i] = shifted(aligned[i], aligned[i + 1], bytes);
 }
 
 template <class Real>
-__device__ Statistic<Real> merged(Statistic<Real> a, Statistic<Real> b) {
-  const Real shift = max(a.shift, b.shift);
-  return {shift, a.sum * exp2_of(a.shift - shift) + b.sum * exp2_of(b.shift - shift)};
+__device__ Real maximum_of_warp(Real x) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x = max(x, __shfl_xor_sync(~0u, x, lanes));
+  return x;
 }
 
-// Merges the statistics of a warp; every lane gets the same bits.
+// Every lane gets the same bits.
+template <class Real>
+__device__ Real sum_of_warp(Real x) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(~0u, x, lanes);
+  return x;
+}
+
+// Merges the statistics of a warp.
 template <class Real>
 __device__ Statistic<Real> merged(Statistic<Real> a) {
-#pragma unroll
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-    a = merged(a, {__shfl_xor_sync(~0u, a.shift, lanes), __shfl_xor_sync(~0u, a.sum, lanes)});
-  }
-  return {__shfl_sync(~0u, a.shift, 0), __shfl_sync(~0u, a.sum, 0)};
+  const Real shift = maximum_of_warp(a.shift);
+  return {shift, sum_of_warp(a.sum * exp2_of(a.shift - shift))};
 }
 
 template <class Real>
 __device__ Losses<Real> summed(Losses<Real> a) {
-#pragma unroll
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-    a.cross_entropy += __shfl_xor_sync(~0u, a.cross_entropy, lanes);
-    a.divergence += __shfl_xor_sync(~0u, a.divergence, lanes);
-  }
-  return a;
+  return {sum_of_warp(a.cross_entropy), sum_of_warp(a.divergence)};
 }
 
 __device__ int clamped(int x, int low, int high) { return min(max(x, low), high); }
@@ -132,87 +197,109 @@ __device__ bool same_alignment(const void* a, const void* b) {
 
 // The row is divided into vectors at the 16-byte boundaries of the student's addresses. Vectors [body_, body_end_) of
 // the block are complete. Those before and after extend beyond the row; there they hold -inf, which adds 0 to all sums.
-template <class Format>
+//
+// TEACHERS is 0, 1, or kMostTeachers for any number; TEMPERED says that the temperature is not 1.
+template <class Format, int TEACHERS, bool TEMPERED>
 class Row {
   using Real = RealOf<Format>;
   static constexpr int W = kWidth<Format>;
+  // Sums over a row have numbers: 0 for the student, then those of the teachers, and these.
+  static constexpr int kTempered = TEACHERS + 1, kClassWeights = TEACHERS + 2, kStatistics = TEACHERS + 3;
 
  public:
   __device__ Row(const Call<Format>& call, uint4* memory)
       : call_(call),
         shared_(*reinterpret_cast<Shared<Real>*>(memory)),
         streams_(memory + sizeof(shared_) / sizeof(*memory)),
-        blocks_(cluster_.num_blocks()),
-        row_(blockIdx.x / blocks_) {
+        blocks_(gridDim.y),
+        rank_(blockIdx.y),
+        row_(blockIdx.x) {
     const int lead = reinterpret_cast<uintptr_t>(stream(0)) % sizeof(uint4) / sizeof(Format);
-    const int first = cluster_.block_rank() * call.vectors, columns = lead + call.classes;
+    const int first = rank_ * call.vectors, columns = lead + call.classes;
     origin_ = first * W - lead;
     vectors_ = clamped((columns + W - 1) / W - first, 0, call.vectors);
     body_ = clamped((lead > 0) - first, 0, vectors_);
     body_end_ = clamped(columns / W - first, body_, vectors_);
-    if (call.gradient) gradient_ = call.gradient + row_ * call.gradient_stride;
-    aligned_ = same_alignment(gradient_, stream(0));
   }
 
-  template <int TEACHERS, bool TEMPERED>
   __device__ void run() {
     const int64_t label = call_.target[row_];
-    if (label == call_.ignore_index) return write_zeros();  // in all blocks of the cluster: none waits for another
-    cluster_.barrier_arrive();                              // normalize() waits for it
-    load();
-    normalize();
-    for (int j = 0; j <= call_.teachers; ++j) wait_for_copy(shared_.arrived + j);
-    reduce(finish<TEACHERS, TEMPERED>(label));
+    const bool ignored = label == call_.ignore_index;  // in all blocks of the cluster: none waits for another
+    if (ignored) {
+      for (int vector = threadIdx.x; vector < vectors_; vector += blockDim.x) streams_[vector] = {0, 0, 0, 0};
+    } else {
+      cluster_.barrier_arrive();  // normalize() waits for it
+      load();
+      normalize();
+      const Losses<Real> losses = summed(finish(label));
+      if (lane_ == 0) shared_.warp_losses[warp_] = losses;
+    }
+    store();
+    if (!ignored) reduce();
+    if (threadIdx.x != 0) return;
+    wait_for_stores();
+    if (ignored && rank_ == 0) write_losses(0, {0, 0}, 0);
   }
 
  private:
+  __device__ int teachers() const { return TEACHERS < kMostTeachers ? TEACHERS : call_.teachers; }
   __device__ const Format* stream(int j) const { return call_.logits[j] + row_ * call_.strides[j]; }
+  __device__ uint4* vectors_of(int j) const { return streams_ + j * call_.vectors; }
   __device__ int column(int vector) const { return origin_ + vector * W; }
   __device__ bool inside(int column) const { return 0 <= column && column < call_.classes; }
-  __device__ bool is_teacher(int number) const { return 1 <= number && number <= call_.teachers; }
+  __device__ bool is_teacher(int number) const { return 1 <= number && number <= teachers(); }
 
-  // Loads the block's columns of every stream. Copies are still running at the end: wait_for_copy waits for them. A
-  // stream whose alignment differs from the student's is loaded by columns.
+  // Loads the block's columns of every stream. Copies are still running at the end: wait_for_copy waits for them.
   __device__ void load() {
     if (threadIdx.x == 0) {
-      for (int j = 0; j <= call_.teachers; ++j) init_barrier(shared_.arrived + j);
-      publish_barriers();
-      for (int j = 0; j <= call_.teachers; ++j) {
+      for (int j = 0; j <= teachers(); ++j) init_barrier(shared_.arrived + j);
+      publish_to_copies();
+      for (int j = 0; j <= teachers(); ++j) {
         const uint32_t vectors = same_alignment(stream(j), stream(0)) ? body_end_ - body_ : 0;
-        start_copy(streams_ + j * call_.vectors + body_, stream(j) + column(body_), vectors * sizeof(uint4),
-                   shared_.arrived + j);
+        start_copy(vectors_of(j) + body_, stream(j) + column(body_), vectors * sizeof(uint4), shared_.arrived + j);
       }
     }
-    for (int j = 0; j <= call_.teachers; ++j) {
-      const bool copied = same_alignment(stream(j), stream(0));
-      load_by_column(j, 0, copied ? body_ : vectors_);
-      if (copied) load_by_column(j, body_end_, vectors_);
+#pragma unroll 1
+    for (int j = 0; j <= teachers(); ++j) {
+      int begin = body_, end = body_end_;
+      if (!same_alignment(stream(j), stream(0))) {
+        // The first and the last vector would be made of bytes outside the row.
+        begin = min(begin + 1, body_end_);
+        end = max(end - 1, begin);
+        copy_shifted(vectors_of(j) + begin, stream(j) + column(begin), end - begin);
+      }
+      load_by_column(j, begin, end);
     }
     __syncthreads();  // all threads see the barriers and the columns
   }
 
+  // Loads the vectors of a stream before `begin` and from `end`.
   __device__ void load_by_column(int j, int begin, int end) {
-    for (int vector = begin + threadIdx.x; vector < end; vector += blockDim.x) {
-      Format* x = reinterpret_cast<Format*>(streams_ + j * call_.vectors + vector);
-      for (int i = 0; i < W; ++i) {
-        x[i] = inside(column(vector) + i) ? stream(j)[column(vector) + i] : static_cast<Format>(-INFINITY);
-      }
+    const int columns = (vectors_ - (end - begin)) * W;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) {
+      const int at = i < begin * W ? i : i + (end - begin) * W, k = origin_ + at;
+      reinterpret_cast<Format*>(vectors_of(j))[at] = inside(k) ? stream(j)[k] : static_cast<Format>(-INFINITY);
     }
   }
 
   // First pass. Fills shared_.row after two exchanges: between the warps of the block, then between the blocks.
   __device__ void normalize() {
-    for (int number = 0; number < kStatistics; ++number) {
-      if (!is_measured(number)) continue;
-      const Statistic<Real> mine = merged(number == kClassWeights ? class_weight_sum() : stream_sum(number));
-      if (lane_ == 0) shared_.warps[number][warp_] = mine;
+    set_statistic(0, stream_sum(0, static_cast<Real>(kLog2E)));
+    if constexpr (TEMPERED) set_statistic(kTempered, stream_sum(0, call_.sharpness));
+    if (TEACHERS > 0 && !call_.teacher_lse) {
+#pragma unroll 1
+      for (int j = 1; j <= teachers(); ++j) set_statistic(j, stream_sum(j, call_.sharpness));
+    } else {
+      for (int j = 1; j <= teachers(); ++j) wait_for_copy(shared_.arrived + j);
     }
+    if (is_measured(kClassWeights)) set_statistic(kClassWeights, class_weight_sum());
     __syncthreads();
     cluster_.barrier_wait();  // every block has started: its shared memory may be written
     for (int number = warp_; number < kStatistics; number += warps_) {
       if (!is_measured(number)) continue;
       const Statistic<Real> mine = merged(lane_ < warps_ ? shared_.warps[number][lane_] : Statistic<Real>{});
-      if (lane_ < blocks_) cluster_.map_shared_rank(shared_.blocks[number], lane_)[cluster_.block_rank()] = mine;
+      if (lane_ < blocks_) cluster_.map_shared_rank(shared_.blocks[number], lane_)[rank_] = mine;
     }
     cluster_.sync();
     for (int number = warp_; number < kStatistics; number += warps_) {
@@ -236,50 +323,63 @@ class Row {
 
   // Returns whether the call computes this sum from the data.
   __device__ bool is_measured(int number) const {
-    if (number == kTempered) return call_.temperature != 1;
-    if (number == kClassWeights) return call_.class_weight && call_.label_smoothing > 0;
+    if (number == kTempered) return TEMPERED;
+    if (number == kClassWeights) return call_.class_weight && call_.smooth > 0;
     return number == 0 || (is_teacher(number) && !call_.teacher_lse);
   }
 
-  // Returns this thread's part of the sum of a softmax.
-  __device__ Statistic<Real> stream_sum(int number) {
-    const int j = is_teacher(number) ? number : 0;
-    const Real factor = number == 0 ? static_cast<Real>(kLog2E) : call_.sharpness;
-    const uint4* stream = streams_ + j * call_.vectors;
+  __device__ void set_statistic(int number, Statistic<Real> of_thread) {
+    const Statistic<Real> of_warp = merged(of_thread);
+    if (lane_ == 0) shared_.warps[number][warp_] = of_warp;
+  }
+
+  // Returns this thread's part of the sum of 2^(x * factor) over a stream.
+  __device__ Statistic<Real> stream_sum(int j, Real factor) {
     wait_for_copy(shared_.arrived + j);
     Statistic<Real> statistic;
+    const int stride = blockDim.x;
+    int vector = threadIdx.x;
 #pragma unroll 1
-    for (int vector = threadIdx.x; vector < vectors_; vector += blockDim.x) {
-      Real x[W];
-      unpack<Format>(stream[vector], x);
-      Real largest = x[0], sum = 0;
+    for (; vector + stride < vectors_; vector += 2 * stride) add<2>(statistic, vectors_of(j) + vector, factor);
+    if (vector < vectors_) add<1>(statistic, vectors_of(j) + vector, factor);
+    return statistic;
+  }
+
+  // Adds COUNT of this thread's vectors to the statistic.
+  template <int COUNT>
+  __device__ void add(Statistic<Real>& statistic, const uint4* stream, Real factor) {
+    uint4 vectors[COUNT];
 #pragma unroll
-      for (int i = 1; i < W; ++i) largest = max(largest, x[i]);
-      const Real shift = max(statistic.shift, largest * factor);
+    for (int c = 0; c < COUNT; ++c) vectors[c] = stream[c * blockDim.x];
+    const Real shift = max(statistic.shift, largest<Format>(vectors) * factor);
+    Real sum = statistic.sum * exp2_of(statistic.shift - shift);
+#pragma unroll
+    for (int c = 0; c < COUNT; ++c) {
+      Real x[W];
+      unpack<Format>(vectors[c], x);
 #pragma unroll
       for (int i = 0; i < W; ++i) sum += exp2_of(fma(x[i], factor, -shift));
-      statistic = {shift, statistic.sum * exp2_of(statistic.shift - shift) + sum};
     }
-    return statistic;
+    statistic = {shift, sum};
   }
 
   // Returns this thread's part of the sum of the class weights, as a statistic of shift 0.
   __device__ Statistic<Real> class_weight_sum() const {
     Statistic<Real> statistic{0, 0};
     const int begin = max(origin_, 0), end = min(column(vectors_), call_.classes);
+#pragma unroll 1
     for (int k = begin + threadIdx.x; k < end; k += blockDim.x) statistic.sum += call_.class_weight[k];
     return statistic;
   }
 
-  // Second pass. Writes the gradient of the block's columns; returns this thread's part of the losses, in units of
-  // ln 2. TEACHERS is 0, 1, or kMostTeachers for any number.
-  template <int TEACHERS, bool TEMPERED>
+  // Second pass. Puts the gradient in the student's place in shared memory; returns this thread's part of the losses,
+  // in units of ln 2.
   __device__ Losses<Real> finish(int64_t label) {
     const bool labelled = 0 <= label && label < call_.classes;
     const int label_at = labelled && label >= origin_ ? static_cast<int>(label) - origin_ : -W;
-    const Real smooth = call_.label_smoothing / call_.classes;
     // The label's part of the target. A label out of range makes it NaN, and through it the gradient.
     const Real label_weight = labelled ? (1 - call_.label_smoothing) * class_weight(label) : Real(NAN);
+    const Real smooth = call_.smooth;
     Real target_sum = label_weight;
     if (smooth > 0) target_sum += call_.class_weight ? smooth * shared_.row[kClassWeights].sum : call_.label_smoothing;
 
@@ -290,9 +390,9 @@ class Row {
     const Real of_lse = scale * target_sum + 2 * call_.scales[2] * student.lse();
     const Real of_student = (TEMPERED ? of_lse : of_lse + of_divergence) * student.factor;
     const Real of_tempered = of_divergence * tempered.factor;
-    const Real mean_factor = TEACHERS == 1 ? shared_.row[1].factor : Real(1);
+    const Normalizer<Real> teacher = shared_.row[TEACHERS == 1];  // the only one
+    const Real mean_factor = TEACHERS == 1 ? teacher.factor : Real(1);
     const Real of_mean = of_divergence * mean_factor;
-    const Real log_sums = tempered.log_sum - (TEACHERS == 1 ? shared_.row[1].log_sum : Real(0));
 
     Losses<Real> losses{labelled ? Real(0) : Real(NAN), 0};
 #pragma unroll 1
@@ -305,16 +405,20 @@ class Row {
         slope[i] = of_student * exp2_of(below[i]);
       }
       if constexpr (TEACHERS > 0) {
-        Real mean[W], log_mean[W];
-        mix<TEACHERS>(streams_ + vector, mean, log_mean);
+        Real mean[W], log_ratio[W];
+        mix(streams_ + vector, teacher.shift, mean, log_ratio);
+        Real divergence = 0;
 #pragma unroll
         for (int i = 0; i < W; ++i) {
           const Real log_q = TEMPERED ? fma(z[i], call_.sharpness, -tempered.shift) : below[i];
           if (TEMPERED) slope[i] += of_tempered * exp2_of(log_q);
           slope[i] -= of_mean * mean[i];
-          // A probability of 0 adds 0, even if log_q is -inf; a NaN adds NaN.
-          if (!(mean[i] < kSmallest<Real>)) losses.divergence += mean[i] * (log_mean[i] - log_q + log_sums);
+          log_ratio[i] -= log_q;
+          divergence += mean[i] * log_ratio[i];
         }
+        // Rare: a probability of 0 times a ratio of infinity or NaN.
+        if (!(fabs(divergence) <= kLargest<Real>)) divergence = careful_sum(mean, log_ratio);
+        losses.divergence += divergence;
       }
       if (smooth > 0) {
 #pragma unroll
@@ -333,7 +437,7 @@ class Row {
         const Real below_label = fma(z_label, static_cast<Real>(kLog2E), -student.shift);
         if (label_weight != 0) losses.cross_entropy += label_weight * (student.log_sum - below_label);
       }
-      if (gradient_) store(vector, slope);
+      streams_[vector] = packed<Format>(slope);
     }
     losses.divergence *= mean_factor;
     return losses;
@@ -345,21 +449,20 @@ class Row {
 
   // Computes the teachers' mean probability in a vector of columns, and its log. With one teacher, both lack its factor
   // and log_sum, so that no logarithm is needed.
-  template <int TEACHERS>
-  __device__ void mix(const uint4* vector, Real* mean, Real* log_mean) const {
+  __device__ void mix(const uint4* vector, Real only_shift, Real* mean, Real* log_mean) const {
     Real x[W];
     if constexpr (TEACHERS == 1) {
       unpack<Format>(vector[call_.vectors], x);
 #pragma unroll
       for (int i = 0; i < W; ++i) {
-        log_mean[i] = fma(x[i], call_.sharpness, -shared_.row[1].shift);
+        log_mean[i] = fma(x[i], call_.sharpness, -only_shift);
         mean[i] = exp2_of(log_mean[i]);
       }
     } else {
 #pragma unroll
       for (int i = 0; i < W; ++i) mean[i] = 0;
 #pragma unroll 1
-      for (int j = 1; j <= call_.teachers; ++j) {
+      for (int j = 1; j <= teachers(); ++j) {
         const Normalizer<Real> teacher = shared_.row[j];
         unpack<Format>(vector[j * call_.vectors], x);
 #pragma unroll
@@ -370,41 +473,54 @@ class Row {
     }
   }
 
-  __device__ void store(int vector, const Real* slope) {
-    alignas(uint4) Format stored[W];
+  // A probability of 0 adds 0, even if its ratio is infinite or NaN; a NaN adds NaN.
+  __device__ static Real careful_sum(const Real* mean, const Real* log_ratio) {
+    Real sum = 0;
 #pragma unroll
-    for (int i = 0; i < W; ++i) stored[i] = static_cast<Format>(slope[i]);
-    Format* to = gradient_ + column(vector);
-    if (body_ <= vector && vector < body_end_ && aligned_) {
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(stored);
-    } else {
-#pragma unroll
-      for (int i = 0; i < W; ++i) {
-        if (inside(column(vector) + i)) to[i] = stored[i];
-      }
+    for (int i = 0; i < W; ++i) {
+      if (!(mean[i] < kSmallest<Real>)) sum += mean[i] * log_ratio[i];
     }
+    return sum;
   }
 
-  __device__ void write_zeros() {
-    const Real zeros[W] = {};
-    if (gradient_) {
-      for (int vector = threadIdx.x; vector < vectors_; vector += blockDim.x) store(vector, zeros);
+  // Stores the gradient from shared memory. The stores are still running at the end: wait_for_stores waits for them.
+  __device__ void store() {
+    publish_to_copies();
+    __syncthreads();  // all threads have written their columns
+    if (!call_.gradient) return;
+    Format* to = call_.gradient + row_ * call_.gradient_stride;
+    const Format* from = reinterpret_cast<const Format*>(streams_);
+    const int first = max(origin_, 0), last = min(column(vectors_), call_.classes);
+    // Columns [begin, begin + vectors * W) are complete vectors of the gradient.
+    const unsigned bytes_to_vector = -reinterpret_cast<uintptr_t>(to + first) % sizeof(uint4);
+    const int begin = min(first + static_cast<int>(bytes_to_vector / sizeof(Format)), last);
+    const int vectors = (last - begin) / W;
+    if (!same_alignment(to, stream(0))) {
+      copy_shifted(reinterpret_cast<uint4*>(to + begin), from + (begin - origin_), vectors);
+    } else if (threadIdx.x == 0) {
+      start_store(to + begin, from + (begin - origin_), vectors * sizeof(uint4));
     }
-    if (cluster_.block_rank() == 0 && threadIdx.x == 0) write_losses(0, {0, 0}, 0);
+#pragma unroll 1
+    for (int i = first + threadIdx.x; i < last - vectors * W; i += blockDim.x) {
+      const int k = i < begin ? i : i + vectors * W;
+      to[k] = from[k - origin_];
+    }
   }
 
   // Sums the losses over the cluster. Blocks send theirs to block 0, which ends after it has received them all.
-  __device__ void reduce(Losses<Real> losses) {
-    losses = summed(losses);
-    if (lane_ == 0) shared_.warp_losses[warp_] = losses;
-    __syncthreads();
+  __device__ void reduce() {
     if (warp_ == 0) {
-      losses = summed(lane_ < warps_ ? shared_.warp_losses[lane_] : Losses<Real>{0, 0});
-      if (lane_ == 0) cluster_.map_shared_rank(shared_.block_losses, 0)[cluster_.block_rank()] = losses;
+      const Losses<Real> losses = summed(lane_ < warps_ ? shared_.warp_losses[lane_] : Losses<Real>{0, 0});
+      if (lane_ == 0) cluster_.map_shared_rank(shared_.block_losses, 0)[rank_] = losses;
     }
     cluster_.sync();
-    if (cluster_.block_rank() != 0 || warp_ != 0) return;
-    losses = summed(lane_ < blocks_ ? shared_.block_losses[lane_] : Losses<Real>{0, 0});
+    if (rank_ != 0 || warp_ != 0) return;
+    Losses<Real> losses = summed(lane_ < blocks_ ? shared_.block_losses[lane_] : Losses<Real>{0, 0});
+    if (TEACHERS > 0) {
+      // finish() has left out the difference of the logs of sums, which is the same for all columns.
+      losses.divergence += shared_.row[TEMPERED ? kTempered : 0].log_sum;
+      if (TEACHERS == 1) losses.divergence -= shared_.row[1].log_sum;
+    }
     const Real ln2 = static_cast<Real>(kLn2), lse = shared_.row[0].lse();
     losses = {losses.cross_entropy * ln2, losses.divergence < 0 ? Real(0) : losses.divergence * ln2};  // NaN stays NaN
     const Real divergence = call_.temperature * call_.temperature * losses.divergence;
@@ -425,11 +541,9 @@ class Row {
   uint4* const streams_;
   const cg::cluster_group cluster_ = cg::this_cluster();
   const int warp_ = threadIdx.x / kWarp, lane_ = threadIdx.x % kWarp, warps_ = blockDim.x / kWarp;
-  const int blocks_;
+  const int blocks_, rank_;  // blocks of the cluster, and the number of this one
   const int64_t row_;
   int origin_, vectors_, body_, body_end_;  // the column of vector 0; vectors are numbered within the block
-  Format* gradient_ = nullptr;
-  bool aligned_;  // alignment of the gradient equals the student's: it can be stored by vectors
 };
 
 }  // namespace

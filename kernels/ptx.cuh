@@ -1,4 +1,5 @@
-// PTX instructions that CUDA C++ does not offer: hardware exponential and logarithm, bulk copies into shared memory.
+// PTX instructions that CUDA C++ does not offer: hardware exponential and logarithm, bulk copies between global and
+// shared memory. tests/support/cuda_emulation has the same functions for CPUs.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,12 @@ __device__ float log2_of(float x) {
   return y;
 }
 
+// Returns the start of the block's dynamic shared memory.
+__device__ uint4* dynamic_shared_memory() {
+  extern __shared__ uint4 memory[];
+  return memory;
+}
+
 __device__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -24,10 +31,11 @@ __device__ void init_barrier(uint64_t* barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// Called between init_barrier and the first copy that arrives at the barrier: copies use another memory proxy.
-__device__ void publish_barriers() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Bulk copies use another memory proxy. Called by every thread that has written shared memory, before a copy that
+// arrives at the barriers or reads the data.
+__device__ void publish_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Called by one thread. `bytes` (which may be 0) and the addresses are multiples of 16.
+// Copies global to shared memory. Called by one thread. `bytes` (which may be 0) and the addresses are multiples of 16.
 __device__ void start_copy(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
   const uint32_t arrived = shared_address(barrier);
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(bytes) : "memory");
@@ -50,5 +58,17 @@ __device__ void wait_for_copy(uint64_t* barrier) {
         : "memory");
   }
 }
+
+// Copies shared to global memory. Called by one thread, under the same conditions.
+__device__ void start_store(void* to, const void* from, uint32_t bytes) {
+  if (bytes == 0) return;
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(__cvta_generic_to_global(to)),
+               "r"(shared_address(from)), "r"(bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// Waits until the stores of this thread have read the shared memory, which is theirs until then.
+__device__ void wait_for_stores() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
 }  // namespace

@@ -1,29 +1,49 @@
-"""The CUDA kernel on a GPU with clusters, and its compilation without spilled registers on any machine with nvcc.
+"""The CUDA kernel on an emulated GPU, on a GPU with clusters if there is one, and its machine code.
 
-To check its memory accesses (also with --tool racecheck, initcheck, synccheck):
-    compute-sanitizer --tool memcheck python -m pytest tests/kernels/test_cuda_codistillation.py -m "not launch"
+To check its memory accesses on a GPU (also with --tool racecheck, initcheck, synccheck):
+    compute-sanitizer --tool memcheck python -m pytest tests/kernels/test_cuda_codistillation.py -k "not emulated"
 """
 
 # ruff: noqa: N803, N806 - V and N are the names in the formula
 
-import re
+import importlib
+import os
 import shutil
-import subprocess
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
-from torch import Tensor
+from hypothesis import strategies as st
 
+import emulated_cuda
+from emulated_cuda import EmulationError
 from hpcdistill.kernels import cuda_codistillation
+from hpcdistill.kernels.c_interface import CRows
 from hpcdistill.kernels.rows import Rows
-from loss_oracle import Case, assert_matches_reference, cases, random_case
+from loss_oracle import Case, assert_matches_reference, cases, on, random_case
+from repository import ROOT
+
+pytestmark = pytest.mark.alone
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-DEVICE = "cuda"
+# More of them take about 60 ms each.
+EMULATED_CASES = int(os.environ.get("EMULATED_CASES", "60"))
+# Each synchronization of the kernel, in the order in which a thread with one teacher comes to them.
+SYNCHRONIZATIONS = [
+    *(("block barrier", number) for number in range(4)),
+    *(("cluster barrier", number) for number in range(3)),
+    ("copy", 0),
+    ("copy", 1),
+    ("store", 0),
+    ("fence", 0),
+    ("fence", 1),
+]
+
+Compute = Callable[[Rows], Rows]
 
 
 def what_is_missing() -> str:
@@ -39,29 +59,30 @@ def what_is_missing() -> str:
 
 
 gpu = pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())
-
-
-def moved(tensor: Tensor) -> Tensor:
-    """Return `tensor` on the GPU, with the same strides."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE).copy_(tensor)
+emulated = pytest.mark.skipif(emulated_cuda.COMPILER is None, reason="no C++ compiler")
 
 
 def rows_of(case: Case, **changes: Any) -> Rows:
-    moving = replace(
-        case,
-        logits=moved(case.logits),
-        target=moved(case.target),
-        teachers=[moved(teacher) for teacher in case.teachers],
-        class_weight=None if case.class_weight is None else moved(case.class_weight),
-    )
-    return replace(moving.rows(), **changes)
+    return replace(case.rows(), **changes)
 
 
-def computed(rows: Rows) -> Rows:
-    """Run the kernel; return `rows` with its outputs on the CPU."""
+def on_gpu(rows: Rows) -> Rows:
+    """Run the kernel on the GPU; return `rows` with its outputs on the CPU."""
+    rows = on(rows, "cuda")
     cuda_codistillation.run(rows)
-    gradient = None if rows.gradient is None else rows.gradient.cpu()
-    return replace(rows, losses=rows.losses.cpu(), parts=rows.parts.cpu(), gradient=gradient)
+    return on(rows, "cpu")
+
+
+def on_emulated_gpu(rows: Rows) -> Rows:
+    emulated_cuda.run(rows)
+    return rows
+
+
+@pytest.fixture(params=[pytest.param(on_emulated_gpu, marks=emulated), pytest.param(on_gpu, marks=gpu)])
+def computed(request: pytest.FixtureRequest) -> Compute:
+    """Return a function that runs the kernel on `rows` and returns them with its outputs on the CPU."""
+    compute: Compute = request.param
+    return compute
 
 
 def assert_same(left: Rows, right: Rows) -> None:
@@ -79,33 +100,49 @@ def assert_same(left: Rows, right: Rows) -> None:
 def test_loss_and_gradient_match_the_formula(case: Case) -> None:
     V = case.logits.shape[1]
     assume((1 + len(case.teachers)) * V * case.logits.element_size() < 3e6)  # else no cluster can hold a row
-    assert_matches_reference(case, computed(rows_of(case)))
+    assert_matches_reference(case, on_gpu(case.rows()))
 
 
-@gpu
+@emulated
+@settings(max_examples=EMULATED_CASES, suppress_health_check=list(HealthCheck))
+@given(
+    case=cases([1, 2, 11, 127, 1003, 2000], DTYPES, most_rows=2),
+    blocks=st.sampled_from([1, 2, 5, 16]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_emulated_loss_and_gradient_match_the_formula(case: Case, blocks: int, seed: int) -> None:
+    rows = case.rows()
+    emulated_cuda.run(rows, kilobytes=kilobytes(case, blocks), seed=seed)
+    assert_matches_reference(case, rows)
+
+
+def kilobytes(case: Case, blocks: int) -> int:
+    """Return a size of shared memory with which a row needs about `blocks` blocks."""
+    own = 8 if case.logits.dtype == torch.float64 else 5  # what the kernel needs beside the rows
+    return own + (1 + len(case.teachers)) * (case.logits.shape[1] * case.logits.element_size() + 31) // blocks // 1024
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("V", [1000, 50257])
-def test_the_gradient_may_overwrite_the_logits(V: int, dtype: torch.dtype) -> None:
-    case = random_case(V=V, dtype=dtype, temperature=2.0)
-    rows = rows_of(case)
-    assert_same(computed(replace(rows, gradient=rows.logits)), computed(rows_of(case)))
+@pytest.mark.parametrize("V", [1000, 20011])
+def test_the_gradient_may_overwrite_the_logits(computed: Compute, V: int, dtype: torch.dtype) -> None:
+    case = random_case(rows=2, V=V, dtype=dtype, temperature=2.0)
+    rows = replace(case, logits=case.logits.clone()).rows()
+    assert_same(computed(replace(rows, gradient=rows.logits)), computed(case.rows()))
 
 
-@gpu
-def test_the_losses_are_the_same_without_a_gradient() -> None:
-    case = random_case(V=50257, dtype=torch.bfloat16, z_loss=1e-4)
+def test_the_losses_are_the_same_without_a_gradient(computed: Compute) -> None:
+    case = random_case(rows=2, V=50257, dtype=torch.bfloat16, z_loss=1e-4)
     losses = computed(rows_of(case, gradient=None))
-    assert torch.equal(losses.losses, computed(rows_of(case)).losses)
+    assert torch.equal(losses.losses, computed(case.rows()).losses)
 
 
-@gpu
-def test_a_label_out_of_range_makes_its_row_nan() -> None:
-    V = 50257
+def test_a_label_out_of_range_makes_its_row_nan(computed: Compute) -> None:
+    V = 5003
     case = random_case(rows=5, V=V, dtype=torch.bfloat16, class_weight=torch.ones(V))
-    good = computed(rows_of(case))
+    good = computed(case.rows())
     target = case.target.clone()
     target[torch.tensor([0, 2, 3])] = torch.tensor([V, -1, 2**40])
-    bad = computed(rows_of(case, target=moved(target)))
+    bad = computed(rows_of(case, target=target))
     assert bad.gradient is not None
     assert good.gradient is not None
     assert bad.losses.isnan().tolist() == [True, False, True, True, False]
@@ -114,14 +151,13 @@ def test_a_label_out_of_range_makes_its_row_nan() -> None:
     assert torch.equal(bad.gradient[[1, 4]], good.gradient[[1, 4]])
 
 
-@gpu
-@pytest.mark.parametrize("V", [11, 50257])
-def test_ignored_rows_are_not_read(V: int) -> None:
+@pytest.mark.parametrize("V", [11, 5003])
+def test_ignored_rows_are_not_read(computed: Compute, V: int) -> None:
     case = random_case(V=V, dtype=torch.bfloat16, ignore_index=-100)
     case.target[1] = -100
     for logits in (case.logits, *case.teachers):
         logits[1] = torch.nan
-    rows = computed(rows_of(case))
+    rows = computed(case.rows())
     assert rows.gradient is not None
     assert not rows.losses[1].any()
     assert not rows.parts[:, 1].any()
@@ -129,44 +165,47 @@ def test_ignored_rows_are_not_read(V: int) -> None:
     assert rows.gradient.isfinite().all()
 
 
-@gpu
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("V", [127, 50257])
-def test_classes_that_are_ruled_out(V: int, temperature: float) -> None:
-    case = random_case(V=V, dtype=torch.float32, temperature=temperature)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("N", [1, 2])
+def test_classes_that_are_ruled_out(computed: Compute, N: int, dtype: torch.dtype, temperature: float) -> None:
+    V = 1003
+    case = random_case(rows=2, V=V, N=N, dtype=dtype, temperature=temperature)
     case.target[:] = 0
     for logits in (case.logits, *case.teachers):
         logits[:, V // 2 :] = -torch.inf
     case.logits[:, V // 4] = 5.0
     for teacher in case.teachers:
         teacher[:, V // 4] = -torch.inf
-    assert_matches_reference(case, computed(rows_of(case)))
+    assert_matches_reference(case, computed(case.rows()))
 
 
-@gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("N", [1, 3])
-def test_rows_begin_at_any_address(N: int, dtype: torch.dtype) -> None:
-    case = random_case(V=4001, N=N, dtype=dtype, label_smoothing=0.1)
-    wide = [torch.zeros(len(x), 4001 + 7, dtype=dtype) for x in (case.logits, *case.teachers)]
-    views = [moved(x)[:, shift : shift + 4001] for shift, x in enumerate(wide, start=1)]
+def test_rows_begin_at_any_address(computed: Compute, N: int, dtype: torch.dtype) -> None:
+    V = 1001
+    case = random_case(rows=9, V=V, N=N, dtype=dtype, label_smoothing=0.1)
+    outputs = torch.full((9, V + 7), torch.nan, dtype=dtype)
+    wide = [torch.zeros(9, V + shift, dtype=dtype) for shift in range(1, 2 + N)]
+    views = [x[:, shift : shift + V] for shift, x in enumerate(wide, start=1)]
     for view, logits in zip(views, (case.logits, *case.teachers), strict=True):
         view.copy_(logits)
-    assert_matches_reference(case, computed(rows_of(case, logits=views[0], teachers=views[1:])))
+    rows = rows_of(case, logits=views[0], teachers=views[1:], gradient=outputs[:, 3 : 3 + V])
+    rows = computed(rows)
+    assert_matches_reference(case, rows)
 
 
-@gpu
 @pytest.mark.parametrize("lse_is_given", [False, True])
-def test_the_same_bits_every_time(lse_is_given: bool) -> None:
-    case = random_case(rows=64, V=128256, N=3, dtype=torch.bfloat16, lse_is_given=lse_is_given)
-    assert_same(computed(rows_of(case)), computed(rows_of(case)))
+def test_the_same_bits_every_time(computed: Compute, lse_is_given: bool) -> None:
+    case = random_case(rows=2, V=20011, N=3, dtype=torch.bfloat16, lse_is_given=lse_is_given)
+    assert_same(computed(case.rows()), computed(case.rows()))
 
 
 @gpu
 def test_in_a_cuda_graph() -> None:
     case = random_case(V=128256, dtype=torch.bfloat16)
-    rows = rows_of(case)
-    expected = computed(rows)
+    rows = on(case.rows(), "cuda")
+    expected = on_gpu(case.rows())
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         cuda_codistillation.run(rows)
@@ -174,29 +213,108 @@ def test_in_a_cuda_graph() -> None:
         assert output is not None
         output.fill_(torch.nan)
     graph.replay()
-    assert rows.gradient is not None
-    replayed = replace(rows, losses=rows.losses.cpu(), parts=rows.parts.cpu(), gradient=rows.gradient.cpu())
-    assert_same(replayed, expected)
+    assert_same(on(rows, "cpu"), expected)
 
 
 @gpu
 @pytest.mark.parametrize("case", [random_case(V=300_000, N=2), random_case(N=9)], ids=["row", "teachers"])
 def test_a_row_that_does_not_fit_is_refused(case: Case) -> None:
     with pytest.raises(RuntimeError, match=r"bytes\); use implementation='triton'"):
-        cuda_codistillation.run(rows_of(case))
+        on_gpu(case.rows())
+
+
+@emulated
+@pytest.mark.parametrize("case", [random_case(V=300_000, N=2), random_case(N=9)], ids=["row", "teachers"])
+def test_the_launcher_refuses_a_row_that_does_not_fit(case: Case) -> None:
+    with pytest.raises(EmulationError, match="refused by the launcher"):
+        emulated_cuda.run(case.rows())
+
+
+@emulated
+def test_threads_in_any_order_give_the_same_bits() -> None:
+    case = random_case(rows=1, V=5003, N=2, dtype=torch.bfloat16, temperature=2.0)
+    first, *others = [case.rows() for _ in range(8)]
+    emulated_cuda.run(first, kilobytes=10)
+    for seed, rows in enumerate(others, start=1):
+        emulated_cuda.run(rows, kilobytes=10, seed=seed)
+        assert_same(rows, first)
+
+
+@emulated
+@pytest.mark.parametrize("removed", SYNCHRONIZATIONS, ids=lambda removed: "-".join(map(str, removed)))
+def test_each_synchronization_is_needed(removed: tuple[str, int]) -> None:
+    """A thread that does not wait has other results or does what the emulation detects, soon if not in every run."""
+    case = random_case(rows=1, V=2003, N=1, dtype=torch.bfloat16)
+    assert any(is_wrong(case, removed, seed) for seed in range(20))
+
+
+def is_wrong(case: Case, removed: tuple[str, int], seed: int) -> bool:
+    rows = case.rows()
+    try:
+        emulated_cuda.run(rows, kilobytes=7, seed=seed, removed=removed)
+        assert_matches_reference(case, rows)
+    except (EmulationError, AssertionError):
+        return True
+    return False
+
+
+@emulated
+def test_the_runtime_is_asked_once_for_a_device_and_shape() -> None:
+    rows = random_case(rows=1, V=1234).rows()
+    assert emulated_cuda.run(rows, device=3).queries > 0
+    again = emulated_cuda.run(rows, device=3)
+    assert (again.queries, again.device) == (0, 3)
+    assert emulated_cuda.run(rows, device=4).queries > 0
+
+
+@emulated
+def test_large_clusters_only_where_they_run() -> None:
+    case = random_case(rows=1, V=8000, N=1, dtype=torch.bfloat16)
+    rows = case.rows()
+    emulated_cuda.run(rows, kilobytes=7)  # 16 blocks
+    assert_matches_reference(case, rows)
+    with pytest.raises(EmulationError, match="refused by the launcher"):
+        emulated_cuda.run(case.rows(), kilobytes=7, most_blocks=8)
+
+
+def test_a_gradient_of_another_dtype_is_refused() -> None:
+    rows = random_case(dtype=torch.float32).rows()
+    with pytest.raises(ValueError, match=r"the gradient is torch.bfloat16; compiled kernels write torch.float32"):
+        CRows.from_rows(replace(rows, gradient=rows.logits.bfloat16()))
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Import tools/cuda_counts.py for a library that is built from the sources as they are."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    counts = importlib.import_module("cuda_counts")
+    if shutil.which("nvcc") is None or counts.cuobjdump() is None:
+        pytest.skip("GPU: no nvcc or cuobjdump here")
+    built = counts.LIBRARY.stat().st_mtime
+    stale = [path.name for path in emulated_cuda.KERNEL if path.stat().st_mtime > built]
+    assert not stale, f"{stale} changed after the library was built: run `make setup`"
+    return counts
 
 
 @pytest.mark.launch
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="GPU: no nvcc, which compiles for one")
 @pytest.mark.parametrize("architecture", ["sm_90", "sm_100"])
-def test_compiles_without_spilling_registers(architecture: str, tmp_path: Path) -> None:
-    known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
-    if architecture not in known.split():
-        pytest.skip(f"GPU: this nvcc is too old for {architecture}")
-    source = Path(cuda_codistillation.__file__).with_name("codistillation.cu")
-    flags = ["-std=c++17", "-O3", f"-arch={architecture}", "-cubin", "-Xptxas=-v", "-o", str(tmp_path / "cubin")]
-    result = subprocess.run(["nvcc", *flags, str(source)], capture_output=True, text=True, timeout=100)
-    assert result.returncode == 0, result.stderr
-    used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
-    assert len(used) == 20
-    assert set(used) == {("0", "0", "0")}, result.stderr
+def test_no_register_is_spilled(counts: ModuleType, architecture: str) -> None:
+    usage = counts.usage(architecture)
+    if not usage:
+        pytest.skip(f"GPU: the library was built without {architecture}")
+    assert len(usage) == 20
+    assert {spilled for _, spilled in usage.values()} == {0}
+
+
+@emulated
+@pytest.mark.launch
+def test_instructions_of_a_column(counts: ModuleType) -> None:
+    costs = counts.costs()
+    if not costs:
+        pytest.skip("GPU: the library was built without sm_90")
+    assert len(costs) == 4
+    for V, launch in counts.LAUNCHES.items():
+        launched = emulated_cuda.run(random_case(rows=1, V=V, N=1, dtype=torch.bfloat16).rows())
+        assert (launched.blocks, launched.threads) == launch
+        for kind in ("bfloat16, N = 1", "float16, N = 1"):
+            assert costs[kind].per_column(V) <= 35
