@@ -3,6 +3,8 @@
 Under mpirun all ranks run the same tests in the same order, so that tests may use collectives. Rank 0 reports as usual,
 the others only after a failure of theirs. A failure on any rank ends the whole job at once: ranks that go on might wait
 for the failed one until their timeout.
+
+The tests of losses and kernels need torch, pytest, hypothesis and numpy alone. Without an MPI they run on 1 rank.
 """
 
 import contextlib
@@ -19,19 +21,26 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import hypothesis
 import pytest
 import torch
-from mpi4py import MPI
 
 from hpcdistill.distributed.groups import Groups
+from hpcdistill.distributed.single import SingleProcess
 from hpcdistill.output import log_to_stderr
 from launcher import LAUNCHER_VARIABLES
 from repository import ROOT
 
-WORLD = MPI.COMM_WORLD
+MPI: Any = None
+WORLD: Any = SingleProcess()
+try:
+    from mpi4py import MPI  # type: ignore[no-redef]
+
+    WORLD = MPI.COMM_WORLD
+except (ImportError, RuntimeError):  # no mpi4py; no library of MPI
+    pass
 # Without a GPU, kernels run in Triton's interpreter; Triton reads this variable when it is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -42,12 +51,6 @@ if WORLD.size > 1:
     os.environ["PYTEST_DEBUG_TEMPROOT"] = str(root)
 # torch begins each process with another seed. This one is for what test modules draw when they are imported.
 torch.manual_seed(WORLD.rank)
-THREAD_LEVELS = {
-    MPI.THREAD_SINGLE: "SINGLE",
-    MPI.THREAD_FUNNELED: "FUNNELED",
-    MPI.THREAD_SERIALIZED: "SERIALIZED",
-    MPI.THREAD_MULTIPLE: "MULTIPLE",
-}
 
 # Beginnings of the reasons for which CI may skip a test.
 EXCUSES = ("GPU: ", "ranks: ")
@@ -76,8 +79,17 @@ class QuietTerminal(io.StringIO):
             self.show()
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the settings of pytest-timeout where it is not installed: pytest refuses unknown ones."""
+    if not pluginmanager.hasplugin("timeout"):
+        for name in ("timeout", "timeout_method"):
+            parser.addini(name, "Unused: pytest-timeout is not installed.")
+
+
 @pytest.hookimpl(trylast=True)  # after the terminal reporter has been made
 def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("timeout"):
+        config.addinivalue_line("markers", "timeout(seconds): unused, as pytest-timeout is not installed")
     log_to_stderr()  # as the program does: tests read warnings there
     if WORLD.size > 1:
         config.option.maxfail = 1
@@ -87,14 +99,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    name, version = MPI.get_vendor()
-    vendor = f"{name} {'.'.join(map(str, version))}"
-    level = THREAD_LEVELS[MPI.Query_thread()]
     packages = ("horovod", "torch", "triton", "h5py", "mpi4py")
     return [
-        f"MPI: {vendor}, thread level {level}, rank {WORLD.rank} of {WORLD.size}",
+        f"MPI: {_describe_mpi()}, rank {WORLD.rank} of {WORLD.size}",
         "versions: " + ", ".join(f"{name} {_version(name)}" for name in packages),
     ]
+
+
+def _describe_mpi() -> str:
+    if MPI is None:
+        return "none"
+    levels = {getattr(MPI, f"THREAD_{name}"): name for name in ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")}
+    name, version = MPI.get_vendor()
+    return f"{name} {'.'.join(map(str, version))}, thread level {levels[MPI.Query_thread()]}"
 
 
 def _version(package: str) -> str:
@@ -108,7 +125,7 @@ def _version(package: str) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep each file, and all that needs Slurm, in one worker of xdist; deselect what is for the 1-rank suite only."""
     if WORLD.size == 1:
-        for item in items:
+        for item in items if config.pluginmanager.hasplugin("xdist") else ():
             item.add_marker(pytest.mark.xdist_group("slurm" if item.get_closest_marker("slurm") else str(item.path)))
         return
     left = [item for item in items if item.get_closest_marker("launch") or item.get_closest_marker("alone")]
@@ -156,7 +173,8 @@ def _forbidden_skips(config: pytest.Config) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def world() -> MPI.Intracomm:
+def world() -> Any:
+    """Return the communicator of all ranks."""
     return WORLD
 
 

@@ -5,6 +5,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compile_ahead import TIMEOUT, compiled_ahead
 from loss_oracle import (
     Case,
     assert_matches_reference,
@@ -26,16 +28,26 @@ from loss_oracle import (
 )
 from repository import ROOT
 
-pytest.importorskip("triton", minversion="3.7", reason="older interpreters fail with numpy >= 2.4")
+if torch.cuda.is_available():
+    pytest.importorskip("triton")
+else:
+    pytest.importorskip("triton", minversion="3.7", reason="older interpreters fail with numpy >= 2.4")
 
-from hpcdistill.kernels import triton_codistillation
+from hpcdistill.kernels import triton_codistillation, triton_row
 from hpcdistill.kernels.rows import Rows
 from hpcdistill.kernels.triton_codistillation import launch_options, run, scale_rows_
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, TIMEOUT]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 EVERY_OPTION: dict[str, Any] = {"temperature": 4.0, "label_smoothing": 0.1, "z_loss": 1e-3, "distill_weight": 0.3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile the kernels of this module in several processes, on a GPU; they take seconds each."""
+    with compiled_ahead(request, [triton_row.kernel, triton_codistillation._scale_kernel]):
+        yield
 
 
 def filled(case: Case, scales: tuple[float, float] = (1.0, 1.0), **changes: Any) -> Rows:
