@@ -18,9 +18,10 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
 from bench_loss import DTYPES, TEACHERS, eager
+from device_events import Work, launches
 from hpcdistill import codistillation_loss, linear_codistillation_loss
 from hpcdistill.losses import buffers
-from measure import Work, add_common_options, in_turns, make_parser, peak_extra_bytes, ratio, sweep
+from measure import add_common_options, in_turns, make_parser, peak_extra_bytes, ratio, spread, sweep
 
 
 class Model(NamedTuple):
@@ -48,13 +49,14 @@ def main() -> None:
     parser = make_parser(__doc__)
     add_common_options(parser, "linear_loss")
     add_setting_options(parser)
+    parser.add_argument("--ours-only", action="store_true", help="leave out the losses that store all logits")
     options = parser.parse_args()
     sweep(
         "linear_loss",
         options,
         HEADER,
         settings(options),
-        lambda setting, device: measure(setting, options.rounds, device),
+        lambda setting, device: measure(setting, options.rounds, device, options.ours_only),
         lines,
     )
 
@@ -76,12 +78,12 @@ def settings(options: argparse.Namespace) -> Iterator[Setting]:
     return map(Setting._make, product(*axes))
 
 
-def measure(setting: Setting, rounds: int, device: torch.device) -> dict[str, Any]:
+def measure(setting: Setting, rounds: int, device: torch.device, ours_only: bool = False) -> dict[str, Any]:
     """Measure seconds and peak memory of every contender in one setting."""
     torch._dynamo.reset()
     student, teachers, target = random_inputs(setting, device)
     works: dict[str, Work] = {
-        name: partial(step, loss, student, target, teachers) for name, loss in contenders(setting, device)
+        name: partial(step, loss, student, target, teachers) for name, loss in contenders(setting, device, ours_only)
     }
     peaks = {}
     for name, work in works.items():
@@ -89,7 +91,10 @@ def measure(setting: Setting, rounds: int, device: torch.device) -> dict[str, An
         buffers.release()
         peaks[name] = peak_extra_bytes(work, device)
     works["GEMMs"] = gemms(student, teachers)
-    return {**setting._asdict(), "peak_extra_bytes": peaks, "seconds": in_turns(works, device, rounds)}
+    result = {**setting._asdict(), "peak_extra_bytes": peaks, "seconds": in_turns(works, device, rounds)}
+    if device.type == "cuda":
+        result["launches"] = {name: dict(launches(works[name], device)) for name in works if name.startswith("ours")}
+    return result
 
 
 def random_inputs(setting: Setting, device: torch.device) -> tuple[Model, list[Model], Tensor]:
@@ -131,20 +136,25 @@ def gemms(student: Model, teachers: list[Model]) -> Callable[[], None]:
     return work
 
 
-def contenders(setting: Setting, device: torch.device) -> Iterator[tuple[str, Loss]]:
+def contenders(setting: Setting, device: torch.device, ours_only: bool) -> Iterator[tuple[str, Loss]]:
     """Yield the names and losses of all contenders, ours first."""
     yield "ours", ours
-    yield "fused", materialised(codistillation_loss)
-    yield "compile", torch.compile(materialised(eager), dynamic=False)
-    yield "eager", materialised(eager)
+    if device.type == "cuda" and DTYPES[setting.dtype].itemsize == 2:
+        yield "ours, 16-bit logits", partial(ours, logits_dtype=None)
+    if not ours_only:
+        yield "fused", materialised(codistillation_loss)
+        yield "compile", torch.compile(materialised(eager), dynamic=False)
+        yield "eager", materialised(eager)
     if device.type == "cuda":
         yield from peers(setting)
 
 
-def ours(student: Model, target: Tensor, teachers: list[Model]) -> Tensor:
+def ours(
+    student: Model, target: Tensor, teachers: list[Model], logits_dtype: torch.dtype | None = torch.float32
+) -> Tensor:
     """Compute our loss of hidden states and heads."""
     hidden, weight = [model.hidden for model in teachers], [model.weight for model in teachers]
-    return linear_codistillation_loss(student.hidden, student.weight, target, hidden, weight)
+    return linear_codistillation_loss(student.hidden, student.weight, target, hidden, weight, logits_dtype=logits_dtype)
 
 
 def materialised(loss: Callable[[Tensor, Tensor, list[Tensor]], Tensor]) -> Loss:
@@ -174,8 +184,8 @@ def peers(setting: Setting) -> Iterator[tuple[str, Loss]]:
 
 
 HEADER = (
-    "| tokens × D → V | N | dtype | contender | seconds | of the GEMMs | of eager | peak extra MB | of eager |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| tokens × D → V | N | dtype | contender | seconds | spread | of the GEMMs | of eager "
+    "| peak extra MB | of eager |\n" + "|---" * 10 + "|"
 )
 
 
@@ -185,11 +195,16 @@ def lines(result: dict[str, Any]) -> str:
     setting = (
         f"| {result['tokens']} × {result['width']} → {result['classes']} | {result['teachers']} | {result['dtype']}"
     )
-    return "\n".join(
-        f"{setting} | {name} | {statistics.median(seconds[name]):.2f} | {ratio(seconds, name, 'GEMMs'):.2f}× "
-        f"| {ratio(seconds, name, 'eager'):.2f}× | {peaks[name] / 1e6:.0f} | {peaks[name] / peaks['eager']:.3f} |"
-        for name in peaks
-    )
+
+    def row(name: str) -> str:
+        time_of_eager = f"{ratio(seconds, name, 'eager'):.2f}×" if "eager" in peaks else ""
+        peak_of_eager = f"{peaks[name] / peaks['eager']:.3f}" if "eager" in peaks else ""
+        return (
+            f"{setting} | {name} | {statistics.median(seconds[name]):.4f} | ± {100 * spread(seconds[name]):.1f} % "
+            f"| {ratio(seconds, name, 'GEMMs'):.2f}× | {time_of_eager} | {peaks[name] / 1e6:.0f} | {peak_of_eager} |"
+        )
+
+    return "\n".join(map(row, peaks))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,19 @@ import torch
 from torch import Tensor
 
 from bench_linear_loss import Model, Setting, add_setting_options, gemms, ours, random_inputs, settings, step
+from device_events import Work
 from hpcdistill import Groups, linear_codistillation_loss
 from hpcdistill.losses import buffers
-from measure import Work, add_common_options, ends_all_ranks, in_turns, make_parser, peak_extra_bytes, ratio, sweep
+from measure import (
+    add_common_options,
+    ends_all_ranks,
+    in_turns,
+    make_parser,
+    peak_extra_bytes,
+    ratio,
+    spread,
+    sweep,
+)
 
 
 @ends_all_ranks
@@ -73,8 +83,8 @@ def measure(setting: Setting, groups: Groups, rounds: int, device: torch.device)
 
 
 HEADER = (
-    "| ranks | tokens × D → V | N | dtype | seconds | of alone | of the GEMMs | peak extra MB per rank |\n"
-    + "|---" * 8
+    "| ranks | tokens × D → V | N | dtype | seconds | spread | of alone | of the GEMMs | peak extra MB per rank |\n"
+    + "|---" * 9
     + "|"
 )
 
@@ -85,7 +95,8 @@ def line(result: dict[str, Any]) -> str:
     of_alone, of_gemms = (ratio(seconds, "sharded", other) for other in ("alone", "GEMMs"))
     return (
         f"| {result['ranks']} | {result['tokens']} × {result['width']} → {result['classes']} | {result['teachers']} "
-        f"| {result['dtype']} | {statistics.median(seconds['sharded']):.2f} | {of_alone:.2f}× | {of_gemms:.2f}× "
+        f"| {result['dtype']} | {statistics.median(seconds['sharded']):.4f} "
+        f"| ± {100 * spread(seconds['sharded']):.1f} % | {of_alone:.2f}× | {of_gemms:.2f}× "
         f"| {result['peak_extra_bytes'] / 1e6:.0f} |"
     )
 

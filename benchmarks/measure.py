@@ -1,4 +1,7 @@
-"""Measurements that benchmarks share: contenders take turns, so that noise of the machine affects all alike."""
+"""Measurements that benchmarks share: contenders take turns, so that noise of the machine affects all alike.
+
+Calls on a GPU are timed by device events, with an L2 cache that holds nothing of their data (`device_events.py`).
+"""
 
 import argparse
 import ctypes
@@ -16,7 +19,7 @@ from typing import Any
 
 import torch
 
-Work = Callable[[], Any]
+from device_events import EventTimer, Work, l2_bytes
 
 
 def sweep(
@@ -53,16 +56,26 @@ def in_turns(works: dict[str, Work], device: torch.device, rounds: int) -> dict[
     """Call all `works` in turn, `rounds` times after a first call to warm up; return the seconds of each call."""
     for work in works.values():
         work()
+    if device.type == "cuda":
+        return EventTimer(device).seconds(works, rounds)
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            seconds[name].append(_timed(work, device))
+            seconds[name].append(_timed(work))
     return seconds
 
 
 def ratio(seconds: dict[str, list[float]], slower: str, faster: str) -> float:
     """Return the time of `slower` divided by that of `faster`: the median over the rounds."""
     return statistics.median(s / f for s, f in zip(seconds[slower], seconds[faster], strict=True))
+
+
+def spread(seconds: list[float]) -> float:
+    """Return half the interquartile range, as a fraction of the median; 0 for a single call."""
+    if len(seconds) < 2:
+        return 0.0
+    first, median, third = statistics.quantiles(seconds, n=4, method="inclusive")
+    return (third - first) / 2 / median
 
 
 def ends_all_ranks(main: Work) -> Work:
@@ -98,9 +111,11 @@ def peak_extra_bytes(work: Work, device: torch.device) -> int:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Return the facts of machine and software that a measurement depends on."""
-    facts = {"torch": torch.__version__, "python": platform.python_version()}
+    facts: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version()}
     if device.type == "cuda":
-        return facts | {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"device": properties.name, "cuda": torch.version.cuda, "l2_bytes": l2_bytes(device)}
+        return facts | {"multiprocessors": properties.multi_processor_count}
     return facts | {"device": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
@@ -130,13 +145,9 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
     print(f"\nraw results: {path}")
 
 
-def _timed(work: Work, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _timed(work: Work) -> float:
     begin = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     return time.perf_counter() - begin
 
 
