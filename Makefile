@@ -1,6 +1,6 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup lock demo test install-check lint format doctor clean
+.PHONY: help setup lock demo test install-check gpu-check lint format doctor clean
 
 ENV := . tools/env.sh &&
 # Interrupt a stage that hangs, as Ctrl-C does, so that tests can still end the processes they have started.
@@ -28,6 +28,9 @@ test: lint ## lint, then the suite on 1, 2 and 4 ranks
 
 install-check: setup ## build the wheel, install it beside torch alone, and use the loss
 	tools/check_install.sh
+
+gpu-check: setup ## pack build/gpu-check, which a GPU's machine without network can run; see docs/gpu_check.md
+	$(ENV) PYTHONPATH=tools python -m gpu_check pack $(ARGS)
 
 lint: setup ## check style and types
 	$(ENV) ruff check . && ruff format --check . && mypy

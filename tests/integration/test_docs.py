@@ -151,6 +151,11 @@ def suite(workspace: Workspace, command: str) -> None:
     assert all((ROOT / each).exists() for each in named)
 
 
+def gpu_check(workspace: Workspace, command: str) -> None:
+    """Check that the script of the packed folder has the command; test_gpu_check.py runs it."""
+    assert f'("{command.split()[2]}", ' in (ROOT / "tools/gpu_check/__main__.py").read_text()
+
+
 def elsewhere(workspace: Workspace, command: str) -> None:
     """Leave out a command of another program, on another machine."""
 
@@ -187,6 +192,7 @@ def tensorboard(workspace: Workspace, command: str) -> None:
 RULES: list[tuple[str, Callable[[Workspace, str], None]]] = [
     (r"^make \w", make),
     (r"^git clone … |^module load ", elsewhere),
+    (r"^bash build/gpu-check/run ", gpu_check),
     (r"^pip install \.$", installed),
     (r"^\. tools/env\.sh$|^cp -r |^export |^tail ", run),
     (r"^tensorboard ", tensorboard),
