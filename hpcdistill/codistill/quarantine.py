@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hpcdistill.distributed.groups import Groups
@@ -80,9 +81,11 @@ class Quarantine:
             return
         if target is None:
             raise ValueError("excess_loss compares predictions with the target: call predict(..., target=target)")
-        for peer in sorted(self._untried):
-            excess = self._excess_loss(predictions[peer], target).item()
-            self._validate_snapshot(peer, self._groups.sum(excess) / self._groups.size)
+        peers = sorted(self._untried)
+        if peers:  # read together: a GPU is waited for once
+            losses = torch.stack([self._excess_loss(predictions[peer], target).float() for peer in peers])
+            for peer, excess in zip(peers, losses.tolist(), strict=True):
+                self._validate_snapshot(peer, self._groups.sum(excess) / self._groups.size)
         self._untried.clear()
 
     def expire(self, step: int) -> None:

@@ -101,7 +101,7 @@ class Restart:
         Raises:
             UserError: a weight is not finite.
         """
-        _require_finite(self._model, self._groups.group, step)
+        require_finite(self._model, self._groups.group, step)
         mine = _rng_state(self._groups.device)
         if self._batches.reader_state is not None:
             mine["reader"] = self._batches.reader_state
@@ -219,7 +219,12 @@ class Restart:
         return state
 
 
-def _require_finite(model: nn.Module, group: int, step: int) -> None:
+def require_finite(model: nn.Module, group: int, step: int) -> None:
+    """Check that all parameters of the model of `group` are finite after `step` steps.
+
+    Raises:
+        UserError: one is not.
+    """
     if name := first_not_finite(dict(model.named_parameters())):
         raise UserError(
             f"group {group}: {name} is no longer finite at step {step}; lower --optimizer.lr and go on from the last "

@@ -33,6 +33,16 @@ def test_a_label_out_of_range_makes_its_row_nan() -> None:
     assert rows.gradient.isnan().all(1).tolist() == [True, False, True, False]
 
 
+def test_the_gradient_of_float32_logits_may_have_16_bits() -> None:
+    case = random_case(rows=4, dtype=torch.float32)
+    case.target[1] = -100
+    wide = case.rows()
+    narrow = replace(wide, gradient=torch.full_like(wide.gradient, torch.nan, dtype=torch.bfloat16))
+    for rows in (wide, narrow):
+        run(rows)
+    assert torch.equal(narrow.gradient, wide.gradient.bfloat16())
+
+
 def test_the_gradient_may_overwrite_the_logits() -> None:
     case = random_case()
     apart = case.rows()

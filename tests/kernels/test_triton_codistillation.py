@@ -87,6 +87,22 @@ def test_shards_make_no_difference(case: Case, cuts: list[float], tiled: bool) -
         assert_shards_match_reference(case, cuts, run, DEVICE)
 
 
+@pytest.mark.parametrize("V", [127, 528])  # not aligned, and aligned
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_gradient_of_float32_logits_may_have_16_bits(V: int, tiled: bool, dtype: torch.dtype) -> None:
+    """Check a row that counts, one that does not, and one whose label is out of range."""
+    case = random_case(rows=3, V=V, dtype=torch.float32, **EVERY_OPTION)
+    case.target[1], case.target[2] = -100, V
+    with in_tiles() if tiled else nullcontext():
+        wide = filled(case)
+        narrow = filled(case, gradient=torch.full((3, V), torch.inf, dtype=dtype))
+    assert torch.equal(narrow.losses[:2], wide.losses[:2])
+    # The interpreter rounds some numbers to the other neighbour.
+    ulp = torch.finfo(dtype).eps
+    torch.testing.assert_close(narrow.gradient, wide.gradient.to(dtype), rtol=ulp, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("V", [20000, 20001])  # aligned or not; the last of three or five tiles is incomplete
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("lse_is_given", [False, True])

@@ -25,8 +25,9 @@ from hpcdistill.storage.state_file import State, load_state
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.training.optimizer import build_optimizer
 from hpcdistill.training.precision import to_bfloat16
-from hpcdistill.training.restart import Restart
+from hpcdistill.training.restart import Restart, require_finite
 from hpcdistill.training.setup import training_share
+from synchronizations import recorded_synchronizations
 
 
 @pytest.fixture
@@ -246,3 +247,17 @@ def test_the_state_of_a_reader_is_restored(data: Path, tmp_path: Path) -> None:
             assert run._batches.drawn == 3
             restored = run._batches.reader_state
             assert restored is None if state is None else torch.equal(restored, state)
+
+
+def test_weights_are_read_from_a_gpu_once(data: Path, tmp_path: Path) -> None:
+    """Check the search for weights that are not finite, which all checkpoints begin with."""
+    model = model_of(data)
+    assert len(list(model.parameters())) > 3
+    with recorded_synchronizations() as found:
+        require_finite(model, group=0, step=3)
+    assert found == ["local_scalar_dense"]
+    with torch.no_grad():
+        list(model.parameters())[2].flatten()[-1] = math.nan
+    name = list(dict(model.named_parameters()))[2]
+    with pytest.raises(UserError, match=f"group 0: {name} is no longer finite at step 3"):
+        require_finite(model, group=0, step=3)
