@@ -7,7 +7,7 @@ Each key's docstring is its help in `hpcdistill train --help`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 from pydantic import Field, NonNegativeInt, PositiveInt, create_model, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -37,6 +37,8 @@ class Config(BaseSettings):
     """Number of ranks of each group, such as 4,2. Without it, the ranks are split evenly."""
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Seed of initial weights, shuffling and dropout; groups and ranks derive their own seeds from it."""
+    gradients: Literal["horovod", "torch"] = "horovod"
+    """Library that averages gradients inside each group: 'horovod', or 'torch' for torch's DistributedDataParallel."""
     data: DataConfig = Field(default_factory=dict, validate_default=True)  # type: ignore[arg-type] # says what is missing
     model: ModelConfig
     optimizer: OptimizerConfig = OptimizerConfig()

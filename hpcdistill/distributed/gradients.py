@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hpcdistill.discovery import import_siblings
+from hpcdistill.distributed.one_rank import OneRank
 from hpcdistill.errors import UserError
 from hpcdistill.losses.vocab_parallel import VocabParallel
 
@@ -54,7 +55,9 @@ def register_backend(name: str) -> Callable[[Starter], Starter]:
 
 
 def start_backend(name: str, comm: Communicator, device: torch.device) -> GradientBackend:
-    """Start a gradient backend among the ranks of a group. Collective over the group, once per process.
+    """Start a gradient backend among the ranks of a group; `OneRank` where there is one.
+
+    Collective over the group, once per process.
 
     Args:
         name: name under which the backend is registered, such as "horovod".
@@ -69,4 +72,4 @@ def start_backend(name: str, comm: Communicator, device: torch.device) -> Gradie
         import_siblings(__name__)
     if name not in _starters:
         raise UserError(f"there is no gradient backend {name!r}; use one of {', '.join(sorted(_starters))}")
-    return _starters[name](comm, device)
+    return OneRank() if comm.size == 1 else _starters[name](comm, device)

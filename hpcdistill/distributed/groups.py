@@ -58,7 +58,9 @@ class Groups:
     """Gradient backend of this group."""
 
     @classmethod
-    def create(cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None) -> Groups:
+    def create(
+        cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None, gradients: str = "horovod"
+    ) -> Groups:
         """Split the ranks of the job, its world, into groups, for a training script.
 
         Collective over the world, once per process. From then on an exception that a rank does not catch ends all ranks
@@ -72,6 +74,8 @@ class Groups:
             count: number of groups; the ranks of a group follow each other in the world.
             sizes: number of ranks in each group; None for groups of equal size.
             group: number of the group that this world is, where each group is a job of its own; else None.
+            gradients: backend that averages gradients inside each group: "horovod", or "torch" for torch's
+                DistributedDataParallel.
 
         Raises:
             UserError: the world does not split evenly or is not the sum of `sizes`; MPI grants too low a thread level;
@@ -85,10 +89,12 @@ class Groups:
                 )
             return cls.single()
         sys.excepthook = lambda _, error, __: end_job(error, launched=True)
-        return cls.from_world(count, sizes, group)
+        return cls.from_world(count, sizes, group, gradients)
 
     @classmethod
-    def from_world(cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None) -> Groups:
+    def from_world(
+        cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None, gradients: str = "horovod"
+    ) -> Groups:
         """Split the world into groups, for a program that ends the job itself when a rank fails (`end_job`).
 
         It takes the arguments and raises the errors of `create`, and starts MPI even for one rank, where there is MPI.
@@ -100,12 +106,12 @@ class Groups:
                 groups = cls.split(world, _sizes(world.size, count, sizes), device)
             else:
                 groups = cls.alone(world, group, count, device)
-            if groups.is_single:
-                return groups
-            return replace(groups, backend=start_backend("horovod", groups.comm, device))
+            return replace(groups, backend=start_backend(gradients, groups.comm, device))
         except ModuleNotFoundError as error:
+            package, *_ = str(error.name).split(".")
+            other = ", or use --gradients=torch" if package == "horovod" else ""
             raise UserError(
-                f"groups of ranks need {error.name}, which is not installed; run make setup, or see docs/cluster.md"
+                f"groups of ranks need {package}, which is not installed; run make setup (docs/cluster.md){other}"
             ) from error
 
     @classmethod

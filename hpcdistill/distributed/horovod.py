@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from hpcdistill.distributed.checks import require_mpi
 from hpcdistill.distributed.device import require_own_gpu
 from hpcdistill.distributed.gradients import register_backend
-from hpcdistill.distributed.one_rank import OneRank
 from hpcdistill.errors import UserError
 from hpcdistill.losses.vocab_parallel import VocabParallel
 
@@ -81,8 +80,6 @@ class HorovodBackend:
         while Horovod's own allreduce waits a millisecond for its next cycle.
         """
         comm = self._comm
-        if comm.size == 1:
-            return OneRank().vocab_parallel(classes)
         import horovod.torch as hvd
 
         def all_gather(tensor: Tensor) -> Tensor:

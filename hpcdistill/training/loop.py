@@ -51,7 +51,7 @@ def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -
     """
     settings = {"--resume": resume, **_settings(config.model_dump(mode="json", exclude=MAY_DIFFER))}
     require_same_settings(start_world(), settings)
-    groups = Groups.from_world(config.groups, config.group_sizes, config.group)
+    groups = Groups.from_world(config.groups, config.group_sizes, config.group, config.gradients)
     with owned(RunDir(config.run_dir), groups):
         parts = build_parts(config, groups, trust)
         data = parts.task.validation(config.data, groups.rank, groups.size, config.train.validation_items)

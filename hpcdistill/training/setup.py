@@ -11,7 +11,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
-from hpcdistill.codistill.predictions import Outputs
 from hpcdistill.codistill.session import Codistillation
 from hpcdistill.config.codistill import CodistillConfig
 from hpcdistill.config.schema import Config
@@ -27,6 +26,7 @@ from hpcdistill.tasks.objective import TrainingObjective
 from hpcdistill.tasks.registry import open_data
 from hpcdistill.tasks.task import Task
 from hpcdistill.training.activations import checkpoint_activations
+from hpcdistill.training.forward import Forward
 from hpcdistill.training.optimizer import build_optimizer
 from hpcdistill.training.precision import allow_tf32, to_bfloat16
 from hpcdistill.training.trackers.opening import require_trackers
@@ -40,9 +40,11 @@ class Parts:
     batches: Prefetch
     """This rank's training batches."""
     objective: TrainingObjective[Any]
-    forward: Outputs
-    """`outputs` of the objective, compiled if the student is."""
+    forward: nn.Module
+    """Forward pass of a training step: takes the inputs of a batch and returns the student's outputs. The gradient
+    backend may have wrapped it."""
     model: nn.Module
+    """The student itself."""
     average: AveragedModel | None
     """Moving average of the model's weights, if there is one."""
     optimizer: torch.optim.Optimizer
@@ -76,10 +78,11 @@ def build_parts(config: Config, groups: Groups, trust: bool) -> Parts:
     torch.manual_seed(config.seed * groups.count + groups.group)  # differs between groups, not between their ranks
     model = _build_student(config, task, groups.device)
     objective = task.fused_objective(model) if config.codistill.fused_linear else task.objective
-    forward = torch.compile(objective.outputs) if config.train.compile else objective.outputs
+    outputs = torch.compile(objective.outputs) if config.train.compile else objective.outputs
     teachers = fixed_teachers(config.codistill, task, objective, groups.device, trust)
     torch.manual_seed(dropout_seed(config.seed, groups.group, groups.rank))
-    model, optimizer = groups.distribute(model, build_optimizer(config.optimizer, model), config.train.accumulate)
+    optimizer = build_optimizer(config.optimizer, model)
+    forward, optimizer = groups.distribute(Forward(outputs, model), optimizer, config.train.accumulate)
     average = _average_of(model, config.train.average)
     return Parts(task, batches, objective, forward, model, average, optimizer, teachers)
 

@@ -72,7 +72,7 @@ def _loss(
     with autocast(config.train.precision, groups.device):
         with recorder.time("teachers"):
             predictions = peers.predict(*batch.inputs, target=batch.target, **batch.named)
-        outputs = parts.forward(parts.model, *batch.inputs, **batch.named)
+        outputs = parts.forward(*batch.inputs, **batch.named)
     recorder.measure_share(outputs, batch.target, predictions, peers.weight)
     loss = parts.objective.loss(outputs, batch.target, predictions, peers.weight, config.codistill.temperature)
     return loss / (1 + peers.weight) if config.codistill.normalize else loss

@@ -21,6 +21,7 @@ from hpcdistill.models.registry import config_class
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Binary, Softmax, TrainingObjective
+from hpcdistill.training.forward import Forward
 from hpcdistill.training.precision import to_bfloat16
 from hpcdistill.training.recorder import RECORD_EVERY, SHARE_EVERY, Recorder
 from hpcdistill.training.setup import Parts
@@ -56,9 +57,9 @@ class Trainer:
         self.config: Config = config_class()(codistill={"weight": 0}, **values)
         self.groups = Groups.single()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        forward = torch.compile(objective.outputs) if self.config.train.compile else objective.outputs
+        outputs = torch.compile(objective.outputs) if self.config.train.compile else objective.outputs
         task, nothing = cast(Any, SimpleNamespace(unit="row", objective=objective)), cast(Any, None)
-        self.parts = Parts(task, nothing, objective, forward, model, None, optimizer, None)
+        self.parts = Parts(task, nothing, objective, Forward(outputs, model), model, None, optimizer, None)
         teacher = copy.deepcopy(model).requires_grad_(False)
         fixed = FixedTeachers([teacher], objective.outputs)
         self.peers = Codistillation(model, self.groups, burn_in=0, teachers=fixed, outputs=objective.outputs)
@@ -157,8 +158,7 @@ def test_forward_passes_are_bf16_and_losses_and_weights_float32(
         for each, precision in ((model, "float32"), (copy.deepcopy(model), "bf16"))
     )
     outputs: list[Any] = []
-    forward = run.parts.forward
-    object.__setattr__(run.parts, "forward", lambda *args: outputs.append(forward(*args)) or outputs[-1])
+    run.parts.forward.register_forward_hook(lambda *arguments: outputs.append(arguments[-1]))
     one = batch()
     losses = [each.step(one).loss for each in (exact, run)]
     assert (outputs[0] if objective == "softmax" else outputs[0].states).dtype == torch.bfloat16

@@ -1,0 +1,108 @@
+"""Process groups of torch.distributed, one for each group of ranks."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import socket
+import struct
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import distributed as dist
+
+from hpcdistill.distributed.device import require_own_gpu
+from hpcdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from hpcdistill.distributed.communicator import Communicator
+
+CONNECT_SECONDS = 60.0
+"""Time for the ranks of a group, which begin together, to connect to their leader."""
+
+TIMEOUT = timedelta(hours=1)
+"""Time for all ranks to join a collective operation; a rank may wait half an hour for its last checkpoint."""
+
+INTERFACE = "GLOO_SOCKET_IFNAME"
+"""Environment variable that names the network interface of gloo; the leader listens there, too."""
+
+_SIOCGIFADDR = 0x8915  # of Linux: the IPv4 address of an interface
+
+
+def open_process_group(comm: Communicator, device: torch.device) -> dist.ProcessGroup:
+    """Return a process group of the ranks of `comm`. Collective over them.
+
+    Its backend is NCCL (RCCL on AMD's GPUs) for GPUs, and gloo for CPUs. If the process has a default process group,
+    the new one is a part of it. Otherwise the ranks meet at a store of their leader, whose address travels through
+    `comm`, and the new process group becomes the default one.
+
+    Args:
+        comm: communicator of a group.
+        device: device of this rank, on which the tensors are.
+
+    Raises:
+        UserError: this torch has no torch.distributed, two ranks have the same GPU, or the ranks cannot connect.
+    """
+    if not dist.is_available():
+        raise UserError("gradients = 'torch' needs torch.distributed, which this torch is built without")
+    if device.type == "cuda":
+        require_own_gpu(comm, device)
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    try:
+        if dist.is_initialized():
+            ranks = comm.allgather(dist.get_rank())
+            return cast(dist.ProcessGroup, dist.new_group(ranks, TIMEOUT, backend, use_local_synchronization=True))
+        store, report = _meet(comm), sys.excepthook
+        dist.init_process_group(backend, store=store, timeout=TIMEOUT, world_size=comm.size, rank=comm.rank)
+    except RuntimeError as error:
+        raise UserError(
+            f"gradients = 'torch': rank {comm.rank} of a group of {comm.size} on {socket.gethostname()} cannot connect "
+            f"to the others ({_first_line(error)}); set {INTERFACE} to the network interface that joins the nodes, as "
+            "ip address shows it, or use --gradients=horovod"
+        ) from error
+    sys.excepthook = report  # torch's would lose what ours prints, because ours ends the process
+    atexit.register(_close)
+    return cast(dist.ProcessGroup, dist.group.WORLD)
+
+
+def _meet(comm: Communicator) -> Any:
+    """Return a store of torch.distributed that the leader serves at a free port, after this rank has connected."""
+    patience = timedelta(seconds=CONNECT_SECONDS)
+    leader, *_ = addresses = comm.allgather(_address())
+    host = "localhost" if comm.rank == 0 or addresses[comm.rank] == leader else leader
+    if comm.rank == 0:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, 0, is_master=True, wait_for_workers=False, timeout=patience
+        )
+        comm.bcast(store.port)
+        return store
+    return dist.TCPStore(host, comm.bcast(0), is_master=False, timeout=patience)  # type: ignore[attr-defined]
+
+
+def _address() -> str:
+    """Return the name or address by which other nodes reach this one."""
+    name = os.environ.get(INTERFACE, "").split(",")[0]
+    if not name:
+        return socket.gethostname()
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+    except OSError as error:
+        raise UserError(
+            f"{INTERFACE} = {name!r} is no network interface with an IPv4 address on {socket.gethostname()} "
+            f"({error.strerror}); choose one that ip address shows"
+        ) from None
+    return socket.inet_ntoa(answer[20:24])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _close() -> None:
+    """Leave the process group, before Python ends: NCCL warns of one that is left open."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
