@@ -47,8 +47,8 @@ def train(groups, state=None, batches=None, **settings):
         for batch in batches:
             results.append(train_step(config, groups, parts, batch, peers, recorder))
             peers.step()
-    losses, norms = (torch.stack(values).detach() for values in zip(*results))
-    losses = groups.sum(losses.numpy()) / groups.size
+    losses, norms = zip(*results)
+    losses = groups.sum(torch.stack(losses).detach().numpy()) / groups.size
     return start, batches, flat(parts.model), torch.from_numpy(losses), norms
 
 
@@ -62,18 +62,18 @@ def of_the_group(batch):
 
 
 start, batches, weights, losses, norms = train(ALL)
-assert norms.isnan().all()
+assert set(norms) == {None}
 assert (weights - torch.cat([tensor.flatten() for tensor in start.values()])).abs().max() > 0.01
 _, _, split_weights, split_losses, _ = train(ALL, accumulate=4)
 equal(split_weights, weights)
 equal(split_losses, losses)
 
 _, _, clipped, clipped_losses, norms = train(ALL, accumulate=2, clip_norm=0.1)
-assert (norms > 0.2).all() and (clipped - weights).abs().max() > 0.01
+assert min(norms) > 0.2 and (clipped - weights).abs().max() > 0.01
 _, _, alone, alone_losses, alone_norms = train(ALONE, start, list(map(of_the_group, batches)), clip_norm=0.1)
 equal(clipped, alone)
 equal(clipped_losses, alone_losses)
-equal(norms, alone_norms)
+equal(torch.stack(norms), torch.stack(alone_norms))
 
 _, _, rounded, rounded_losses, _ = train(ALL, precision="bf16-weights", accumulate=2)
 assert rounded.dtype == torch.bfloat16
