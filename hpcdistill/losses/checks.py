@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from hpcdistill.kernels.dispatch import IMPLEMENTATIONS
 from hpcdistill.kernels.rows import compute_dtype
-from hpcdistill.losses.ops import IMPLEMENTATIONS
 
 T = TypeVar("T")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -118,7 +118,7 @@ def codistillation_loss(
             itself.
         implementation: "auto", or a name: "cpu" (C++) on CPUs; "triton" or "cuda" (C++ with thread-block clusters,
             compute capability 9.0) on NVIDIA GPUs; "torch" on any device. "auto" takes the first that is installed of
-            cpu and torch, or of triton and torch.
+            cpu and torch, or of triton and torch; if that fails, torch, with a warning.
         check_target: If true, a label out of range on a GPU fails an assertion there, some time later.
         return_parts: If true, return ``(loss, LossParts)``.
 

@@ -4,22 +4,15 @@ The forward computes losses and gradient together, while a row is in the cache. 
 the upstream gradient, in place; this costs nothing if that is 1, as it is after the usual `loss.backward()`.
 """
 
-import warnings
-from functools import cache
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from hpcdistill.kernels import dispatch
 from hpcdistill.kernels.rows import Rows, compute_dtype
 from hpcdistill.losses import buffers
-
-IMPLEMENTATIONS = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch", "cuda")}
-"""Names of implementations by device type, the default first. `hpcdistill.kernels` has a module for each. "cuda" is
-never the default, because it has not been measured yet."""
 
 # The fields of Rows before its outputs, and the name of the implementation that fills these.
 _SCHEMA = (
@@ -152,9 +145,9 @@ def scale(gradient: Tensor, factors: Tensor) -> Tensor:
     """Return `gradient` ``[rows, any]`` times `factors` ``[rows]``, in place except while a graph is traced."""
     if type(gradient) is not Tensor:  # a tensor subclass of the tracer, which has no memory
         return (gradient * factors.unsqueeze(-1)).to(gradient.dtype)
-    if gradient.is_cuda and not _import_error("triton"):
-        _module("triton").scale_rows_(gradient, factors)
-    elif gradient.is_cuda or not bool((factors == 1).all()):  # no synchronization with a GPU
+    if gradient.is_cuda:
+        dispatch.scale_rows_(gradient, factors)
+    elif not bool((factors == 1).all()):
         gradient.mul_(factors.unsqueeze(-1))
     return gradient
 
@@ -165,37 +158,10 @@ def run(implementation: str, rows: Rows) -> None:
     Raises:
         ValueError: A label or a class weight on a CPU is out of its range.
     """
-    device = rows.logits.device.type
-    if device == "cpu":
+    if rows.logits.device.type == "cpu":
         _check_values(rows)
     if rows.logits.shape[0]:
-        _module(_best(device) if implementation == "auto" else implementation).run(rows)
-
-
-@cache
-def _best(device: str) -> str:
-    """Return the name of the first implementation that is installed; warn, once, if it is not the fastest."""
-    fastest = IMPLEMENTATIONS[device][0]
-    best = next(name for name in IMPLEMENTATIONS[device] if not _import_error(name))
-    if best != fastest:
-        warnings.warn(f"codistillation_loss uses {best!r} here, which is slow: {_import_error(fastest)}", stacklevel=1)
-    return best
-
-
-@cache
-def _import_error(implementation: str) -> str:
-    """Return why an implementation is not installed; empty if it is."""
-    try:
-        module = _module(implementation)
-        if hasattr(module, "library"):
-            module.library()
-    except ImportError as error:
-        return str(error)
-    return ""
-
-
-def _module(implementation: str) -> ModuleType:
-    return import_module(f"hpcdistill.kernels.{implementation}_codistillation")
+        dispatch.run(implementation, rows)
 
 
 def _check_values(rows: Rows) -> None:

@@ -157,17 +157,6 @@ def test_compiles_without_a_graph_break_and_once_for_all_weights(options: dict[s
     assert counter.frame_count <= 2  # dynamo takes the first weight for a constant, later ones for a variable
 
 
-def test_a_slow_implementation_causes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ops._best("cpu") == "cpu"
-    monkeypatch.setattr(ops, "_import_error", lambda name: "no compiler" if name == "cpu" else "")
-    ops._best.cache_clear()
-    case = random_case()
-    with pytest.warns(UserWarning, match="uses 'torch' here, which is slow: no compiler"):
-        loss = codistillation_loss(case.logits, case.target, case.teachers)
-    ops._best.cache_clear()
-    torch.testing.assert_close(loss, reference(case, "mean")[0])
-
-
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU: none here")
 
 
