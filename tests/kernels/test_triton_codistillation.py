@@ -5,8 +5,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -33,9 +33,11 @@ if torch.cuda.is_available():
 else:
     pytest.importorskip("triton", minversion="3.7", reason="older interpreters fail with numpy >= 2.4")
 
+from triton.backends.compiler import GPUTarget
+
 from hpcdistill.kernels import triton_codistillation, triton_row
 from hpcdistill.kernels.rows import Rows
-from hpcdistill.kernels.triton_codistillation import launch_options, run, scale_rows_
+from hpcdistill.kernels.triton_codistillation import INTERPRETED, _vectors, launch_options, run, scale_rows_
 
 pytestmark = [pytest.mark.alone, TIMEOUT]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,10 +61,10 @@ def filled(case: Case, scales: tuple[float, float] = (1.0, 1.0), **changes: Any)
 def in_tiles(launch: Any = launch_options) -> Any:
     """Return a patch that makes the kernel read every row in tiles of 64 times 16 bytes."""
 
-    def small_tiles(V: int, tensors: int, itemsize: int, aligned: bool) -> dict[str, Any]:
+    def small_tiles(V: int, tensors: int, weighted: bool, itemsize: int, aligned: bool, target: GPUTarget) -> Any:
         height, width, fold = (64, 16 // itemsize, 1) if aligned else (16 // itemsize, 64, 0)
         tile = {"WHOLE": False, "HEIGHT": height, "WIDTH": width, "FOLD": fold}
-        return launch(V, tensors, itemsize, aligned) | tile
+        return launch(V, tensors, weighted, itemsize, aligned, target) | tile
 
     return mock.patch.object(triton_codistillation, "launch_options", small_tiles)
 
@@ -108,7 +110,7 @@ def test_the_gradient_of_float32_logits_may_have_16_bits(V: int, tiled: bool, dt
 @pytest.mark.parametrize("lse_is_given", [False, True])
 def test_a_long_row(V: int, dtype: torch.dtype, lse_is_given: bool) -> None:
     case = random_case(rows=1, V=V, N=3, dtype=dtype, **EVERY_OPTION, lse_is_given=lse_is_given)
-    assert not launch_options(V, 4, dtype.itemsize, V % 16 == 0)["WHOLE"]
+    assert not launch_options(V, 4, False, dtype.itemsize, True, INTERPRETED)["WHOLE"]
     assert_matches_reference(case, filled(case))
 
 
@@ -242,6 +244,69 @@ def test_no_rows() -> None:
     assert_matches_reference(case, filled(case))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("V", [3, 29, 300])
+@pytest.mark.parametrize("first", [0, 1, 7])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_rows_that_begin_between_two_vectors(dtype: torch.dtype, V: int, first: int, tiled: bool) -> None:
+    """All matrices have the same strides, so that each row has one place where its vectors begin."""
+    case = random_case(rows=3, V=V, dtype=dtype, **EVERY_OPTION, class_weight=torch.rand(V) + 0.1)
+    case.target[0], case.target[1] = 0, V - 1
+    stride = V + 1 if V % 2 else V + 3
+
+    def placed(x: torch.Tensor) -> torch.Tensor:
+        return (
+            torch.full((first + 3 * stride,), torch.nan, dtype=dtype).as_strided(x.shape, (stride, 1), first).copy_(x)
+        )
+
+    logits, *teachers, gradient = map(placed, [case.logits, *case.teachers, case.logits])
+    assert _vectors([logits, *teachers, gradient], 16 // dtype.itemsize)[1:] == (True, True)
+    around = gradient.as_strided((2, stride - V), (stride, 1), first + V)
+    with in_tiles() if tiled else nullcontext():
+        assert_matches_reference(case, filled(case, logits=logits, teachers=teachers, gradient=gradient))
+    assert around.isnan().all()
+
+
+def test_rows_without_common_vectors() -> None:
+    x = torch.zeros(2, 64)
+    assert _vectors([x, x], 4) == (0, True, False)
+    assert _vectors([x, torch.zeros(2, 65)[:, :64]], 4)[1:] == (False, False)
+    assert _vectors([x, torch.zeros(2, 68)[:, 1:65]], 4)[1:] == (False, False)
+    assert _vectors([x, torch.zeros(2, 64, dtype=torch.bfloat16)], 4) == (0, True, False)
+
+
+def test_launches_are_on_the_gpu_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current GPU, which may be another one."""
+
+    class OnSecondGPU(torch.Tensor):
+        device = torch.device("cuda", 1)
+
+    current = []
+
+    @contextmanager
+    def device(asked: torch.device) -> Iterator[None]:
+        current.append(asked)
+        yield
+        current.pop()
+
+    class Kernel:
+        arg_names: tuple[str, ...] = ()
+        launches = 0
+
+        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+            assert current == [torch.device("cuda", 1)]
+            Kernel.launches += 1
+            return lambda *arguments, **constants: None
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(triton_codistillation, "kernel", Kernel())
+    monkeypatch.setattr(triton_codistillation, "_scale_kernel", Kernel())
+    rows = random_case(dtype=torch.float32).rows()
+    run(replace(rows, logits=rows.logits.as_subclass(OnSecondGPU)))
+    scale_rows_(rows.gradient.as_subclass(OnSecondGPU), torch.ones(4))
+    assert (Kernel.launches, current) == (2, [])
+
+
 def test_rows_beyond_32_bits() -> None:
     """The third row begins 2**31 columns after the first: 4 GiB of addresses, of which little is used."""
     stride = 1 << 30
@@ -285,21 +350,11 @@ def test_scale_rows_by_one_writes_nothing() -> None:
     assert torch.equal(rows.view(torch.int32), bits)
 
 
-SPILLS = """
-import sys
-from triton_registers import configurations, usage
-used = {str(configuration): usage(configuration, int(sys.argv[1])) for configuration in configurations()}
-assert len(used) > 50, used
-spilling = {configuration: spilled for configuration, (_, spilled) in used.items() if spilled}
-assert not spilling, spilling
-"""
-
-
-@pytest.mark.launch  # a separate process: in this one Triton interprets
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_compiles_for_gpus_without_spilling_registers(capability: int) -> None:
+@pytest.mark.launch  # a separate process: in this one Triton may interpret
+@pytest.mark.parametrize("script", ["triton_launches", "triton_counts"])
+def test_without_the_interpreter(script: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT / "tools")
-    command = [sys.executable, "-c", SPILLS, str(capability)]
+    environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / path) for path in (".", "tests/support", "tools"))
+    command = [sys.executable, str(ROOT / f"tests/kernels/{script}.py")]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=110)
     assert result.returncode == 0, result.stderr
