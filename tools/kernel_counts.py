@@ -40,7 +40,7 @@ Counts from machine code, compiled without a GPU; nothing on this page has been 
   copy rate, an H200 about 34. "One tile": the row is kept in registers, there is no loop.
 - **special**: those of them on the special-function unit, such as exponentials.
 - **registers** of a thread. They limit the **warps at once** of a multiprocessor, which has room for 64.
-- **spilled**: bytes of a thread that are in memory because registers are missing; there must be none.
+- **spilled**: bytes of a thread that are in memory because registers are missing; on sm_90 there must be none.
 
 "Read once" gives the longest row that is kept in registers; longer rows are read twice, in tiles. "Options" are a
 temperature and label smoothing, and other options come in addition to them. "Odd" rows begin and end between two
