@@ -285,11 +285,18 @@ class Row {
 
   // First pass. Fills shared_.row after two exchanges: between the warps of the block, then between the blocks.
   __device__ void normalize() {
-    set_statistic(0, stream_sum(0, static_cast<Real>(kLog2E)));
-    if constexpr (TEMPERED) set_statistic(kTempered, stream_sum(0, call_.sharpness));
+    const Real factors[] = {static_cast<Real>(kLog2E), call_.sharpness};
+    Statistic<Real> student[TEMPERED ? 2 : 1];
+    add_stream(0, student, factors);
+    set_statistic(0, student[0]);
+    if constexpr (TEMPERED) set_statistic(kTempered, student[1]);
     if (TEACHERS > 0 && !call_.teacher_lse) {
 #pragma unroll 1
-      for (int j = 1; j <= teachers(); ++j) set_statistic(j, stream_sum(j, call_.sharpness));
+      for (int j = 1; j <= teachers(); ++j) {
+        Statistic<Real> teacher[1];
+        add_stream(j, teacher, factors + 1);
+        set_statistic(j, teacher[0]);
+      }
     } else {
       for (int j = 1; j <= teachers(); ++j) wait_for_copy(shared_.arrived + j);
     }
@@ -333,34 +340,36 @@ class Row {
     if (lane_ == 0) shared_.warps[number][warp_] = of_warp;
   }
 
-  // Returns this thread's part of the sum of 2^(x * factor) over a stream.
-  __device__ Statistic<Real> stream_sum(int j, Real factor) {
+  // Adds this thread's part of a stream to the sums of 2^(x * factor), for each factor.
+  template <int SUMS>
+  __device__ void add_stream(int j, Statistic<Real> (&sums)[SUMS], const Real* factors) {
     wait_for_copy(shared_.arrived + j);
-    Statistic<Real> statistic;
     const int stride = blockDim.x;
     int vector = threadIdx.x;
 #pragma unroll 1
-    for (; vector + stride < vectors_; vector += 2 * stride) add<2>(statistic, vectors_of(j) + vector, factor);
-    if (vector < vectors_) add<1>(statistic, vectors_of(j) + vector, factor);
-    return statistic;
+    for (; vector + stride < vectors_; vector += 2 * stride) add<2>(sums, vectors_of(j) + vector, factors);
+    if (vector < vectors_) add<1>(sums, vectors_of(j) + vector, factors);
   }
 
-  // Adds COUNT of this thread's vectors to the statistic.
-  template <int COUNT>
-  __device__ void add(Statistic<Real>& statistic, const uint4* stream, Real factor) {
+  // Adds COUNT of this thread's vectors.
+  template <int COUNT, int SUMS>
+  __device__ void add(Statistic<Real> (&sums)[SUMS], const uint4* stream, const Real* factors) {
     uint4 vectors[COUNT];
-#pragma unroll
-    for (int c = 0; c < COUNT; ++c) vectors[c] = stream[c * blockDim.x];
-    const Real shift = max(statistic.shift, largest<Format>(vectors) * factor);
-    Real sum = statistic.sum * exp2_of(statistic.shift - shift);
+    Real x[COUNT * W];
 #pragma unroll
     for (int c = 0; c < COUNT; ++c) {
-      Real x[W];
-      unpack<Format>(vectors[c], x);
-#pragma unroll
-      for (int i = 0; i < W; ++i) sum += exp2_of(fma(x[i], factor, -shift));
+      vectors[c] = stream[c * blockDim.x];
+      unpack<Format>(vectors[c], x + c * W);
     }
-    statistic = {shift, sum};
+    const Real most = largest<Format>(vectors);
+#pragma unroll
+    for (int s = 0; s < SUMS; ++s) {
+      const Real shift = max(sums[s].shift, most * factors[s]);
+      Real sum = sums[s].sum * exp2_of(sums[s].shift - shift);
+#pragma unroll
+      for (int i = 0; i < COUNT * W; ++i) sum += exp2_of(fma(x[i], factors[s], -shift));
+      sums[s] = {shift, sum};
+    }
   }
 
   // Returns this thread's part of the sum of the class weights, as a statistic of shift 0.

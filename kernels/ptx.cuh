@@ -35,7 +35,8 @@ __device__ void init_barrier(uint64_t* barrier) {
 // arrives at the barriers or reads the data.
 __device__ void publish_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Copies global to shared memory. Called by one thread. `bytes` (which may be 0) and the addresses are multiples of 16.
+// Copies global to shared memory. Called by one thread. `bytes` and the addresses are multiples of 16; with 0 bytes the
+// addresses do not matter.
 __device__ void start_copy(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
   const uint32_t arrived = shared_address(barrier);
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(bytes) : "memory");

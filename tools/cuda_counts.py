@@ -117,14 +117,14 @@ def _following(x: sass.Instruction, i: int, index: dict[int, int]) -> Iterator[i
 
 
 def costs(architecture: str = "sm_90") -> dict[str, Cost]:
-    """Return the costs of KERNELS."""
-    functions = sass.functions(output_of_cuobjdump("-sass", architecture))
-    return {
-        kind: cost(instructions)
-        for kind, mark in KERNELS.items()
-        for name, instructions in functions.items()
-        if mark in name
-    }
+    """Return the costs of KERNELS, or none if the library was built for other architectures."""
+    found = {}
+    for text in re.split(r"(?=^\s*Function : )", output_of_cuobjdump("-sass", architecture), flags=re.M):
+        for kind, mark in KERNELS.items():
+            if mark in text[:200]:  # the mangled name
+                (instructions,) = sass.functions(text).values()
+                found[kind] = cost(instructions)
+    return {kind: found[kind] for kind in KERNELS if kind in found}
 
 
 def table() -> str:

@@ -1,7 +1,7 @@
 """The CUDA kernel on an emulated GPU, on a GPU with clusters if there is one, and its machine code.
 
 To check its memory accesses on a GPU (also with --tool racecheck, initcheck, synccheck):
-    compute-sanitizer --tool memcheck python -m pytest tests/kernels/test_cuda_codistillation.py -k "not emulated"
+    compute-sanitizer --tool memcheck python -m pytest tests/kernels/test_cuda_codistillation.py -m "not launch"
 """
 
 # ruff: noqa: N803, N806 - V and N are the names in the formula
@@ -30,7 +30,7 @@ from repository import ROOT
 pytestmark = pytest.mark.alone
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-# More of them take about 60 ms each.
+# Each takes about 60 ms.
 EMULATED_CASES = int(os.environ.get("EMULATED_CASES", "60"))
 # Each synchronization of the kernel, in the order in which a thread with one teacher comes to them.
 SYNCHRONIZATIONS = [
@@ -245,7 +245,7 @@ def test_threads_in_any_order_give_the_same_bits() -> None:
 def test_each_synchronization_is_needed(removed: tuple[str, int]) -> None:
     """A thread that does not wait has other results or does what the emulation detects, soon if not in every run."""
     case = random_case(rows=1, V=2003, N=1, dtype=torch.bfloat16)
-    assert any(is_wrong(case, removed, seed) for seed in range(20))
+    assert any(is_wrong(case, removed, seed) for seed in range(100))
 
 
 def is_wrong(case: Case, removed: tuple[str, int], seed: int) -> bool:
@@ -291,7 +291,8 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     if shutil.which("nvcc") is None or counts.cuobjdump() is None:
         pytest.skip("GPU: no nvcc or cuobjdump here")
     built = counts.LIBRARY.stat().st_mtime
-    stale = [path.name for path in emulated_cuda.KERNEL if path.stat().st_mtime > built]
+    sources = [*emulated_cuda.KERNEL, emulated_cuda.KERNEL[0].with_name("ptx.cuh")]
+    stale = [path.name for path in sources if path.stat().st_mtime > built]
     assert not stale, f"{stale} changed after the library was built: run `make setup`"
     return counts
 
@@ -314,7 +315,8 @@ def test_instructions_of_a_column(counts: ModuleType) -> None:
         pytest.skip("GPU: the library was built without sm_90")
     assert len(costs) == 4
     for V, launch in counts.LAUNCHES.items():
-        launched = emulated_cuda.run(random_case(rows=1, V=V, N=1, dtype=torch.bfloat16).rows())
+        case = random_case(rows=1, V=V, N=1, dtype=torch.bfloat16)
+        launched = emulated_cuda.run(rows_of(case, target=torch.tensor([case.ignore_index])))
         assert (launched.blocks, launched.threads) == launch
-        for kind in ("bfloat16, N = 1", "float16, N = 1"):
-            assert costs[kind].per_column(V) <= 35
+        for kind, cost in costs.items():
+            assert cost.per_column(V) <= (37 if "T ≠ 1" in kind else 31)

@@ -30,7 +30,7 @@ Cluster* cluster;
 
 Cluster::Cluster(int blocks, int threads, size_t bytes, std::function<void()> kernel, uint64_t seed)
     : threads_of_block_(threads), bytes_(bytes), kernel_(std::move(kernel)), random_(seed), threads_(blocks * threads) {
-  eagerness_of_copies_ = chance(0.5) ? 0 : 0.3;
+  eagerness_of_copies_ = chance(0.5) ? 0 : 0.3;  // with 0 they wait for all threads
   for (int rank = 0; rank < blocks; ++rank) {
     Block block;
     block.allocation = std::make_unique<char[]>(bytes + kGuardBytes + 128);
@@ -104,7 +104,8 @@ bool Cluster::release_something() {
   for (Block& block : blocks_)
     if (block.held && block.running) held.push_back(&block);
   if (held.empty() && copies_.empty()) return false;
-  const size_t choice = std::uniform_int_distribution<size_t>(0, held.size() + copies_.size() - 1)(random_);
+  const size_t copies = eagerness_of_copies_ == 0 && !held.empty() ? 0 : copies_.size();
+  const size_t choice = std::uniform_int_distribution<size_t>(0, held.size() + copies - 1)(random_);
   if (choice < held.size()) {
     held[choice]->held = false;
   } else {
@@ -211,6 +212,7 @@ void Cluster::wait_for_copy(const uint64_t* barrier) {
 }
 
 void Cluster::start_store(void* to, const void* from, uint32_t bytes) {
+  if (bytes == 0) return;
   if (bytes % 16 || !is_aligned(to) || !is_aligned(from)) fail("a misaligned bulk store");
   if (!is_shared(from, bytes)) fail("a bulk store from outside of shared memory");
   for (const Thread& other : threads_)
