@@ -17,7 +17,7 @@ HUGGING_FACE = ("activation_checkpointing_enable", "gradient_checkpointing_enabl
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Let `model` compute the activations of each of its blocks again in the backward pass, in place.
+    """Make `model` compute the activations of each of its blocks again in the backward pass, in place.
 
     A Hugging Face model does so by itself; of others, the blocks are the modules of the `nn.ModuleList` that has most
     parameters. Names in `state_dict` stay the same, and so do forward passes without gradient, as those of teachers.

@@ -32,5 +32,5 @@ def to_bfloat16(model: nn.Module) -> None:
 
 
 def allow_tf32() -> None:
-    """Let NVIDIA GPUs round the inputs of float32 matrix products to TF32, in this process."""
+    """Allow NVIDIA GPUs to round the inputs of float32 matrix products to TF32, in this process."""
     torch.backends.cuda.matmul.allow_tf32 = True

@@ -11,6 +11,7 @@ from hpcdistill.codistill.peer_teachers import PeerTeachers
 from hpcdistill.codistill.quarantine import Quarantine
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.exchange.base import Exchange, Snapshot
+from hpcdistill.exchange.codec import CODECS
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.weights import WeightPayload
 from synchronizations import recorded_synchronizations
@@ -86,8 +87,24 @@ def test_a_snapshot_makes_the_host_wait_once_before_its_memory_is_reused(flatten
         assert exchange.done == [1, 2]
         exchange.done.clear()
     inputs = torch.randn(5, 3)
+    with recorded_synchronizations() as found:
+        predictions = teachers.predict(inputs)
+    assert found == []
     with torch.no_grad():
-        for model, outputs in zip(models, teachers.predict(inputs), strict=True):
+        for model, outputs in zip(models, predictions, strict=True):
             assert torch.equal(outputs, model(inputs))
     replicas = [cast(Any, replica).lstm for replica in teachers._replicas.values()]
     assert flattened == replicas  # each replica once, when it is made
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_publishing_and_loading_do_not_make_the_host_wait(codec: str) -> None:
+    model, replica = Recurrent(), Recurrent()
+    payload = WeightPayload(model, codec)
+    wires = [torch.empty(payload.nbytes(rank, 2), dtype=torch.uint8) for rank in range(2)]
+    with recorded_synchronizations() as found:
+        for rank, wire in enumerate(wires):
+            payload.encode(rank, 2, wire)
+        payload.load(wires, replica)
+    assert found == []
+    torch.testing.assert_close(replica.head.weight, model.head.weight, rtol=0.02, atol=0.01)
