@@ -1,4 +1,4 @@
-"""One question to all ranks: their answers and their problems, without leaving any rank waiting."""
+"""Tasks that all ranks run, with their answers or problems, so that no rank is left waiting."""
 
 from __future__ import annotations
 
