@@ -5,33 +5,50 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
+from hpcdistill.doctor import mpi
 from hpcdistill.doctor.check import SETUP, Check, Result, Status
+from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from mpi4py import MPI
 
-MISSING = "HOROVOD=build make setup; without it, train with --gradients=torch"
+    from hpcdistill.distributed.communicator import Communicator
+
+INSTEAD = "HOROVOD=build make setup; without it, train with --gradients=torch"
 
 
 def check_horovod() -> Result:
     """Check that Horovod averages a gradient. Optional where no rank has it: the other backend does without."""
-    from mpi4py import MPI
-
-    found = MPI.COMM_WORLD.allgather(importlib.util.find_spec("horovod") is not None)
+    if not mpi.has_mpi():
+        return Result(Status.OPTIONAL, "not used: it needs MPI", INSTEAD)
+    world = mpi.world()
+    found = world.allgather(_has_horovod())
     if not all(found):
         where = f"not installed for rank {found.index(False)}" if any(found) else "not installed"
-        return Result(Status.FAIL if any(found) else Status.OPTIONAL, where, MISSING)
+        return Result(Status.FAIL if any(found) else Status.OPTIONAL, where, INSTEAD)
     from hpcdistill.distributed.device import local_device
     from hpcdistill.distributed.horovod import built_with, require_nccl
 
-    device = local_device(MPI.COMM_WORLD)
+    device = local_device(world)
     if device.type == "cuda":
         require_nccl(device)
-    return Result(Status.OK, f"{built_with()}; {_average_gradient('horovod', device)}")
+    return Result(Status.OK, f"{built_with()}; {_average_gradient('horovod', world, device)}")
 
 
-def _average_gradient(name: str, device: torch.device) -> str:
+def check_torch() -> Result:
+    """Check that torch.distributed averages a gradient. Optional where Horovod can do it."""
+    from hpcdistill.distributed.device import local_device
+
+    world = mpi.world()
+    device = local_device(world)
+    library = "gloo" if device.type == "cpu" else "NCCL"
+    try:
+        return Result(Status.OK, f"{library}; {_average_gradient('torch', world, device)}")
+    except UserError as error:
+        return Result(Status.OPTIONAL if mpi.has_mpi() and _has_horovod() else Status.FAIL, str(error))
+
+
+def _average_gradient(name: str, world: Communicator, device: torch.device) -> str:
     """Average a gradient on `device` by a gradient backend, in the way of the training. Collective over the world.
 
     Ranks that share a GPU are not in one group, as in the training.
@@ -44,12 +61,11 @@ def _average_gradient(name: str, device: torch.device) -> str:
         AssertionError: the average is wrong.
     """
     import torch
-    from mpi4py import MPI
 
     from hpcdistill.distributed.device import torch_build
     from hpcdistill.distributed.gradients import start_backend
 
-    comm = _ranks_with_own_gpus(MPI.COMM_WORLD, device)
+    comm = _ranks_with_own_gpus(world, device)
     backend = start_backend(name, comm, device)
     model = torch.nn.Linear(1000, 1, bias=False, device=device)
     model, optimizer = backend.distribute(model, torch.optim.SGD(model.parameters()), micro_batches=1)
@@ -63,14 +79,18 @@ def _average_gradient(name: str, device: torch.device) -> str:
     return f"{torch_build()}: averaged a gradient on {device.type}, {comm.size} rank(s)"
 
 
-def _ranks_with_own_gpus(world: MPI.Intracomm, device: torch.device) -> MPI.Comm:
+def _ranks_with_own_gpus(world: Communicator, device: torch.device) -> Communicator:
     """Return this rank's communicator, in which no two ranks have the same GPU; on CPUs that of all ranks."""
     from hpcdistill.distributed.device import gpu_name
 
     if device.type == "cpu":
         return world
     gpus = world.allgather(gpu_name(device))
-    return world.Split(gpus[: world.rank].count(gpus[world.rank]), world.rank)
+    return world.Split(gpus[: world.rank].count(gpus[world.rank]))
 
 
-CHECKS: list[Check] = [("Horovod", check_horovod, SETUP)]
+def _has_horovod() -> bool:
+    return importlib.util.find_spec("horovod") is not None
+
+
+CHECKS: list[Check] = [("Horovod", check_horovod, SETUP), ("torch DDP", check_torch, "train with --gradients=horovod")]

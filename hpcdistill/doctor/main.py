@@ -11,6 +11,7 @@ from pathlib import Path
 from hpcdistill.distributed.launch import start_mpi
 from hpcdistill.doctor import gradients, machine, mpi
 from hpcdistill.doctor.check import Check, Status, deadline, row, run_check
+from hpcdistill.errors import UserError
 
 CHECK_SECONDS = 300.0  # importing torch for the first time, from a busy filesystem, takes minutes
 
@@ -24,7 +25,7 @@ def check_all(job_folder: Path | None = None) -> int:
     Returns:
         The exit status: 0, or 1 where training cannot run.
     """
-    checks = [*mpi.CHECKS, *gradients.CHECKS, *machine.CHECKS]
+    checks = [mpi.WORLD, *(mpi.CHECKS if mpi.has_mpi() else []), *gradients.CHECKS, *machine.CHECKS]
     if job_folder is not None:
         checks += _job_checks(job_folder)
     return print_checks(checks)
@@ -57,9 +58,8 @@ def _job_checks(folder: Path) -> list[Check]:
 
 
 def _rank() -> int:
-    """Return this process's rank, 0 where MPI does not load."""
+    """Return this process's rank, 0 where ranks cannot find each other."""
     try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError):
+        return mpi.world().rank
+    except UserError:
         return 0
-    return MPI.COMM_WORLD.rank

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hpcdistill.distributed.checks import require_one_world, require_thread_multiple
+from hpcdistill.distributed.world import start_world
 from hpcdistill.doctor.check import SETUP, Check, Result, Status
+
+if TYPE_CHECKING:
+    from hpcdistill.distributed.communicator import Communicator
+
+
+WITHOUT = f"{SETUP}, after loading the MPI module; or train with --exchange.transport=files --gradients=torch"
+
+
+def has_mpi() -> bool:
+    """Return whether mpi4py finds an MPI library."""
+    try:
+        from mpi4py import MPI  # noqa: F401
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
+def world() -> Communicator:
+    """Return the communicator of all ranks: MPI's, or another one where there is no MPI.
+
+    Raises:
+        UserError: without MPI, the ranks cannot find each other.
+    """
+    if not has_mpi():
+        return start_world()
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD
 
 
 def check_world() -> Result:
-    """Check that MPI loads, and that all ranks that were started are in one world."""
-    from mpi4py import MPI
-
+    """Check that all ranks that were started are in one world. Optional: some ways of training need no MPI."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        return Result(Status.OPTIONAL, str(error).partition("\n")[0], WITHOUT)
     require_one_world()
     name, version = MPI.get_vendor()
     return Result(Status.OK, f"{name} {'.'.join(map(str, version))}, world of {MPI.COMM_WORLD.size}")
@@ -45,8 +78,9 @@ def check_windows() -> Result:
     return Result(Status.OK, "MPI_WIN_UNIFIED, Fetch_and_op round trip")
 
 
+WORLD: Check = ("MPI", check_world, f"{SETUP}; on a cluster load the MPI module first")
 CHECKS: list[Check] = [
-    ("MPI", check_world, f"{SETUP}; on a cluster load the MPI module first"),
     ("MPI threads", check_threads, SETUP),
     ("MPI windows", check_windows, "MPI=mpich make setup"),
 ]
+"""Checks where there is an MPI."""

@@ -43,7 +43,7 @@ sys.exit(main.print_checks([("collective", check, "ask again")]))
 def test_all_that_training_needs_works_here() -> None:
     result = subprocess.run([sys.executable, "-m", "hpcdistill", "doctor"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    for name, _, _ in [*mpi.CHECKS, *gradients.CHECKS, *machine.CHECKS]:
+    for name, _, _ in [mpi.WORLD, *mpi.CHECKS, *gradients.CHECKS, *machine.CHECKS]:
         assert f"\n{name} " in f"\n{result.stdout}"
     assert "Training can run." in result.stdout
 
@@ -54,7 +54,8 @@ def test_one_table_for_all_ranks(mpirun: Callable[..., CompletedProcess[str]]) -
     assert result.stdout.count("Training can run.") == 1
     assert "world of 2" in result.stdout
     assert "built with MPI; torch" in row_of(result.stdout, "Horovod")
-    assert "averaged a gradient on cpu, 2 rank(s)" in row_of(result.stdout, "Horovod")
+    for row in ("Horovod", "torch DDP"):
+        assert "averaged a gradient on cpu, 2 rank(s)" in row_of(result.stdout, row)
 
 
 def test_a_missing_package_fails_with_its_remedy() -> None:
@@ -121,10 +122,14 @@ def test_slurm_outside_an_allocation(mpirun: Callable[..., CompletedProcess[str]
     assert not list(tmp_path.iterdir())
 
 
-def test_slurm_without_mpi_is_told_of_mpi() -> None:
+def test_without_mpi_the_way_to_train_is_named() -> None:
     result = run_without("mpi4py", "doctor", "--slurm")
-    assert result.returncode == 1, result.stderr
-    assert "remedy: run `make setup`" in row_of(result.stdout, "MPI")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "missing, optional" in row_of(result.stdout, "MPI")
+    assert "train with --exchange.transport=files --gradients=torch" in row_of(result.stdout, "MPI")
+    assert "MPI windows" not in result.stdout
+    assert "it needs MPI" in row_of(result.stdout, "Horovod")
+    assert "OK" in row_of(result.stdout, "torch DDP")
 
 
 def test_a_folder_to_check_is_for_slurm() -> None:
