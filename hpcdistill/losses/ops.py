@@ -37,15 +37,29 @@ def codistillation(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Ten
     if logits.device.type == "cpu":
         gradient = buffers.empty((rows, logits.shape[1]), logits.dtype)
     else:
-        gradient = logits.new_empty(rows, logits.shape[1])
+        gradient = _new_gradient(logits, rows)
     run(implementation, Rows(*(logits, *fields, losses, parts, gradient if with_gradient else None)))
     return losses, parts, gradient
 
 
 @codistillation.register_fake
 def _(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rows, classes = logits.shape
-    return *_new_losses(logits), logits.new_empty(rows if arguments[-1] else 0, classes)
+    rows = logits.shape[0] if arguments[-1] else 0
+    if logits.device.type == "cpu":
+        return *_new_losses(logits), logits.new_empty(rows, logits.shape[1])
+    return *_new_losses(logits), _new_gradient(logits, rows)
+
+
+def _new_gradient(logits: Tensor, rows: int) -> Tensor:
+    """Return memory on a GPU for the gradient of the first `rows`.
+
+    Rows of a slice of padded logits keep their strides: so they begin like those of the logits, and kernels access both
+    in vectors. More than an eighth of padding is not worth its memory.
+    """
+    classes, stride = logits.shape[1], logits.stride(0)
+    if classes < stride <= classes + classes // 8:
+        return logits.new_empty_strided((rows, classes), (stride, 1))
+    return logits.new_empty(rows, classes)
 
 
 def _new_losses(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -157,6 +157,16 @@ def test_compiles_without_a_graph_break_and_once_for_all_weights(options: dict[s
     assert counter.frame_count <= 2  # dynamo takes the first weight for a constant, later ones for a variable
 
 
+def test_the_gradient_of_padded_logits_on_a_gpu_has_their_strides() -> None:
+    """Then its rows begin at the same places between vectors of 16 bytes."""
+    padded = torch.empty(3, 104, device="meta")
+    assert ops._new_gradient(padded[:, :101], 3).stride() == (104, 1)
+    assert ops._new_gradient(padded[:, :101], 0).shape == (0, 101)
+    assert ops._new_gradient(padded, 3).stride() == (104, 1)
+    assert ops._new_gradient(padded[:, :50], 3).stride() == (50, 1)
+    assert ops._new_gradient(padded[:1].expand(3, 104), 3).stride() == (104, 1)
+
+
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU: none here")
 
 
