@@ -148,6 +148,7 @@ class CodistillationTrainer(Trainer):
         self._session = dict(codistillation or {})
         self._temperature = temperature
         self._averager: torch.optim.Optimizer | None = None
+        self._distributed: nn.Module | None = None  # the student, as the gradient backend has wrapped it
         self._weight = 0.0  # of the distillation term in the last step
         self._closing = ExitStack()
         self.peers: Codistillation | None = None
@@ -179,7 +180,9 @@ class CodistillationTrainer(Trainer):
         is_new = self._averager is None or self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if is_new:
-            _, self._averager = self.groups.distribute(self._student, optimizer, self.args.gradient_accumulation_steps)
+            self._distributed, self._averager = self.groups.distribute(
+                self._student, optimizer, self.args.gradient_accumulation_steps
+            )
         return optimizer
 
     def training_step(self, *args: Any, **options: Any) -> Tensor:
@@ -218,7 +221,8 @@ class CodistillationTrainer(Trainer):
         peers = self.peers if model.training else None
         teachers = peers.predict(**inputs, target=labels) if peers else ()
         self._weight = peers.weight if peers else 0.0
-        outputs = model(**inputs)
+        is_wrapped = model.training and self._distributed is not None and model is self._student
+        outputs = (self._distributed if is_wrapped else model)(**inputs)  # type: ignore[misc]
         if num_items_in_batch is not None:
             # By a rank's mean share of all labels: so the mean of the ranks' losses is the mean over all labels.
             shares = self.args.world_size if self.args.average_tokens_across_devices else 1
