@@ -1,8 +1,6 @@
-"""Instructions of the CUDA kernel for a column, from the machine code of the built library; no GPU is needed.
+"""Instructions and registers of the CUDA kernel, from the machine code of the built library; no GPU is needed.
 
-``python tools/cuda_counts.py`` prints a table. A thread's loops over the columns are counted without the code of
-options and of incomplete vectors. The rest of the kernel is counted as the fewest instructions that a warp executes
-there; the first warps of a block, which merge sums for the others and start the copies, execute a few hundred more.
+``python tools/cuda_counts.py`` prints the section on it of docs/registers.md.
 """
 
 # ruff: noqa: N803 - V and N are the field's names
@@ -22,6 +20,18 @@ from hpcdistill.kernels import c_interface
 LIBRARY = Path(c_interface.__file__).with_name("libhpcdistill_cuda.so")
 # Vocabularies, and for each the blocks of a cluster and the threads of a block on an H100 with N = 1 and 16-bit logits.
 LAUNCHES = {32000: (2, 256), 128256: (8, 256)}
+INTRODUCTION = """## CUDA C++
+
+The kernel in `kernels/cuda_row.cuh`, from the library that `make setup` has built, for sm_90.
+
+- **in loops**: executed by a thread for each column, in the loops over its columns in both passes, without the code of
+  options and of incomplete vectors; **special** as above.
+- **outside**: executed by a warp outside these loops, at least. Two of the eight warps of a block merge the sums of the
+  others or start copies, and execute a few hundred more.
+- **all**: in loops, and outside divided by the columns of a thread.
+
+A multiprocessor runs three blocks of 256 threads at once, with at most 80 registers for each thread.
+"""
 KERNELS = {
     "bfloat16, N = 1": "I13__nv_bfloat16Li1ELb0EE",
     "bfloat16, N = 1, T ≠ 1": "I13__nv_bfloat16Li1ELb1EE",
@@ -127,15 +137,19 @@ def costs(architecture: str = "sm_90") -> dict[str, Cost]:
     return {kind: found[kind] for kind in KERNELS if kind in found}
 
 
-def table() -> str:
-    """Return the counts as a table in Markdown."""
-    lines = [["kernel", "in loops", "special functions", "outside", *(f"a column, V = {V}" for V in LAUNCHES)]]
+def section() -> str:
+    """Return the section on the CUDA kernel of docs/registers.md."""
+    counted, used = costs(), usage("sm_90")
+    lines = [["kernel", "in loops", "special", "outside", *(f"all, V = {V}" for V in LAUNCHES), "registers", "spilled"]]
     lines.append(["---"] * len(lines[0]))
-    for kind, x in costs().items():
-        all_in_all = [f"{x.per_column(V):.1f}" for V in LAUNCHES]
-        lines.append([kind, f"{x.in_loops:.1f}", f"{x.special:.2f}", str(x.outside), *all_in_all])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    for kind, mark in KERNELS.items():
+        x = counted[kind]
+        (kernel,) = (numbers for name, numbers in used.items() if mark in name)
+        in_all = [f"{x.per_column(V):.1f}" for V in LAUNCHES]
+        lines.append([kind, f"{x.in_loops:.1f}", f"{x.special:.1f}", str(x.outside), *in_all, *map(str, kernel)])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{INTRODUCTION}\n{table}\n"
 
 
 if __name__ == "__main__":
-    print(table())
+    print(section(), end="")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import cuda_counts
 import sass
 import torch
 import triton
@@ -29,10 +30,14 @@ TARGETS = {f"sm_{capability}": GPUTarget("cuda", capability, 32) for capability 
 TARGETS |= {name: GPUTarget("hip", name, 64) for name in ("gfx90a", "gfx942")}
 """GPUs for which the kernel is compiled: NVIDIA's with warps of 32 threads, AMD's with 64."""
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-INTRODUCTION = """# Registers and instructions of the Triton kernel
+INTRODUCTION = """# Registers and instructions of the kernels for GPUs
 
 Counts from machine code, compiled without a GPU; nothing on this page has been measured on one.
-`python tools/kernel_counts.py` writes it; {versions}, for sm_90 (H100, H200) and, in the last two columns, gfx942
+`python tools/kernel_counts.py` writes it.
+
+## Triton
+
+{versions}, for sm_90 (H100, H200) and, in the last two columns, gfx942
 (MI300).
 
 - **instructions**: executed by a thread for each column, in the loops over the tiles of a row, in both passes. An H100
@@ -213,7 +218,9 @@ def main() -> None:
     table = "\n".join(f"| {line} |" for line in lines)
     print(table)
     text = INTRODUCTION.format(versions=f"Triton {triton.__version__}")
-    Path(__file__).parent.parent.joinpath("docs", "registers.md").write_text(f"{text}\n{table}\n")
+    Path(__file__).parent.parent.joinpath("docs", "registers.md").write_text(
+        f"{text}\n{table}\n\n{cuda_counts.section()}"
+    )
 
 
 if __name__ == "__main__":

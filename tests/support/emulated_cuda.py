@@ -93,7 +93,18 @@ def library() -> ctypes.CDLL:
         for path in sources:
             shutil.copy(path, folder)
         unfinished = f"{LIBRARY}.{os.getpid()}"
-        flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-include", "cuda_runtime.h", "-I.", "-o", unfinished]
+        flags = [
+            "-std=c++17",
+            "-O1",
+            "-fno-strict-aliasing",
+            "-shared",
+            "-fPIC",
+            "-include",
+            "cuda_runtime.h",
+            "-I.",
+            "-o",
+            unfinished,
+        ]
         command = [COMPILER, *flags, "emulator.cpp", "-x", "c++", "codistillation.cu"]
         built = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
         assert built.returncode == 0, built.stderr
