@@ -43,7 +43,7 @@ def run(rows: Rows) -> None:
     smooth_weight = rows.class_weight if smoothed else None  # otherwise only the label's weight is loaded
     read, itemsize = (rows.logits, *rows.teachers), rows.logits.element_size()
     lead, aligned, edges = _vectors(read if gradient is None else (*read, gradient), 16 // itemsize)
-    shapes = (  # what the compiler may specialize for
+    shapes = (  # numbers for which the compiler may specialize the kernel
         tuple(x.stride(0) for x in read),
         0 if gradient is None else gradient.stride(0),
         V,
@@ -171,13 +171,13 @@ def _launch(
     compiled kernel. Here a key finds it: `shapes`, what else an argument can change in the code, and `constants`.
     """
     kinds = (x.dtype if isinstance(x, Tensor) else x is None for x in arguments)
-    key = (function, *shapes, *kinds, len(arguments[0]), *constants.values())
+    key = (id(function), *shapes, *kinds, *constants.values())
     if key in _compiled:
         compiled, *values = _compiled[key]
         compiled[count, 1, 1](*arguments, *values)
         return
     compiled = function[(count,)](*arguments, **constants)
-    if compiled is not None:  # it is, in the interpreter
+    if compiled is not None:  # what the interpreter returns
         _compiled[key] = compiled, *(constants[name] for name in function.arg_names if name in constants)
 
 

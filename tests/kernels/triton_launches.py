@@ -59,7 +59,23 @@ def check_cached_launches(launches: list[tuple[Any, ...]]) -> None:
     for (name, rows), launch in zip(calls, expected, strict=True):
         run(rows)
         assert same(launches.pop(), launch), name
+    run(first_rows(calls[0][1], 2))  # the number of rows does not change the code
+    assert launches.pop()[1] == 2
     kernel.run = with_triton
+
+
+def first_rows(rows: Rows, count: int) -> Rows:
+    """Return the call for the first rows alone."""
+    assert rows.gradient is not None
+    return replace(
+        rows,
+        logits=rows.logits[:count],
+        teachers=[teacher[:count] for teacher in rows.teachers],
+        target=rows.target[:count],
+        losses=rows.losses[:count],
+        parts=rows.parts[:, :count],
+        gradient=rows.gradient[:count],
+    )
 
 
 def same(a: Any, b: Any) -> bool:
@@ -107,6 +123,8 @@ def check_scaling(launches: list[tuple[Any, ...]]) -> None:
     for call, launch in zip(calls, expected, strict=True):
         scale_rows_(*call)
         assert same(launches.pop(), launch), call
+    scale_rows_(memory[:2], factors[:2])
+    assert launches.pop()[1] == 2
     _scale_kernel.run = with_triton
 
 
