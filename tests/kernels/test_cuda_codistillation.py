@@ -8,7 +8,6 @@ To check its memory accesses on a GPU (also with --tool racecheck, initcheck, sy
 
 import importlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
@@ -244,18 +243,34 @@ def test_threads_in_any_order_give_the_same_bits() -> None:
 @pytest.mark.parametrize("removed", SYNCHRONIZATIONS, ids=lambda removed: "-".join(map(str, removed)))
 def test_each_synchronization_is_needed(removed: tuple[str, int]) -> None:
     """A thread that does not wait has other results or does what the emulation detects, soon if not in every run."""
+    assert any(what_is_wrong(removed, seed) for seed in range(100))
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        (("cluster barrier", 0), "access to the shared memory of a block that has not begun"),
+        (("cluster barrier", 2), "access to the shared memory of a block that has ended"),
+        (("store", 0), "a block has ended before its bulk store has read the shared memory"),
+        (("fence", 0), "a bulk copy starts before a fence after init_barrier"),
+        (("fence", 1), "a bulk store without a fence of each thread before"),
+    ],
+)
+def test_what_the_emulation_detects(removed: tuple[str, int], message: str) -> None:
+    assert any(what_is_wrong(removed, seed) == message for seed in range(100))
+
+
+def what_is_wrong(removed: tuple[str, int], seed: int) -> str:
+    """Return the emulation's error or the difference to the reference of a run in two blocks; "" if there is none."""
     case = random_case(rows=1, V=2003, N=1, dtype=torch.bfloat16)
-    assert any(is_wrong(case, removed, seed) for seed in range(100))
-
-
-def is_wrong(case: Case, removed: tuple[str, int], seed: int) -> bool:
     rows = case.rows()
     try:
         emulated_cuda.run(rows, kilobytes=7, seed=seed, removed=removed)
         assert_matches_reference(case, rows)
-    except (EmulationError, AssertionError):
-        return True
-    return False
+    except (EmulationError, AssertionError) as error:
+        return str(error)
+    return ""
 
 
 @emulated
@@ -288,8 +303,8 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Import tools/cuda_counts.py, which reads the library that the set-up has built."""
     monkeypatch.syspath_prepend(ROOT / "tools")
     counts = importlib.import_module("cuda_counts")
-    if shutil.which("nvcc") is None or counts.cuobjdump() is None:
-        pytest.skip("GPU: no nvcc or cuobjdump here")
+    if not counts.LIBRARY.exists() or counts.cuobjdump() is None:
+        pytest.skip("GPU: the kernel was not built, or there is no cuobjdump")
     return counts
 
 

@@ -1,11 +1,11 @@
-// Emulation of a GPU's thread-block clusters on one CPU thread, which shows errors of synchronization that a GPU shows
+// Emulation of a GPU's thread-block clusters on one CPU thread. It shows errors of synchronization that a GPU shows
 // rarely.
 //
 // The clusters of a launch run one after the other. The threads of a cluster are fibers: each runs until it waits, and
 // the order in which they run is random. A block may be held, at its start or later, until no other can go on. A bulk
 // copy reads and writes its data at a random time, at the latest when no thread can go on. Shared memory holds NaN
-// before a block begins and after it has ended. What no GPU would detect ends a launch with an error that names it:
-// a deadlock, a misaligned copy, access to the shared memory of a block that does not run, and others.
+// before a block begins and after it has ended. A launch ends with an error at a deadlock, a misaligned copy, access to
+// the shared memory of a block that does not run, and whatever else calls fail().
 #pragma once
 
 #include <ucontext.h>
@@ -28,8 +28,7 @@ struct Settings {
   uint64_t seed;
   int32_t shared_memory_of_block, shared_memory_of_multiprocessor;  // bytes
   int32_t most_blocks;  // of a cluster
-  // The thread does not wait (or fence) when it calls the synchronization `removed` for the `removed_index`-th time;
-  // -1 for none.
+  // Each thread skips its call number `removed_index`, from 0, of the synchronization `removed`; -1 for none.
   int32_t removed, removed_index;
   int32_t device;           // argument of the last cudaSetDevice
   int32_t queries;          // calls of the runtime that ask or set attributes, or compute an occupancy
