@@ -145,17 +145,23 @@ def test_the_counters_of_ncu_are_read() -> None:
 def test_all_packages_that_are_carried_are_locked() -> None:
     locked = (ROOT / "requirements.lock").read_text()
     assert not [name for name in packing.LOCKED if f"\n{name}==" not in locked]
+    assert packing.horovod_requirement().startswith("horovod==0.")
 
 
-def test_packing_refuses_a_folder_of_others_and_too_large_a_one(
+def test_packing_keeps_what_is_not_its_own_and_replaces_what_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine").touch()
-    with pytest.raises(SystemExit, match="holds something else; name another --output"):
-        packing.pack(tmp_path)
-    (tmp_path / "mine").unlink()
+    folder = tmp_path / "check"
     monkeypatch.setattr(packing, "make_store", lambda packed: None)
+    folder.mkdir()
+    (folder / "mine").touch()
+    with pytest.raises(SystemExit, match="holds something else; name another --output"):
+        packing.pack(folder, with_packages=False, curve_steps=0)
+    (folder / "mine").rename(folder / "manifest.json")
+    packed = packing.pack(folder, with_packages=False, curve_steps=0)
+    assert (packed.project / "hpcdistill" / "kernels").is_symlink()
+    assert json.loads(packed.manifest.read_text())["bytes"] == {"project": Packed(packed.project).nbytes()}
     monkeypatch.setattr(packing, "LIMIT", 1000)
     with pytest.raises(SystemExit, match=r"bytes, more than 1000: \{'project': \d+"):
-        packing.pack(tmp_path, with_packages=False, curve_steps=0)
-    assert Packed(tmp_path).project.joinpath("hpcdistill", "kernels").is_symlink()
+        packing.pack(folder, with_packages=False, curve_steps=0)
+    assert packed.manifest.exists()

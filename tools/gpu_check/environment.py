@@ -177,7 +177,7 @@ class Environment:
             **dict.fromkeys(("HOROVOD_WITHOUT_TENSORFLOW", "HOROVOD_WITHOUT_MXNET"), "1"),
             "HOROVOD_CPU_OPERATIONS": "MPI",
             "HOROVOD_GPU_OPERATIONS": "NCCL",
-            "HOROVOD_CUDA_HOME": str(cuda),
+            **dict.fromkeys(("CUDA_HOME", "HOROVOD_CUDA_HOME"), str(cuda)),
             "HOROVOD_BUILD_CUDA_CC_LIST": self.architecture(),
             "HOROVOD_NCCL_INCLUDE": str(nccl / "include") if nccl else "",
             "HOROVOD_NCCL_LIB": str(links),

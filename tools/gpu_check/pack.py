@@ -64,24 +64,26 @@ def pack(folder: Path, with_packages: bool = True, curve_steps: int = 200) -> Pa
     Raises:
         SystemExit: the folder is not one of ours, or would be too large.
     """
-    packed = Packed(folder)
-    if folder.exists() and any(folder.iterdir()) and not packed.manifest.exists():
+    if folder.exists() and any(folder.iterdir()) and not Packed(folder).manifest.exists():
         raise SystemExit(f"gpu_check: {folder} holds something else; name another --output, or remove it")
-    shutil.rmtree(folder, ignore_errors=True)
+    packed = Packed(folder.with_name(f"{folder.name}.part"))  # until it is complete
+    shutil.rmtree(packed.path, ignore_errors=True)
     copy_project(packed)
     if with_packages:
         download_packages(packed)
     make_store(packed)
     if curve_steps:
         train_on_cpu(packed, curve_steps)
-    (folder / "README.md").write_text(READ_ME)
-    (folder / "run").write_text(RUN)
-    parts = {part.name: Packed(part).nbytes() for part in sorted(folder.iterdir()) if part.is_dir()}
+    (packed.path / "README.md").write_text(READ_ME)
+    (packed.path / "run").write_text(RUN)
+    parts = {part.name: Packed(part).nbytes() for part in sorted(packed.path.iterdir()) if part.is_dir()}
     facts = {"commit": _git("describe", "--always", "--dirty").strip(), "time": time.time(), "bytes": parts}
     packed.manifest.write_text(json.dumps(facts, indent=1) + "\n")
     if packed.nbytes() > LIMIT:
-        raise SystemExit(f"gpu_check: {folder} has {packed.nbytes()} bytes, more than {LIMIT}: {parts}")
-    return packed
+        raise SystemExit(f"gpu_check: {folder} would have {packed.nbytes()} bytes, more than {LIMIT}: {parts}")
+    shutil.rmtree(folder, ignore_errors=True)
+    packed.path.rename(folder)
+    return Packed(folder)
 
 
 def copy_project(packed: Packed) -> None:
@@ -101,19 +103,23 @@ def download_packages(packed: Packed) -> None:
     target += [word for platform in PLATFORMS for word in ("--platform", platform)]
     _download(packed.wheels, locked, *target)
     _download(packed.wheels, "liger-kernel", *target)  # to compare with
-    set_up = (ROOT / "tools" / "setup.sh").read_text()
-    version, digest = (re.search(rf"^{name}=(\S+)", set_up, re.M) for name in ("HOROVOD", "HOROVOD_SHA256"))
-    assert version, "tools/setup.sh names no version of Horovod"
-    assert digest, "tools/setup.sh names no hash of Horovod"
-    horovod = f"horovod=={version[1]} --hash=sha256:{digest[1]}"
-    _download(packed.path / "sources", horovod, "--no-binary", "horovod", "--no-build-isolation")
+    _download(packed.path / "sources", horovod_requirement(), "--no-binary", "horovod", "--no-build-isolation")
+
+
+def horovod_requirement() -> str:
+    """Return the version and the hash of Horovod's source that tools/horovod.sh builds, as pip reads them."""
+    text = (ROOT / "tools" / "horovod.sh").read_text()
+    version, digest = (re.search(rf"^HOROVOD_{name}=(\S+)", text, re.M) for name in ("VERSION", "SHA256"))
+    assert version, "tools/horovod.sh names no version of Horovod"
+    assert digest, "tools/horovod.sh names no hash of Horovod"
+    return f"horovod=={version[1]} --hash=sha256:{digest[1]}"
 
 
 def _download(folder: Path, requirements: str, *options: str) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(requirements)
         file.flush()
-        command = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "download", "--quiet"]
+        command = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "download", "-qq"]
         hashes = ["--require-hashes"] if "--hash" in requirements else []
         subprocess.run([*command, "--no-deps", *hashes, *options, "-d", folder, "-r", file.name], check=True)
 
