@@ -80,6 +80,12 @@ def test_speed(run: Run) -> None:
     assert {row["N"] for row in steps["loss of hidden states"]["tables"]["loss of hidden states"]} == {0, 1}
 
 
+def test_trainer(run: Run) -> None:
+    steps = run("trainer", "--only", "packages", "two groups", "curve")
+    assert [bar["passed"] for bar in steps["two groups"]["bars"]] == [True] * 3
+    assert {row["precision"] for row in steps["curve"]["tables"]["validation losses"]} == {"bf16"}
+
+
 def test_steps_keep_to_their_time_and_say_what_is_not_run(tmp_path: Path) -> None:
     steps = Steps("truth", tmp_path, seconds=1000)
     begin = time.monotonic()

@@ -38,7 +38,6 @@ def run(steps: Steps, environment: Environment, packed: Packed) -> None:
     steps.run("one group", trainer.one_group, limit=60, least=20, needs=("packages",))
     steps.run("curve", trainer.curve, limit=90, least=30, needs=("packages",))
     steps.run("Horovod", partial(environment.finish_horovod, steps), limit=240, least=5, needs=("packages",))
-    steps.run("two groups, Horovod", trainer.two_groups_by_horovod, limit=90, least=30, needs=("Horovod",))
 
 
 class Trainer:
@@ -48,7 +47,7 @@ class Trainer:
         self._steps, self._environment, self._packed = steps, environment, packed
         self._runs = environment.project / "runs"
 
-    def two_groups(self, report: Report, seconds: float, gradients: str = "torch") -> None:
+    def two_groups(self, report: Report, seconds: float) -> None:
         """Train two groups of one rank, which exchange, teach, and share the GPU; count the contexts of each."""
         shutil.rmtree(self._runs, ignore_errors=True)
         length = 20 if self._environment.is_dry else 300
@@ -57,7 +56,7 @@ class Trainer:
                 seconds,
                 2,
                 "two",
-                *("--groups=2", f"--gradients={gradients}", f"--train.steps={length}", *SMALL),
+                *("--groups=2", "--gradients=torch", f"--train.steps={length}", *SMALL),
                 *(f"--codistill.burn_in={length // 4}", f"--codistill.exchange_interval={length // 20}"),
                 f"--train.validate_every={length // 2}",
             )
@@ -67,6 +66,7 @@ class Trainer:
         for group in range(2):
             header, *records = self._metrics("two", group)
             last = [record for record in records if "bytes" in record][-1]
+            fetched = sum(last["bytes"]["fetched"].values())
             report.row(
                 "groups",
                 group=group,
@@ -74,18 +74,9 @@ class Trainer:
                 validation=[round(record["validation_loss"], 3) for record in records if "validation_loss" in record],
                 staleness=last["staleness"],
                 quarantine=last.get("quarantine"),
-                fetched=last["bytes"]["fetched"],
+                fetched=fetched,
             )
-            report.bar(
-                f"group {group} has learned from its peer",
-                last["bytes"]["fetched"],
-                "> 0",
-                last["bytes"]["fetched"] > 0,
-            )
-
-    def two_groups_by_horovod(self, report: Report, seconds: float) -> None:
-        """Do the same with Horovod."""
-        self.two_groups(report, seconds, "horovod")
+            report.bar(f"group {group} has fetched from its peer", fetched, "> 0", fetched > 0)
 
     def synchronizations(self, report: Report, seconds: float) -> None:
         """Count the synchronizations of an ordinary step."""
@@ -116,7 +107,7 @@ class Trainer:
         if not self._packed.curve.exists():
             raise NotRunError("no curve of a CPU is carried")
         curve = json.loads(self._packed.curve.read_text())
-        for precision in ("float32", "bf16"):
+        for precision in ("bf16",) if self._environment.is_dry else ("float32", "bf16"):
             name = f"curve-{precision}"
             status, output = self._train(
                 seconds / 2, 1, name, "--gradients=torch", *curve["keys"], f"--train.precision={precision}"
