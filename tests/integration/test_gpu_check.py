@@ -148,6 +148,23 @@ def test_the_counters_of_ncu_are_read() -> None:
     assert metrics_of("\n".join(["==PROF== Connected", *lines])) == dict.fromkeys(METRICS.values(), 1234.5)
 
 
+def test_variants_change_a_launch_that_reads_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from gpu_check.cases import VARIED
+    from gpu_check.probes.variants import VARIANTS
+
+    from hpcdistill.kernels.triton_codistillation import INTERPRETED, launch_options
+
+    for classes, teachers in VARIED:
+        launch = launch_options(classes, 1 + teachers, False, 2, True, INTERPRETED)
+        assert not launch["WHOLE"]
+        changed = {name: change(launch) for name, change in VARIANTS.items()}
+        assert changed["as it is"] == launch
+        assert 2 * changed["half the tile"]["HEIGHT"] == 2 * changed["half the warps"]["HEIGHT"] == launch["HEIGHT"]
+        assert launch.keys() - changed["registers of the compiler's choice"].keys() == {"maxnreg"}
+
+
 def test_all_packages_that_are_carried_are_locked() -> None:
     locked = (ROOT / "requirements.lock").read_text()
     assert not [name for name in packing.LOCKED if f"\n{name}==" not in locked]

@@ -45,6 +45,10 @@ SANITIZED = (
 """Small calls of all kinds, for tools that slow a kernel down a hundredfold."""
 
 
+VARIED = ((32000, 1), (32000, 3), (128256, 1), (128256, 3))
+"""V and N of the calls for which other launches of Triton's kernel are timed, in bfloat16."""
+
+
 def grid(is_dry: bool) -> Iterator[Call]:
     """Yield all calls of the grid; the short rows alone on a CPU."""
     for V, N, dtype, options in product(CLASSES[: 3 if is_dry else None], (0, 1, 3), DTYPES, OPTIONS):

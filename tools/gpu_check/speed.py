@@ -32,8 +32,16 @@ def run(steps: Steps, environment: Environment) -> None:
     steps.run("compile", partial(compile_ahead, steps, environment, "table"), limit=90, least=20)
     steps.run("table", lambda r, s: bench(r, s, "table"), limit=150, least=30)
     steps.run("loss of hidden states", lambda r, s: bench(r, s, "linear"), limit=90, least=30)
+    steps.run("variants", partial(time_variants, steps, environment), limit=60, least=20)
     steps.run("ncu", partial(profile, steps, environment), limit=120, least=30)
     steps.run("beside others", lambda r, s: bench(r, s, "others"), limit=150, least=30, needs=("table",))
+
+
+def time_variants(steps: Steps, environment: Environment, report: Report, seconds: float) -> None:
+    """Time other launches of Triton's kernel."""
+    if environment.is_dry:
+        raise NotRunError("it needs a GPU")
+    steps.probe(report, environment.probe("variants"), seconds, environment.variables)
 
 
 def profile(steps: Steps, environment: Environment, report: Report, seconds: float) -> None:
