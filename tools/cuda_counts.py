@@ -27,8 +27,10 @@ The kernel in `kernels/cuda_row.cuh`, from the library that `make setup` has bui
 - **in loops**: executed by a thread for each column, in the loops over its columns in both passes, without the code of
   options and of incomplete vectors; **special** as above.
 - **outside**: executed by a warp outside these loops, at least. Two of the eight warps of a block merge the sums of the
-  others or start copies, and execute a few hundred more.
+  others or start copies, and execute a few hundred more, about one a column in the mean of all warps.
 - **all**: in loops, and outside divided by the columns of a thread.
+- **unaligned**: for each column in addition, for each teacher or gradient whose rows have another alignment to 16 bytes
+  than the student's. They are loaded and stored by vectors all the same.
 
 A multiprocessor runs three blocks of 256 threads at once, with at most 80 registers for each thread.
 """
@@ -50,6 +52,8 @@ class Cost:
     """Instructions of a thread outside the loops, at least."""
     special: float
     """Instructions in the loops that the multi-function unit executes, for each column."""
+    unaligned: float
+    """Instructions that copy a column of a matrix whose alignment differs from the student's."""
 
     def per_column(self, V: int) -> float:
         """Return all instructions of a thread divided by its columns."""
@@ -82,13 +86,16 @@ def usage(architecture: str) -> dict[str, tuple[int, int]]:
 
 def cost(instructions: Sequence[sass.Instruction]) -> Cost:
     """Return the cost of a kernel for 16-bit logits with at most one teacher."""
-    passes = [loop for loop in sass.innermost_loops(instructions) if _is_pass(loop)]
+    loops = sass.innermost_loops(instructions)
+    passes = [loop for loop in loops if _is_pass(loop)]
+    copies = [loop for loop in loops if any(16 in (x.accessed("LDG"), x.accessed("STG")) for x in loop)]
     # The second pass stores the vectors that it has loaded for the student.
     columns = [sum(x.accessed("STS") or 0 for x in loop) or sum(x.accessed("LDS") for x in loop) for loop in passes]
     return Cost(
         sum(len(loop) / (size / 2) for loop, size in zip(passes, columns, strict=True)),
         _fewest_outside(instructions, passes),
         sum(sum(x.is_special for x in loop) / (size / 2) for loop, size in zip(passes, columns, strict=True)),
+        max(len(loop) / 8 for loop in copies),
     )
 
 
@@ -140,13 +147,34 @@ def costs(architecture: str = "sm_90") -> dict[str, Cost]:
 def section() -> str:
     """Return the section on the CUDA kernel of docs/registers.md."""
     counted, used = costs(), usage("sm_90")
-    lines = [["kernel", "in loops", "special", "outside", *(f"all, V = {V}" for V in LAUNCHES), "registers", "spilled"]]
+    lines = [
+        [
+            "kernel",
+            "in loops",
+            "special",
+            "outside",
+            *(f"all, V = {V}" for V in LAUNCHES),
+            "unaligned",
+            "registers",
+            "spilled",
+        ]
+    ]
     lines.append(["---"] * len(lines[0]))
     for kind, mark in KERNELS.items():
         x = counted[kind]
         (kernel,) = (numbers for name, numbers in used.items() if mark in name)
         in_all = [f"{x.per_column(V):.1f}" for V in LAUNCHES]
-        lines.append([kind, f"{x.in_loops:.1f}", f"{x.special:.1f}", str(x.outside), *in_all, *map(str, kernel)])
+        lines.append(
+            [
+                kind,
+                f"{x.in_loops:.1f}",
+                f"{x.special:.1f}",
+                str(x.outside),
+                *in_all,
+                f"{x.unaligned:.1f}",
+                *map(str, kernel),
+            ]
+        )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{INTRODUCTION}\n{table}\n"
 

@@ -331,3 +331,4 @@ def test_instructions_of_a_column(counts: ModuleType) -> None:
         assert (launched.blocks, launched.threads) == launch
         for kind, cost in costs.items():
             assert cost.per_column(V) <= (37 if "T ≠ 1" in kind else 31)
+            assert cost.unaligned <= 3.5
