@@ -117,6 +117,7 @@ class StoreFile(Store):
         self.setting = f"data.path = {path}"
         self._remedy = f"make one with: {self.COMMAND} --output {path}"
         self._file = _opened(path, self._remedy)
+        self._datasets: dict[str, h5py.Dataset] = {}
         with self._intact("what it is"):
             self._attributes = _attributes(self._file)
             if self._attributes.get("format") != self.FORMAT or not set(PARTS) <= set(self._file):
@@ -149,6 +150,12 @@ class StoreFile(Store):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """Return the dataset of this name, which is looked up once: that takes as long as reading a sequence."""
+        if name not in self._datasets:
+            self._datasets[name] = self._file[name]
+        return self._datasets[name]
 
     @contextmanager
     def _intact(self, what: str) -> Iterator[None]:

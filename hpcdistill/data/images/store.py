@@ -167,8 +167,8 @@ class ImageStore(StoreFile):
         Raises:
             UserError: the bytes on disk do not match their checksum.
         """
-        image = self._file[part]["image"]
         with self._intact(f"images of {part!r}"):
+            image = self._dataset(f"{part}/image")
             if self.kind.shape:
                 pictures: Pictures = np.stack([image[number] for number in numbers])
             else:
@@ -177,7 +177,7 @@ class ImageStore(StoreFile):
         return pictures, self.labels[part][numbers]
 
     def _require_shapes(self, part: str) -> None:
-        found = self._file[part]["image"].shape
+        found = self._dataset(f"{part}/image").shape
         if self.kind.shape:
             expected = (self.size(part), *self.kind.shape)
         else:

@@ -132,7 +132,7 @@ class RowStore(StoreFile):
 
     def size(self, part: str) -> int:
         """Return the number of rows in `part`."""
-        return int(self._file[part]["label"].size)
+        return int(self._dataset(f"{part}/label").size)
 
     def bayes_log_loss(self, part: str) -> float:
         """Return the least possible expected loss of `part`, in nats; NaN if unknown."""
@@ -144,9 +144,9 @@ class RowStore(StoreFile):
         Raises:
             UserError: the bytes on disk do not match their checksum, or an id or a label is out of range.
         """
-        group, place = self._file[part], f"{self.path}: rows {begin} to {begin + count} of {part!r}"
+        place = f"{self.path}: rows {begin} to {begin + count} of {part!r}"
         with self._intact(f"rows {begin} to {begin + count} of {part!r}"):
-            rows = Rows(*(group[name][begin : begin + count] for name in Rows._fields))
+            rows = Rows(*(self._dataset(f"{part}/{name}")[begin : begin + count] for name in Rows._fields))
         ids = rows.categorical
         if ((ids < 0) | (ids >= self._cardinalities)).any() or (rows.label > 1).any():
             raise UserError(f"{place} hold an id or a label outside its stated range; prepare the data again")
@@ -155,6 +155,6 @@ class RowStore(StoreFile):
     def _require_shapes(self, part: str) -> None:
         rows = self.size(part)
         expected = [(rows, len(self.fields.dense)), (rows, len(self.fields.categorical)), (rows,)]
-        found = [self._file[part][name].shape for name in Rows._fields]
+        found = [self._dataset(f"{part}/{name}").shape for name in Rows._fields]
         if found != expected:
             raise ValueError(f"the columns of {part!r} have the shapes {found} instead of {expected}")

@@ -123,8 +123,9 @@ class TokenStore(StoreFile):
         super().__init__(path)
         with self._intact("what it is"):
             self.vocabulary = int(self._attributes["vocabulary"])
-            self._bytes = {part: int(self._file[part].attrs.get("bytes", self._file[part].size)) for part in PARTS}
-            if any(self._file[part].ndim != 1 or self._file[part].dtype.kind != "u" for part in PARTS):
+            parts = {part: self._dataset(part) for part in PARTS}
+            self._bytes = {part: int(tokens.attrs.get("bytes", tokens.size)) for part, tokens in parts.items()}
+            if any(tokens.ndim != 1 or tokens.dtype.kind != "u" for tokens in parts.values()):
                 raise ValueError("a part is not a sequence of unsigned integers")
 
     @property
@@ -139,7 +140,7 @@ class TokenStore(StoreFile):
 
     def size(self, part: str) -> int:
         """Return the number of tokens in `part`."""
-        return int(self._file[part].size)
+        return int(self._dataset(part).size)
 
     def bytes_per_token(self, part: str) -> float:
         """Return the mean bytes of text per token of `part`; nats per token divided by it are nats per byte."""
@@ -152,7 +153,7 @@ class TokenStore(StoreFile):
             UserError: the bytes on disk do not match their checksum, or a token is outside the vocabulary.
         """
         with self._intact(f"tokens {begin} to {begin + count} of {part!r}"):
-            tokens: np.ndarray[Any, np.dtype[np.int64]] = self._file[part][begin : begin + count].astype(np.int64)
+            tokens: np.ndarray[Any, np.dtype[np.int64]] = self._dataset(part)[begin : begin + count].astype(np.int64)
         if tokens.max(initial=0) >= self.vocabulary:
             raise UserError(
                 f"{self.path}: token {tokens.max()} in {part!r} near {begin} is outside its stated vocabulary of "
