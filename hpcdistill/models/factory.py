@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Literal
 
 from pydantic import Field
@@ -10,7 +9,7 @@ from torch import nn
 
 from hpcdistill.config.section import MODEL_NAME, Arguments, ModelConfig
 from hpcdistill.data.store import Store
-from hpcdistill.discovery import import_named
+from hpcdistill.discovery import NamedCall
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import register
 
@@ -33,27 +32,7 @@ def build(config: FactoryConfig, store: Store) -> nn.Module:
     Raises:
         UserError: the factory cannot be imported, does not take the arguments, or returns something else than a module.
     """
-    make, arguments = import_named(config.factory, "model.factory"), config.args
-    try:
-        parameters = signature(make)
-        if "store" in parameters.parameters:
-            arguments = {"store": store} | arguments
-        parameters.bind(**arguments)
-    except (TypeError, ValueError) as error:  # of something that cannot be called, or has no signature
-        raise _refusal(config, error) from None
-    try:
-        model = make(**arguments)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error):  # of a function that hands its **kwargs on
-            raise _refusal(config, error) from error
-        raise
+    model = NamedCall("model", config.factory, config.args, store=store)()
     if not isinstance(model, nn.Module):
         raise UserError(f"model.factory = {config.factory!r} returned {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-def _refusal(config: FactoryConfig, error: Exception) -> UserError:
-    return UserError(
-        f"model.factory = {config.factory!r} cannot be called with model.args = {config.args} ({error}); give what it "
-        "takes by name; only a parameter named 'store' is given, the open store"
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from inspect import signature
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -13,7 +12,7 @@ from hpcdistill.config.data import DataConfig
 from hpcdistill.data.batches import Share
 from hpcdistill.data.datasets.faults import user_code
 from hpcdistill.data.store import PARTS, Store
-from hpcdistill.discovery import import_named
+from hpcdistill.discovery import NamedCall
 from hpcdistill.errors import UserError
 
 NAMES = dict(zip(PARTS, ("training", "validation"), strict=True))
@@ -46,25 +45,15 @@ class FactoryData(Store):
         self.setting = f"data.factory = {config.factory!r}"
         self.source = config.factory
         self.classes = config.classes
-        function, arguments = import_named(config.factory, "data.factory"), config.args
-        try:
-            parameters = signature(function)
-            given = {"share": share, "batch_size": share.of_batch(config.batch_size)}
-            arguments = {name: given[name] for name in given if name in parameters.parameters} | arguments
-            parameters.bind(**arguments)
-        except (TypeError, ValueError) as error:  # of something that cannot be called, or has no signature
-            raise UserError(
-                f"{self.setting} cannot be called with data.args = {config.args} ({error}); give what it takes by "
-                "name; only parameters named 'share' and 'batch_size' are given"
-            ) from None
+        call = NamedCall("data", config.factory, config.args, share=share, batch_size=share.of_batch(config.batch_size))
         with user_code(f"{self.setting} failed"):
-            made = function(**arguments)
+            made = call()
         if not isinstance(made, tuple) or len(made) != len(PARTS):
             raise UserError(f"{self.setting} returned {_described(made)}; {CONTRACT}")
         self.parts: dict[str, Any] = dict(zip(PARTS, made, strict=True))
         for part, data in self.parts.items():
             self._check(part, data)
-        self.shards_itself = "share" in parameters.parameters
+        self.shards_itself = "share" in call.arguments
         self.identity = self._identity(config)
 
     @property
