@@ -76,6 +76,23 @@ def build(config: HuggingFaceConfig, store: TokenStore | ImageStore | FactoryDat
     return model.train()
 
 
+def require_positions(model: nn.Module, length: int) -> None:
+    """Check that a model has positions for sequences of `length` tokens, if it is one of transformers.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    settings: Any = getattr(model, "config", None)
+    if not hasattr(settings, "get_text_config"):  # a model of another library
+        return
+    positions = getattr(settings.get_text_config(), "max_position_embeddings", None) or 0  # 0 or -1: any number
+    if 0 < positions < length:
+        raise UserError(
+            f"data.sequence_length = {length} is more than the {positions} positions of {type(model).__name__}; set "
+            f"--data.sequence_length to at most {positions}, or max_position_embeddings in --model.args to {length}"
+        )
+
+
 def _initial(auto: Any, settings: Any) -> nn.Module:
     model: nn.Module = auto.from_config(settings, trust_remote_code=False, dtype=torch.float32)
     return model

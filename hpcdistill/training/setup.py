@@ -16,8 +16,10 @@ from hpcdistill.config.codistill import CodistillConfig
 from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import Share
 from hpcdistill.data.prefetch import Prefetch
+from hpcdistill.data.tokens.store import TokenStore
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
+from hpcdistill.models.huggingface import require_positions
 from hpcdistill.models.recurrent import flatten_recurrent
 from hpcdistill.models.registry import build_model
 from hpcdistill.models.saved import SavedModel
@@ -161,6 +163,8 @@ def _build_student(config: Config, task: Task, device: torch.device) -> nn.Modul
     if config.train.tf32:
         allow_tf32()
     model = build_model(config.model, task.store)
+    if isinstance(task.store, TokenStore):
+        require_positions(model, config.data.sequence_length)
     if config.train.precision == "bf16-weights":
         to_bfloat16(model)
     if config.train.activation_checkpointing:

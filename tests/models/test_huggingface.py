@@ -14,7 +14,7 @@ from hpcdistill.data.datasets.factory import FactoryData
 from hpcdistill.data.images.store import ImageStore, Kind, write_images
 from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.errors import UserError
-from hpcdistill.models.huggingface import HuggingFaceConfig
+from hpcdistill.models.huggingface import HuggingFaceConfig, require_positions
 from hpcdistill.models.registry import build_model
 
 pytestmark = pytest.mark.alone
@@ -137,6 +137,16 @@ def test_own_data_may_be_of_any_kind(reviews: FactoryData) -> None:
 def test_a_model_that_cannot_be_is_refused(keys: dict[str, Any], message: str, tokens: TokenStore) -> None:
     with pytest.raises(UserError, match=message):
         model_of(tokens, **keys)
+
+
+def test_sequences_longer_than_the_positions_are_refused(tokens: TokenStore) -> None:
+    model = model_of(tokens, path="gpt2", args=GPT2)
+    require_positions(model, 16)
+    message = r"sequence_length = 17 is more than the 16 positions of GPT2LMHeadModel; .* at most 16, or max_position_"
+    with pytest.raises(UserError, match=message):
+        require_positions(model, 17)
+    require_positions(model_of(tokens, path="gpt2", args=GPT2 | {"max_position_embeddings": 17}), 17)
+    require_positions(torch.nn.Linear(1, 1), 10**9)
 
 
 def test_weights_that_are_missing_are_named(tokens: TokenStore, saved: Path) -> None:
