@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import h5py
 
@@ -30,8 +31,11 @@ from hpcdistill.errors import UserError
 from hpcdistill.storage.hdf5 import atomic_file, text, write_checked
 from hpcdistill.storage.hdf5_check import ERRORS, digest, require_whole
 
+Item = TypeVar("Item")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""Function that calls a function for each of many tasks, and returns the results in order, as `map` does."""
 Piece = dict[str, Array]
 """Arrays of a piece, by name. `validation`, bool, marks the rows or images of that part; others differ by kind."""
 
@@ -64,16 +68,40 @@ def pieces_folder(output: Path, *prepared: object) -> Iterator[Path]:
         prepared: everything that the pieces depend on; pieces of other values are not used.
 
     Raises:
-        UserError: the disk is full, or a process was killed.
+        UserError: the disk is full.
     """
     digest = hashlib.blake2b(repr(prepared).encode(), digest_size=8).hexdigest()
     folder = output.with_name(f"{output.name}.pieces-{digest}")
+    with explain_write_errors(output, ". The same command continues from the finished pieces"):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        for old in output.parent.glob(f"{glob.escape(output.name)}.pieces-{'[0-9a-f]' * 16}"):
+            shutil.rmtree(old)
+
+
+@contextmanager
+def worker_processes(processes: int | None = None) -> Iterator[Run]:
+    """Start processes for the block.
+
+    Args:
+        processes: number of processes; by default one for each core that this process may use.
+
+    Yields:
+        Function that calls a function, of the top level of a module, for each of many tasks in these processes, and
+        yields the results in order. Few tasks are in progress at a time, so that memory is bounded for any number.
+
+    Raises:
+        UserError: `processes` is less than 1, or a process was killed.
+    """
+    if processes is None:
+        processes = len(os.sched_getaffinity(0))
+    if processes < 1:
+        raise UserError(f"--processes {processes} must be at least 1")
+    # Forked: a spawned process would import everything again.
+    context = multiprocessing.get_context("fork")
     try:
-        with explain_write_errors(output, ". The same command continues from the finished pieces"):
-            folder.mkdir(parents=True, exist_ok=True)
-            yield folder
-            for old in output.parent.glob(f"{glob.escape(output.name)}.pieces-{'[0-9a-f]' * 16}"):
-                shutil.rmtree(old)
+        with ProcessPoolExecutor(processes, context, initializer=_follow_parent) as pool:
+            yield lambda function, tasks: in_order((pool.submit(function, task) for task in tasks), processes + 1)
     except BrokenProcessPool:
         raise UserError(
             "a process was killed, perhaps as memory ran out; the same command continues from the finished pieces, and "
@@ -86,26 +114,31 @@ def make_pieces(
 ) -> Iterator[Path]:
     """Make the piece of each task in several processes, unless it exists; yield the files in order.
 
-    Few tasks are in progress at a time, so that memory is bounded for any number of tasks.
-
     Args:
         folder: folder of the pieces.
         make: function that makes a piece from a task; at the top level of a module, as it runs in other processes.
         tasks: arguments of `make`.
-        processes: number of processes; by default one for each core that this process may use.
+        processes: number of processes; see `worker_processes`.
 
     Raises:
-        UserError: `processes` is less than 1; also whatever `tasks` and `make` raise.
+        UserError: see `worker_processes`; also whatever `tasks` and `make` raise.
     """
-    if processes is None:
-        processes = len(os.sched_getaffinity(0))
-    if processes < 1:
-        raise UserError(f"--processes {processes} must be at least 1")
-    # Forked: a spawned process would import everything again.
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(processes, context, initializer=_follow_parent) as pool:
-        under_way = (pool.submit(_make, folder / f"{number}.h5", make, task) for number, task in enumerate(tasks))
-        yield from in_order(under_way, processes + 1)
+    with worker_processes(processes) as run:
+        numbered = ((folder / f"{number}.h5", task) for number, task in enumerate(tasks))
+        yield from run(partial(_make, make), numbered)
+
+
+def in_tasks(items: Iterable[Item], size: Callable[[Item], int], least: int) -> Iterator[list[Item]]:
+    """Yield consecutive items in lists whose sizes add up to at least `least`, but for the last list."""
+    task, total = list[Item](), 0
+    for item in items:
+        task.append(item)
+        total += size(item)
+        if total >= least:
+            yield task
+            task, total = [], 0
+    if task:
+        yield task
 
 
 def in_order(started: Iterator[Future[Result]], ahead: int) -> Iterator[Result]:
@@ -132,7 +165,8 @@ def _follow_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _make(path: Path, make: Callable[[Task], Piece], task: Task) -> Path:
+def _make(make: Callable[[Task], Piece], numbered: tuple[Path, Task]) -> Path:
+    path, task = numbered
     if not path.exists():
         piece = make(task)
         with atomic_file(path) as (file, _):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from tqdm import tqdm
-
-from hpcdistill.data.prepare.folder import PassedOver
 from hpcdistill.data.prepare.split import VALIDATION_SHARE
 from hpcdistill.data.store import PARTS
-from hpcdistill.data.tokens.documents import NotTextError, NotUTF8Error, kind_of, read_documents
+from hpcdistill.data.tokens.documents import Document, read_documents
 from hpcdistill.data.tokens.files import TextFile
 
 NEAR = 1.5  # accepted ratio of the validation part to `VALIDATION_SHARE`, or its inverse
@@ -24,12 +21,16 @@ class Source(NamedTuple):
 
     file: TextFile
     kind: str
-    documents: int
+    documents: int = 0
     """Number of documents that are not empty."""
-    size: int
+    size: int = 0
     """Bytes of text."""
-    chosen: int
+    chosen: int = 0
     """Bytes of the documents whose hash chooses the validation part."""
+
+    def plus(self, documents: int, size: int, chosen: int) -> Source:
+        """Return the source with more of its text measured."""
+        return self._replace(documents=self.documents + documents, size=self.size + size, chosen=self.chosen + chosen)
 
 
 class Split(NamedTuple):
@@ -44,55 +45,10 @@ class Split(NamedTuple):
         """Number of bytes of text in the training part."""
         return self.source.size - self.source.chosen if self.cut is None else self.cut
 
-
-def measure(
-    files: Collection[TextFile],
-    column: str | None,
-    bad: Callable[[str], None],
-    passed_over: PassedOver,
-    is_utf8: bool = False,
-) -> list[Source]:
-    """Read files to measure their text; show a progress bar.
-
-    Args:
-        files: the files.
-        column: field of the records that has the text.
-        bad: function that is called for each record without text; see `read_documents`.
-        passed_over: count of files without text.
-        is_utf8: require that the text is UTF-8; a file of text that is not counts as a bad record.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
-    sources = []
-    with tqdm(desc="looking for text", unit="B", unit_scale=True, disable=not files) as bar:
-        for file in files:
-            try:
-                sources.append(_measured(file, column, bad, bar.update, is_utf8))
-            except NotTextError as error:
-                passed_over.add(error.reason, file.path)
-            except NotUTF8Error as error:
-                bad(str(error))
-    return sources
-
-
-def _measured(
-    file: TextFile,
-    column: str | None,
-    bad: Callable[[str], None],
-    progress: Callable[[int], object],
-    is_utf8: bool,
-) -> Source:
-    kind = kind_of(file.path, column)
-    documents = size = chosen = 0
-    for document in read_documents(file, kind, column, bad, is_utf8):
-        before = size
-        for piece in document.pieces:
-            size += len(piece)
-            progress(len(piece))
-        documents += size > before
-        chosen += (size - before) * is_chosen(document.key)
-    return Source(file, kind, documents, size, chosen)
+    @property
+    def has_whole_documents(self) -> bool:
+        """True if no document is cut, so that the part of each does not depend on those before it."""
+        return self.cut is None or self.cut in (0, self.source.size)
 
 
 def split_sources(sources: Sequence[Source]) -> list[Split]:
@@ -125,19 +81,31 @@ class Piece(NamedTuple):
 
 
 def read(split: Split, column: str | None, is_utf8: bool = False) -> Iterator[Piece]:
-    """Read a source, piece by piece, with the part of each; a document that is cut has an end in both parts.
+    """Read a source, piece by piece, with the part of each; see `assign`.
 
     Args:
         split: the source and its split.
         column: field of the records that has the text.
+        is_utf8: yield whole characters of UTF-8.
+    """
+    documents = read_documents(split.source.file, split.source.kind, column, lambda _: None, is_utf8)
+    return assign(documents, split.cut, is_utf8)
+
+
+def assign(documents: Iterable[Document], cut: int | None, is_utf8: bool = False) -> Iterator[Piece]:
+    """Yield the pieces of documents with the part of each; a document that is cut has an end in both parts.
+
+    Args:
+        documents: the documents.
+        cut: bytes of text at the beginning that are for training; None if the hash of each document decides.
         is_utf8: yield whole characters of UTF-8; a cut within a character is moved to its end.
     """
     position = 0
-    for document in read_documents(split.source.file, split.source.kind, column, lambda _: None, is_utf8):
-        cut = split.cut if split.cut is not None else position if is_chosen(document.key) else sys.maxsize
+    for document in documents:
+        border = cut if cut is not None else position if is_chosen(document.key) else sys.maxsize
         sizes = dict.fromkeys(PARTS, 0)
         for piece in document.pieces:
-            rest = max(cut - position, 0)
+            rest = max(border - position, 0)
             while is_utf8 and 0 < rest < len(piece) and piece[rest] & 0xC0 == 0x80:  # within a character
                 rest += 1
             for part, text in zip(PARTS, (piece[:rest], piece[rest:]), strict=True):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from hpcdistill.data.prepare.bad_records import require_few, warn_of_bad
 from hpcdistill.data.prepare.folder import PassedOver
-from hpcdistill.data.prepare.pieces import explain_write_errors
+from hpcdistill.data.prepare.pieces import Run, explain_write_errors, worker_processes
 from hpcdistill.data.store import PARTS
-from hpcdistill.data.tokens.documents import TEXT
 from hpcdistill.data.tokens.files import find_files
-from hpcdistill.data.tokens.parts import Split, measure, read, split_by_input, split_sources
+from hpcdistill.data.tokens.formats import TEXT
+from hpcdistill.data.tokens.measure import measure
+from hpcdistill.data.tokens.parts import Split, read, split_by_input, split_sources
 from hpcdistill.data.tokens.store import TokenStore, write_store
 from hpcdistill.data.tokens.tokenizer import check_vocabulary, train_tokenizer
 from hpcdistill.data.tokens.tokenizer_file import TokenizerChoice, read_tokenizer
@@ -75,11 +77,14 @@ def prepare_text(
     if vocabulary is not None:
         check_vocabulary(vocabulary)
     given = read_tokenizer(tokenizer) if tokenizer else None
-    splits = _splits(inputs, include, exclude, validation, column, max_bad, given is not None)
+    split = partial(_splits, inputs, include, exclude, validation, column, max_bad)
     source = ", ".join(map(str, inputs))
     if given:
+        with worker_processes(processes) as run:
+            splits = split(True, run)
         write_documents(output, splits, column, source, given, processes)
     else:
+        splits = split()
         learned = train_tokenizer(_sample(splits, column), vocabulary) if vocabulary is not None else None
         with explain_write_errors(output):
             write_store(output, _pieces(splits, column, "writing"), source, learned)
@@ -94,7 +99,8 @@ def _splits(
     validation: Sequence[Path],
     column: str | None,
     max_bad: int,
-    is_utf8: bool,
+    is_utf8: bool = False,
+    run: Run = map,
 ) -> list[Split]:
     passed_over, quotes = PassedOver(), list[str]()
 
@@ -105,7 +111,9 @@ def _splits(
     training, others = (find_files(paths, include, exclude, passed_over) for paths in (inputs, validation))
     if both := training.keys() & others.keys():
         raise UserError(f"{others[min(both)].path} is in --input and in --validation; leave it out of one of them")
-    sources, validating = (measure(files.values(), column, bad, passed_over, is_utf8) for files in (training, others))
+    sources, validating = (
+        measure(files.values(), column, bad, passed_over, is_utf8, run) for files in (training, others)
+    )
     where = ", ".join(map(str, inputs))
     if not sources and passed_over:
         raise UserError(f"there is no text in {where}; passed over: {passed_over}; check --input, --include")

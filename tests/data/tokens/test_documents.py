@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hpcdistill.data.tokens import documents
+from hpcdistill.data.tokens import formats
 from hpcdistill.data.tokens.parts import is_chosen
 from hpcdistill.data.tokens.prepare_text import prepare_text
 from hpcdistill.errors import UserError
@@ -149,7 +149,7 @@ def test_files_that_are_not_whole_are_refused(tmp_path: Path, name: str, content
 
 @pytest.mark.parametrize("name", ["a.gz", "a.zst"])
 def test_what_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(documents, "UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(formats, "UNPACKED_BYTES", 1 << 20)
     pack = gzip.compress if name == "a.gz" else zstd
     write(tmp_path, {name: pack(b"a" * (1 << 24))})
     with pytest.raises(UserError, match=rf"{name} expands to more than 1000 times its size.* --exclude"):
@@ -157,7 +157,7 @@ def test_what_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "LINE_BYTES", 1000)
+    monkeypatch.setattr(formats, "LINE_BYTES", 1000)
     write(tmp_path, {"a.jsonl": json_lines(["words" * 999])})
     with pytest.raises(UserError, match=r"a.jsonl line 1 has 1,000 bytes or more; are these JSON lines\?"):
         prepared([tmp_path / "a.jsonl"])

@@ -31,7 +31,7 @@ def given_file(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer
 
 
 def ids_of(tokenizer: TokenizerFile, *texts: str) -> list[list[int]]:
-    return [ids.tolist() for ids in tokenizer.encode(texts)]
+    return [tokenizer.encode(text) for text in texts]
 
 
 @given(texts=st.lists(TEXT))
@@ -44,13 +44,6 @@ def test_tokens_are_those_of_the_library_for_each_text(given_file: TokenizerFile
 def test_bytes_come_back_from_a_byte_level_tokenizer(text: str) -> None:
     library = byte_level()
     assert library.decode(whole(library, text), skip_special_tokens=False) == text
-
-
-def test_many_batches_keep_the_order(given_file: TokenizerFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [f"the {number}" * number for number in range(40)]
-    expected = ids_of(given_file, *texts)
-    monkeypatch.setattr(tokenizer_file, "BATCH_CHARACTERS", 10)
-    assert ids_of(given_file, *texts) == expected
 
 
 def test_special_tokens_in_a_text_are_text_unless_asked_for(kind: str, given_file: TokenizerFile) -> None:
@@ -184,6 +177,37 @@ def test_special_tokens_that_cannot_be_hidden_are_told(tmp_path: Path) -> None:
 
 
 # Cuts of long texts
+
+WORDS = ["the", "thing", "a", "The", "x" * 100, "é", "文", "1", "'s", "the thing a", END, "</s>", "[SEP]"]
+GAPS = st.sampled_from([" ", " ", " ", "  ", "\n", " \n\n", "\t ", "-", ""])
+
+
+@settings(max_examples=50)
+@given(words=st.lists(st.tuples(st.sampled_from(WORDS), GAPS), min_size=20, max_size=200))
+def test_parts_have_the_tokens_of_the_whole(given_file: TokenizerFile, words: list[tuple[str, str]]) -> None:
+    text = "".join(word + gap for word, gap in words)
+    expected = ids_of(given_file, text)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(tokenizer_file, "PART_CHARACTERS", 20)
+        assert "".join(given_file.parts(text)) == text
+        assert ids_of(given_file, text) == expected
+
+
+def test_texts_are_cut_between_words_if_no_token_spans_them(tmp_path: Path) -> None:
+    text = "the thing " * 2000
+    kinds = {
+        "words": None,
+        "bytes": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False, "trim_offsets": True},
+        "prefix": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True},
+    }
+    counts = {}
+    for name, pre_tokenizer in kinds.items():
+        changes: dict[str, Any] = {} if pre_tokenizer is None else {"pre_tokenizer": pre_tokenizer}
+        if name == "prefix":  # each text begins with a letter that the whole does not have
+            changes["normalizer"] = {"type": "Prepend", "prepend": "a"}
+        path = write_tokenizer(tmp_path / f"{name}.json", **changes)
+        counts[name] = len(read_tokenizer(TokenizerChoice(path)).parts(text))
+    assert counts == {"words": 9, "bytes": 1, "prefix": 1}
 
 
 @settings(max_examples=20)

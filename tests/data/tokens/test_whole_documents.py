@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hpcdistill.cli.main import main
 from hpcdistill.data.store import PARTS
-from hpcdistill.data.tokens import tokenizer_file, whole_documents
+from hpcdistill.data.tokens import measure, records, tokenizer_file, whole_documents
 from hpcdistill.data.tokens.parts import is_chosen
 from hpcdistill.data.tokens.prepare_text import prepare_text
 from hpcdistill.data.tokens.store import StoredTokenizer, TokenStore
@@ -124,6 +124,7 @@ def test_equal_inputs_give_equal_stores_for_any_number_of_processes(
     other = TokenizerChoice(write_tokenizer(tmp_path / "other.json", unigram()))
     identities = []
     for given_choice, processes, least in ((choice, 1, 1 << 18), (choice, 3, 1000), (other, 2, 1 << 18)):
+        monkeypatch.setattr(records, "BLOCK_BYTES", least)
         monkeypatch.setattr(whole_documents, "TASK_BYTES", (least, 1 << 23))
         encoded([tmp_path / "a.jsonl"], given_choice, processes=processes)
         with TokenStore(tmp_path / "encoded.h5") as store:
@@ -157,6 +158,27 @@ def test_cuts_that_change_tokens_are_told(
 
 
 # Bad input
+
+
+def test_bad_records_are_told_in_order_for_any_number_of_processes(
+    tmp_path: Path, choice: TokenizerChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(measure, "TASK_BYTES", 1000)
+    lines = json_lines(TEXTS).splitlines(keepends=True)
+    bad = [5, 100, 250, 399]
+    for number in bad:
+        lines[number] = b"no JSON\n"
+    write(tmp_path, {"a.jsonl": b"".join(lines), "b.txt": b"caf\xe9", "c.jsonl": b"no JSON"})
+    messages = []
+    for processes in (1, 3):
+        with pytest.raises(UserError) as refusal:
+            encoded([tmp_path / name for name in ("a.jsonl", "b.txt", "c.jsonl")], choice, processes=processes)
+        messages.append(str(refusal.value))
+    assert messages[0] == messages[1]
+    assert "1 so far, the first of them\n  a.jsonl line 6:" in messages[0]
+    parts = encoded([tmp_path / "a.jsonl"], choice, max_bad=len(bad), processes=3)
+    assert sum(part.count(END_ID) for part in parts) == len(TEXTS) - len(bad)
 
 
 def test_text_that_is_not_utf_8_is_bad(
