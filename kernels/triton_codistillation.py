@@ -135,6 +135,7 @@ def launch_options(
     options = {
         "ALIGNED": aligned,
         "WHOLE": whole,
+        "STAGES": 1,  # more would cost 9 instructions a column, and the hints to the cache; not measured yet
         "HEIGHT": height,
         "WIDTH": width,
         "FOLD": fold,

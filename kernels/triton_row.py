@@ -160,6 +160,7 @@ def kernel(
     ALIGNED: tl.constexpr,  # the body's vectors are aligned in all matrices
     EDGES: tl.constexpr,  # rows have columns before or after their body
     WHOLE: tl.constexpr,  # one tile holds the body
+    STAGES: tl.constexpr,  # with more than 1, tiles are loaded ahead into shared memory
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     FOLD: tl.constexpr,
@@ -232,7 +233,7 @@ def kernel(
             sums = sums_of_row(tiles[:summed], sharpness, temperature, TEMPERED)
         else:
             sums = sums_of_tiles(
-                pointers[:summed], body, sharpness, temperature, TEMPERED, real, HEIGHT, WIDTH, FOLD, PTX
+                pointers[:summed], body, sharpness, temperature, TEMPERED, real, STAGES, HEIGHT, WIDTH, FOLD, PTX
             )
         if EDGES:
             edge_tiles = load_tiles(pointers[:summed], edge, inside_edge, real, "", PTX)
@@ -298,7 +299,7 @@ def kernel(
                 tiles, end + columns, inside, column_of_label, here, gradient, weights, sums,
                 numbers_of_row, shifts, factors, of_target, FOLD, FLAGS,
             )  # fmt: skip
-        for i in range(0, end, HEIGHT * WIDTH):
+        for i in tl.range(0, end, HEIGHT * WIDTH, num_stages=STAGES):
             start = end - HEIGHT * WIDTH - i
             tiles = load_tiles(pointers, start + columns, None, real, "evict_first", PTX)
             here = column_of_label >= start and column_of_label < start + HEIGHT * WIDTH

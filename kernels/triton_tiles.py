@@ -137,6 +137,7 @@ def sums_of_tiles(
     temperature,
     TEMPERED: tl.constexpr,
     real: tl.constexpr,
+    STAGES: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     FOLD: tl.constexpr,
@@ -151,7 +152,7 @@ def sums_of_tiles(
         totals += (tl.zeros((LANES,), real),)
     sums = (shifts, totals, tl.zeros((LANES,), real))
     end = body // (HEIGHT * WIDTH) * (HEIGHT * WIDTH)  # of the complete tiles
-    for start in range(0, end, HEIGHT * WIDTH):
+    for start in tl.range(0, end, HEIGHT * WIDTH, num_stages=STAGES):
         tiles = load_tiles(pointers, start + columns, None, real, "evict_last", PTX)
         sums = _add_tile(sums, tiles, sharpness, temperature, TEMPERED, FOLD)
     if end < body:
