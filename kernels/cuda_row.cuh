@@ -2,8 +2,8 @@
 //
 // Each block holds the same columns of the student and of every teacher. The blocks exchange two things through
 // distributed shared memory: the softmax statistics of their columns, and at the end their sums of the losses. Several
-// blocks share a multiprocessor: one computes while the others load. Sums have a fixed order, so that repeated calls
-// give the same bits.
+// blocks share a multiprocessor: one computes while the others load. The gradient takes the student's place in shared
+// memory, from where it is stored. Sums have a fixed order, so that repeated calls give the same bits.
 //
 // Exponentials and logarithms are in base 2, like the instructions: "log" below means log2. A logsumexp is stored as
 // `shift` and `log_sum`, never as their sum: at logits of 1e4, rounding would lose the log of the sum.
@@ -456,8 +456,8 @@ class Row {
     return call_.class_weight ? call_.class_weight[column] : Real(1);
   }
 
-  // Computes the teachers' mean probability in a vector of columns, and its log. With one teacher, both lack its factor
-  // and log_sum, so that no logarithm is needed.
+  // Computes the teachers' mean probability in a vector of columns, and its log. With one teacher, whose shift is
+  // `only_shift`, both lack its factor and log_sum, so that no logarithm is needed.
   __device__ void mix(const uint4* vector, Real only_shift, Real* mean, Real* log_mean) const {
     Real x[W];
     if constexpr (TEACHERS == 1) {
