@@ -26,7 +26,7 @@ def main(steps: int = 400) -> None:
     model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     model, optimizer = groups.distribute(model, optimizer)
-    with Codistillation(model, groups, interval=20, burn_in=100) as peers:
+    with Codistillation(model, groups, interval=20, burn_in=100, folder="runs/own_loop") as peers:
         for step, (inputs, target) in enumerate(batches(steps), start=1):
             loss = codistillation_loss(model(inputs), target, peers.predict(inputs), distill_weight=peers.weight)
             loss.backward()

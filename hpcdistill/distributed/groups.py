@@ -59,7 +59,7 @@ class Groups:
 
     @classmethod
     def create(
-        cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None, gradients: str = "horovod"
+        cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None, gradients: str | None = None
     ) -> Groups:
         """Split the ranks of the job, its world, into groups, for a training script.
 
@@ -74,12 +74,13 @@ class Groups:
             count: number of groups; the ranks of a group follow each other in the world.
             sizes: number of ranks in each group; None for groups of equal size.
             group: number of the group that this world is, where each group is a job of its own; else None.
-            gradients: backend that averages gradients inside each group: "horovod", or "torch" for torch's
-                DistributedDataParallel.
+            gradients: backend that averages gradients inside each group: "horovod"; "torch" for torch's
+                DistributedDataParallel; None for "horovod" where the ranks communicate by MPI, and "torch" elsewhere.
 
         Raises:
             UserError: the world does not split evenly or is not the sum of `sizes`; MPI grants too low a thread level;
-                the PMI plugin of srun does not fit this MPI; MPI or Horovod is not installed.
+                the PMI plugin of srun does not fit this MPI; `gradients` needs a package that is not installed, or MPI
+                where there is none.
         """
         if group is None and not was_launched():
             if count > 1:
@@ -93,7 +94,7 @@ class Groups:
 
     @classmethod
     def from_world(
-        cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None, gradients: str = "horovod"
+        cls, count: int, sizes: Sequence[int] | None = None, group: int | None = None, gradients: str | None = None
     ) -> Groups:
         """Split the world into groups, for a program that ends the job itself when a rank fails (`end_job`).
 
@@ -106,7 +107,8 @@ class Groups:
                 groups = cls.split(world, _sizes(world.size, count, sizes), device)
             else:
                 groups = cls.alone(world, group, count, device)
-            return replace(groups, backend=start_backend(gradients, groups.comm, device))
+            name = gradients or ("horovod" if groups.has_mpi else "torch")
+            return replace(groups, backend=start_backend(name, groups.comm, device))
         except ModuleNotFoundError as error:
             package, *_ = str(error.name).split(".")
             other = ", or use --gradients=torch" if package == "horovod" else ""

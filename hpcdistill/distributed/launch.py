@@ -69,7 +69,7 @@ def end_job(error: BaseException, launched: bool = False) -> NoReturn:
     """
     status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
     said = False
-    if launched and not of_torchrun() and not _has_mpi() and _is_one_of_several():
+    if launched and not (of_torchrun() or _has_mpi() or _has_process_group()) and _is_one_of_several():
         if said := is_first_rank():
             print_error(_message(error))  # now: MPI may not start
         with suppress(ImportError, RuntimeError):  # no MPI library

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def start(meeting: Rendezvous) -> TorchCommunicator:
     except RuntimeError as error:
         raise UserError(
             f"rank {meeting.rank} cannot meet the {meeting.size} ranks of this job at {meeting.address} "
-            f"({first_line(error)}); set MASTER_ADDR and MASTER_PORT, the same for all ranks, to a host that all reach "
+            f"({_summary(error)}); set MASTER_ADDR and MASTER_PORT, the same for all ranks, to a host that all reach "
             "and a port that is free there, and GLOO_SOCKET_IFNAME to the network interface that joins the nodes"
         ) from error
     finally:
@@ -153,11 +154,11 @@ def _explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise UserError(
-            f"another rank of this job has ended or does not answer ({first_line(error)}); its own message, if there "
+            f"another rank of this job has ended or does not answer ({_summary(error)}); its own message, if there "
             "is one, says why"
         ) from error
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message; those of gloo are followed by a stack."""
-    return str(error).partition("\n")[0]
+def _summary(error: Exception) -> str:
+    """Return the first sentence of an error's message, without the place in the source of gloo before it."""
+    return re.sub(r"^\[\S+\] ", "", str(error)).partition("\n")[0].partition(". ")[0]

@@ -144,6 +144,17 @@ def tool(workspace: Workspace, command: str) -> None:
     assert (ROOT / command.split("python ")[1].split()[0]).exists()
 
 
+def without_mpi(workspace: Workspace, command: str) -> None:
+    """Check the arguments of the launcher and of the program; test_without_mpi.py runs the same."""
+    launcher, _, arguments = command.partition(" -m hpcdistill ")
+    if launcher.startswith("torchrun "):
+        from torch.distributed.run import get_args_parser
+
+        get_args_parser().parse_args([*shlex.split(launcher)[1:], "script"])
+    args = build_parser().parse_args(shlex.split(arguments))
+    load_config(args.config, config_class(), args)
+
+
 def suite(workspace: Workspace, command: str) -> None:
     """Check that the tests exist."""
     named = re.findall(r"tests/[\w/]+\.py", command)
@@ -199,9 +210,11 @@ RULES: list[tuple[str, Callable[[Workspace, str], None]]] = [
     (r"^sbatch .*\.sbatch", sbatch),
     (r"^python -m hpcdistill submit ", submit),
     (r"^mpirun -np \d python -m hpcdistill train ", train),
+    (r"^(srun|torchrun) .* -m hpcdistill train ", without_mpi),
     (r"^python -m hpcdistill \w+ |^(status|report|compare|evaluate|churn) runs/", program),
     (r"^(python -m )?hpcdistill|^(prepare|train|evaluate) ", mentioned),
     (r"^(mpirun -np \d )?python (tools|examples)/\w+\.py( |$)", tool),
+    (r"^torchrun .* examples/own_loop\.py$", elsewhere),
     (r"python benchmarks/\w+\.py", benchmark),
     (r"pytest .*tests/", suite),
 ]
