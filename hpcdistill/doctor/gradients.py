@@ -62,7 +62,6 @@ def _average_gradient(name: str, world: Communicator, device: torch.device) -> s
     """
     import torch
 
-    from hpcdistill.distributed.device import torch_build
     from hpcdistill.distributed.gradients import start_backend
 
     comm = _ranks_with_own_gpus(world, device)
@@ -76,7 +75,7 @@ def _average_gradient(name: str, world: Communicator, device: torch.device) -> s
     mean = (comm.size + 1) / 2
     assert average is not None
     assert bool((average == mean).all()), f"the average of 1 to {comm.size} is {float(average[0, 0])}"
-    return f"{torch_build()}: averaged a gradient on {device.type}, {comm.size} rank(s)"
+    return f"averaged a gradient on {device.type}, {comm.size} rank(s)"
 
 
 def _ranks_with_own_gpus(world: Communicator, device: torch.device) -> Communicator:
