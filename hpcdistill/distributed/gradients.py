@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from hpcdistill.discovery import import_siblings
+from hpcdistill.distributed.checks import is_of_mpi
 from hpcdistill.distributed.one_rank import OneRank
+from hpcdistill.distributed.progress import keep_mpi_going
 from hpcdistill.errors import UserError
 from hpcdistill.losses.vocab_parallel import VocabParallel
 
@@ -72,4 +74,8 @@ def start_backend(name: str, comm: Communicator, device: torch.device) -> Gradie
         import_siblings(__name__)
     if name not in _starters:
         raise UserError(f"there is no gradient backend {name!r}; use one of {', '.join(sorted(_starters))}")
-    return OneRank() if comm.size == 1 else _starters[name](comm, device)
+    if comm.size > 1:
+        return _starters[name](comm, device)
+    if is_of_mpi(comm):
+        keep_mpi_going()
+    return OneRank()

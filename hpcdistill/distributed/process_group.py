@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import distributed as dist
 
+from hpcdistill.distributed.checks import is_of_mpi
 from hpcdistill.distributed.device import require_own_gpu
+from hpcdistill.distributed.progress import keep_mpi_going
 from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ def open_process_group(comm: Communicator, device: torch.device) -> dist.Process
         raise UserError("gradients = 'torch' needs torch.distributed, which this torch is built without")
     if device.type == "cuda":
         require_own_gpu(comm, device)
+    if is_of_mpi(comm):
+        keep_mpi_going()
     backend = "gloo" if device.type == "cpu" else "nccl"
     try:
         if dist.is_initialized():

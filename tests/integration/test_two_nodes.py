@@ -1,4 +1,4 @@
-"""Tests of the exchange over TCP, on two virtual nodes of this machine."""
+"""Tests of the exchange and of gradients over TCP, on two virtual nodes of this machine."""
 
 import re
 
@@ -32,3 +32,11 @@ def test_the_exchange_works_between_nodes() -> None:
     result = on_two_nodes("-m", "pytest", "-q", *selected, "-p", "no:cacheprovider")
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     assert re.search(r"\d+ passed", result.stdout), result.stdout
+
+
+def test_gradients_are_averaged_between_nodes_without_horovod() -> None:
+    """Check that no rank waits for a message of MPI from one that waits for it elsewhere."""
+    selected = ["tests/distributed/test_torch_ddp.py", "-k", "own_statistics"]
+    result = on_two_nodes("-m", "pytest", "-q", *selected, "-p", "no:cacheprovider")
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    assert "2 passed" in result.stdout
