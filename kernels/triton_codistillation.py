@@ -118,6 +118,7 @@ def launch_options(
     vector = 16 // itemsize
     tensors += weighted
     register_heavy = not aligned or itemsize == 8
+    is_blackwell = target.backend == "cuda" and target.arch >= 100
     # A row is read once if each thread holds at most `held` numbers of all tensors, and 16 columns.
     held, most_warps = (64 // itemsize, 16) if register_heavy else (16, 32)
     blocks = 1  # programs that a multiprocessor has registers for
@@ -126,7 +127,8 @@ def launch_options(
     whole = warps <= most_warps
     if not whole:
         most_warps = 8 if tensors > 4 else 16 if tensors > 2 or register_heavy else 32
-        blocks = 2 if tensors in (3, 4) and not (register_heavy or weighted) else 1
+        # 64 registers are enough for four tensors, but not in the code that is made for Blackwell.
+        blocks = 1 if tensors < 3 or most_warps < 16 or register_heavy or weighted or is_blackwell else 2
         # With more warps fewer long rows run at the same time, and the L2 cache holds more of each for the second pass.
         warps = most_warps if V * tensors * itemsize > 128 << 10 else min(most_warps, 16)
         block = warps * 32 * vector * (2 if tensors == 1 else 1)

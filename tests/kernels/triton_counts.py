@@ -31,5 +31,6 @@ if __name__ == "__main__":
     check_spills(Configuration(half, 3, False, "options, unaligned"), "sm_90")
     check_spills(Configuration(half, 1, False, "options, class weights"), "sm_90")
     check_spills(Configuration(torch.float64, 3, True, "options"), "sm_90")
-    for target in ("sm_80", "sm_100", "gfx90a", "gfx942"):
+    check_spills(Configuration(half, 3, False, "plain"), "sm_100")
+    for target in ("sm_80", "gfx90a", "gfx942"):
         check_spills(Configuration(half, 3, False, "options"), target)
