@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.codistill.session import Codistillation
@@ -20,7 +19,6 @@ from hpcdistill.data.tokens.store import TokenStore
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
 from hpcdistill.models.huggingface import require_positions
-from hpcdistill.models.recurrent import flatten_recurrent
 from hpcdistill.models.registry import build_model
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.run_dir import RunDir
@@ -28,6 +26,7 @@ from hpcdistill.tasks.objective import TrainingObjective
 from hpcdistill.tasks.registry import open_data
 from hpcdistill.tasks.task import Task
 from hpcdistill.training.activations import checkpoint_activations
+from hpcdistill.training.average import MovingAverage
 from hpcdistill.training.forward import Forward
 from hpcdistill.training.optimizer import build_optimizer
 from hpcdistill.training.precision import allow_tf32, to_bfloat16
@@ -47,7 +46,7 @@ class Parts:
     backend may have wrapped it."""
     model: nn.Module
     """The student itself."""
-    average: AveragedModel | None
+    average: MovingAverage | None
     """Moving average of the model's weights, if there is one."""
     optimizer: torch.optim.Optimizer
     teachers: FixedTeachers | None
@@ -85,7 +84,7 @@ def build_parts(config: Config, groups: Groups, trust: bool) -> Parts:
     torch.manual_seed(dropout_seed(config.seed, groups.group, groups.rank))
     optimizer = build_optimizer(config.optimizer, model)
     forward, optimizer = groups.distribute(Forward(outputs, model), optimizer, config.train.accumulate)
-    average = _average_of(model, config.train.average)
+    average = MovingAverage(model, config.train.average) if config.train.average else None
     return Parts(task, batches, objective, forward, model, average, optimizer, teachers)
 
 
@@ -184,12 +183,3 @@ def _require_micro_batches(config: Config, ranks: int) -> None:
             f"train.accumulate = {parts} does not divide {share}, the share of each of {ranks} ranks of a group in "
             f"data.batch_size = {config.data.batch_size}; set --data.batch_size to a multiple of {ranks * parts}"
         )
-
-
-def _average_of(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Return an exponential moving average of weights and running statistics; None if `decay` is 0."""
-    if not decay:
-        return None
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    flatten_recurrent(average)
-    return average

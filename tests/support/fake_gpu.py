@@ -9,16 +9,17 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-GPU = torch.device("cuda", 0)
+GPU, META = torch.device("cuda", 0), torch.device("meta")
 
 
 class _OnGpu(TorchFunctionMode):
     """Mode in which tensors on the device "meta" say that they are on a GPU. Torch's fake tensors need a CUDA build."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        args, kwargs = tree_map(lambda x: META if isinstance(x, torch.device) and x == GPU else x, (args, kwargs or {}))
+        result = func(*args, **kwargs)
         if func == Tensor.device.__get__ and result.type == "meta":
             return GPU
         return args[0].device.type == "meta" if func == Tensor.is_cuda.__get__ else result
@@ -58,6 +59,30 @@ def _require_supported_product(args: Any, kwargs: Any) -> None:
     assert left.dtype == right.dtype
     assert out.dtype == left.dtype or (out.dtype == torch.float32 and left.dtype.itemsize == 2)
     assert all(x.dtype in (left.dtype, out.dtype) for x in added)
+
+
+class _Copies(TorchDispatchMode):
+    """Record of operators that copy between the host and the GPU, in either direction."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        devices = {x.device.type for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)}
+        # A number on the host may be an argument of a kernel.
+        if len(devices) > 1 and "copy" in func.__name__:
+            self._found.append(func.__name__)
+        return result
+
+
+@contextmanager
+def recorded_copies() -> Iterator[list[str]]:
+    """Record copies between the host and the device "meta", which here is a GPU. Reading a value there raises."""
+    found: list[str] = []
+    with _OnGpu(), _Copies(found):
+        yield found
 
 
 @contextmanager

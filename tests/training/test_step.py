@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from fake_gpu import recorded_copies
 from hpcdistill import Codistillation, Groups
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.config.schema import Config
@@ -21,7 +23,9 @@ from hpcdistill.models.registry import config_class
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Binary, Softmax, TrainingObjective
+from hpcdistill.training.average import MovingAverage
 from hpcdistill.training.forward import Forward
+from hpcdistill.training.optimizer import build_optimizer
 from hpcdistill.training.precision import to_bfloat16
 from hpcdistill.training.recorder import RECORD_EVERY, SHARE_EVERY, Recorder
 from hpcdistill.training.setup import Parts
@@ -55,7 +59,7 @@ class Trainer:
     ) -> None:
         values = {"run_dir": folder, "groups": 1, "data": {"path": folder}, "train": settings}
         self.config: Config = config_class()(codistill={"weight": 0}, **values)
-        self.groups = Groups.single()
+        self.groups = replace(Groups.single(), device=next(model.parameters()).device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         outputs = torch.compile(objective.outputs) if self.config.train.compile else objective.outputs
         task, nothing = cast(Any, SimpleNamespace(unit="row", objective=objective)), cast(Any, None)
@@ -221,6 +225,28 @@ def test_only_a_record_waits_for_a_gpu_and_once(
         assert found == (["tolist"] if step == SHARE_EVERY else [])
     record = json.loads(RunDir(run.config.run_dir).metrics(0).read_text().splitlines()[-1])
     assert {"loss", "gradient_norm", "distillation_share"} <= record.keys()
+
+
+@pytest.mark.usefixtures("scaled_as_on_a_gpu")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.1, "accumulate": 2, "average": 0.9}])
+def test_a_step_copies_nothing_between_host_and_gpu(
+    objective: str, settings: dict[str, Any], trainer: Callable[..., Trainer]
+) -> None:
+    """Check ordinary steps on tensors without memory that claim to be on a GPU."""
+    with torch.device("meta"):
+        model, one = Tiny(), batch()
+    run = trainer(model, OBJECTIVES[objective](model), **settings)
+    with recorded_copies() as copies:
+        object.__setattr__(run.parts, "optimizer", build_optimizer(run.config.optimizer, model))
+        average = MovingAverage(model, settings["average"]) if "average" in settings else None
+        object.__setattr__(run.parts, "average", average)
+        copies.clear()
+        for step in (1, 2):
+            result = run.step(one)
+            run.recorder.record_step(step, one, *result, run.peers, flush=False)
+    assert copies == []
+    assert result.loss.device.type == "meta"
 
 
 def test_calls_that_wait_are_found() -> None:
