@@ -31,7 +31,7 @@ class Measured(NamedTuple):
     quotes: Sequence[str] = ()
     """Lines that describe bad records."""
     fault: str | None = None
-    """Reason for which the file has no text, as in `NotTextError`; empty if it is not UTF-8."""
+    """Reason to leave the file out, as in `NotTextError`; empty if it is not UTF-8, which is a bad record."""
 
 
 def measure(

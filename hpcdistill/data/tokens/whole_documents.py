@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 TASKS = 256  # pieces of an input of usual size, which keep the processes busy to the end
 TASK_BYTES = (1 << 18, 1 << 23)  # limits of the text in a piece
-LONGEST = 1 << 21  # bytes of a text that is encoded at once, which takes about 0.35 GB; a longer one is cut
+LONGEST = 1 << 21  # bytes of a text; a longer one is cut: encoded at once, as some tokenizers must, it takes 0.35 GB
 
 
 class Text(NamedTuple):
