@@ -20,6 +20,7 @@ from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import load_state
 from repository import ROOT
 from slurm_cluster import Cluster, on_slurm
+from torchrun import environment_without_mpi
 
 pytestmark = on_slurm
 
@@ -119,6 +120,18 @@ def test_the_main_job(
     job = cluster.run(*options, "slurm/train.sbatch", *short_run(tokens, tmp_path / "run"), submit_dir=site)
     assert (job.state, job.exit_code) == ("COMPLETED", 0), job.output
     assert re.search(rf"on node1?(\[1-{nodes}\])?, {ranks} ranks, SLURM_RESTART_COUNT=0", job.output), job.output
+    for group in (0, 1):
+        assert last_step(tmp_path / "run", group) == 30
+
+
+def test_the_main_job_where_neither_mpi_nor_horovod_is_installed(
+    cluster: Cluster, tokens: Path, tmp_path: Path
+) -> None:
+    path = environment_without_mpi(tmp_path)["PYTHONPATH"]
+    options = short_run(tokens, tmp_path / "run", "--exchange.transport=files", "--gradients=torch")
+    job = cluster.run("--ntasks=4", f"--export=ALL,PYTHONPATH={path}", "slurm/train.sbatch", *options)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.output
+    assert "mpi4py finds no MPI, so ranks start without it" in job.output
     for group in (0, 1):
         assert last_step(tmp_path / "run", group) == 30
 
