@@ -185,7 +185,9 @@ class Groups:
         """Return model and optimizer for data-parallel training inside the group. Collective over the group.
 
         The ranks of the group get the leader's parameters and buffers; the optimizer returned averages gradients over
-        the group, while the backward pass runs, before each step. Make learning rate schedulers from it.
+        the group, while the backward pass runs, before each step. Make learning rate schedulers from it. With
+        `gradients="torch"` the model returned is `model` inside torch's DistributedDataParallel: call that one, and
+        save its attribute `module`.
 
         Args:
             model: the model, on `device`.
