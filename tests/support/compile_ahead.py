@@ -25,7 +25,7 @@ TIMEOUT = pytest.mark.timeout(600 if torch.cuda.is_available() else 120)
 SHARE = "COMPILE_AHEAD_SHARE"
 """Environment variable of a process that compiles: its number and the number of processes, such as 2/16."""
 
-SECONDS = 240
+SECONDS = 120
 """Time for all processes to compile; kernels that they have not reached are compiled by the tests."""
 
 

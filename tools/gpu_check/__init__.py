@@ -1,1 +1,1 @@
-"""Check of the package on a GPU that can be reached for half an hour only: what it needs, and its three commands."""
+"""Check of the package on a GPU, within half an hour and without network: packing, and the three commands."""

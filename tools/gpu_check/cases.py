@@ -32,7 +32,7 @@ class Call:
 
 
 FIRST = tuple(Call(32000, 1, dtype) for dtype in DTYPES)
-"""One row of each dtype; if these are wrong, nothing else is worth its time."""
+"""A call of each dtype; if one is wrong, the remaining steps of its implementation are not run."""
 
 SANITIZED = (
     Call(11, 1, "float32"),
@@ -42,7 +42,7 @@ SANITIZED = (
     Call(32000, 1, "bfloat16", "in place"),
     Call(50257, 1, "bfloat16"),
 )
-"""Small calls of all kinds, for tools that slow a kernel down a hundredfold."""
+"""Small calls of all kinds, for compute-sanitizer, under which a kernel is very slow."""
 
 
 VARIED = ((32000, 1), (32000, 3), (128256, 1), (128256, 3))

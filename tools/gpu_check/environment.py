@@ -70,7 +70,7 @@ class Environment:
         return [self.python, "-m", f"gpu_check.probes.{name}", *arguments, "--device", self.device, *dry]
 
     def make_venv(self, steps: Steps, report: Report, seconds: float) -> None:
-        """Install the carried wheels above the packages of this Python; nothing is left to do where there are none."""
+        """Install the carried wheels above the packages of this Python, unless that is done or none are carried."""
         wheels = sorted(self._packed.wheels.glob("*.whl"))
         report.fact("wheels", len(wheels))
         report.fact("python", f"{sys.executable} {sys.version.split()[0]}")

@@ -1,4 +1,4 @@
-"""Command B, speed: the table of the fused loss, the loss of hidden states, and what bounds them."""
+"""Command `speed`: times of the fused loss and of the loss of hidden states, and counters of the hardware."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def time_variants(steps: Steps, environment: Environment, report: Report, second
 
 
 def profile(steps: Steps, environment: Environment, report: Report, seconds: float) -> None:
-    """Let ncu count bytes, cache hits and instructions of some kernels."""
+    """Count bytes, cache hits and instructions of some kernels with ncu."""
     if environment.is_dry or shutil.which("ncu") is None:
         raise NotRunError("ncu is not on PATH" if not environment.is_dry else "it needs a GPU")
     kernels = list(profiled(environment.is_dry))

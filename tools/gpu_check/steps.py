@@ -22,7 +22,7 @@ Command = Sequence[str | Path]
 """Program and its arguments."""
 
 LOG_BYTES = 8 << 20
-"""Largest size of a log that is kept; its end says most."""
+"""Largest size of a log; what is older is removed."""
 
 
 class NotRunError(Exception):

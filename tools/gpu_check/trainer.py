@@ -1,6 +1,6 @@
-"""Command C, trainer: do groups train and teach each other on a GPU, without needless waits, as on a CPU?
+"""Command `trainer`: training of groups on one GPU, its synchronizations, and its losses beside those of a CPU.
 
-One GPU cannot show NCCL between ranks: it refuses two ranks of a group on one GPU, and so does the trainer.
+One GPU cannot show NCCL between ranks: NCCL refuses two ranks of a group on one GPU, and so does the trainer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Command A, truth: do the kernels build, and do they compute the formula, each time and in every situation?"""
+"""Command `truth`: builds of the kernels, and comparisons of their results with the formula."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def run(steps: Steps, environment: Environment) -> None:
             steps.run("triton: compile", action, limit=120, least=30, needs=right)
         steps.run(f"{name}: grid", probe("rows", "grid", *chosen), limit=120, least=20, needs=right)
         steps.run(f"{name}: repeats", probe("repeats", *chosen), limit=45, least=15, needs=right)
-    steps.run("tests", partial(run_tests, steps, environment), limit=200, least=60)
     for tool in SANITIZERS:
         action = partial(sanitize, steps, environment, tool)
         steps.run(tool, action, limit=60, least=20, needs=() if environment.is_dry else ("cuda: first rows",))
+    steps.run("tests", partial(run_tests, steps, environment), limit=300, least=60)
     steps.run("Horovod", partial(environment.finish_horovod, steps), limit=240, least=5, needs=("packages",))
 
 
