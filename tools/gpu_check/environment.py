@@ -77,10 +77,11 @@ class Environment:
         if not wheels or (self._work.venv / "done").exists():
             return
         venv.create(self._work.venv, system_site_packages=True, clear=True)
-        # This Python may be a virtual environment itself, whose packages a second one does not inherit.
+        # This Python may be a virtual environment itself, whose packages a second one does not inherit. `addsitedir`
+        # also runs their .pth files: one of setuptools brings distutils, which Horovod's build needs.
         (site,) = self._work.venv.glob("lib/python*/site-packages")
         parents = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
-        (site / "parent.pth").write_text("".join(f"{path}\n" for path in parents))
+        (site / "parent.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in parents))
         options = ["--no-index", "--no-deps", "--ignore-installed", "--no-compile", "--disable-pip-version-check"]
         command: Command = [*self._pip, "install", "--quiet", *options, *wheels]
         steps.call(command, seconds, self.variables)
