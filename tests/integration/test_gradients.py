@@ -8,7 +8,7 @@ import pytest
 
 from hpcdistill.storage.checkpoints import KIND
 from hpcdistill.storage.state_file import load_state
-from small_run import SMALL
+from small_run import ALONE, SMALL
 from without_modules import SCRIPT
 
 pytestmark = pytest.mark.launch
@@ -94,7 +94,7 @@ def test_two_groups_of_two_ranks_train_without_horovod(train_without_horovod: Ru
 
 
 def test_without_horovod_the_default_names_the_remedy(train_without_horovod: Run) -> None:
-    result = train_without_horovod(2)
+    result = train_without_horovod(2, *ALONE)
     assert result.returncode == 2
     assert "groups of ranks need horovod, which is not installed; run make setup" in result.stderr
     assert "or use --gradients=torch" in result.stderr
