@@ -16,7 +16,7 @@ LAYERS = (
     "errors output discovery kernels losses config storage distributed data models tasks exchange codistill "
     "integrations training evaluation reports doctor __init__ cli __main__"
 )
-USERS_OF_MPI = ("distributed", "exchange.window", "doctor", "cli.train")
+USERS_OF_MPI = ("distributed", "exchange.window", "doctor")
 LINES_OF_A_FILE = 350
 LINES_OF_A_BODY = 60
 # The public names; and the configuration, which is declared in several files.
