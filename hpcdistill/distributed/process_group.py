@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import os
 import socket
 import struct
-import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +13,7 @@ import torch
 from torch import distributed as dist
 
 from hpcdistill.distributed.checks import is_of_mpi
+from hpcdistill.distributed.default_group import TIMEOUT, init_default_group, summary
 from hpcdistill.distributed.device import require_own_gpu
 from hpcdistill.distributed.progress import keep_mpi_going
 from hpcdistill.errors import UserError
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 60.0
 """Time for the ranks of a group, which begin together, to connect to their leader."""
-
-TIMEOUT = timedelta(hours=1)
-"""Time for all ranks to join a collective operation; a rank may wait half an hour for its last checkpoint."""
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 """Environment variable that names the network interface of gloo; the leader listens there, too."""
@@ -59,17 +55,13 @@ def open_process_group(comm: Communicator, device: torch.device) -> dist.Process
         if dist.is_initialized():
             ranks = comm.allgather(dist.get_rank())
             return cast(dist.ProcessGroup, dist.new_group(ranks, TIMEOUT, backend, use_local_synchronization=True))
-        store, report = _meet(comm), sys.excepthook
-        dist.init_process_group(backend, store=store, timeout=TIMEOUT, world_size=comm.size, rank=comm.rank)
+        return init_default_group(backend, store=_meet(comm), world_size=comm.size, rank=comm.rank)
     except RuntimeError as error:
         raise UserError(
             f"gradients = 'torch': rank {comm.rank} of a group of {comm.size} on {socket.gethostname()} cannot connect "
-            f"to the others ({_first_line(error)}); set {INTERFACE} to the network interface that joins the nodes, as "
+            f"to the others ({summary(error)}); set {INTERFACE} to the network interface that joins the nodes, as "
             "ip address shows it, or use --gradients=horovod"
         ) from error
-    sys.excepthook = report  # torch's would lose what ours prints, because ours ends the process
-    atexit.register(_close)
-    return cast(dist.ProcessGroup, dist.group.WORLD)
 
 
 def _meet(comm: Communicator) -> Any:
@@ -100,13 +92,3 @@ def _address() -> str:
             f"({error.strerror}); choose one that ip address shows"
         ) from None
     return socket.inet_ntoa(answer[20:24])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
-def _close() -> None:
-    """Leave the process group, before Python ends: NCCL warns of one that is left open."""
-    if dist.is_initialized():
-        dist.destroy_process_group()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
-import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed as dist
 
+from hpcdistill.distributed.default_group import TIMEOUT, init_default_group, summary
 from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,9 +17,6 @@ if TYPE_CHECKING:
     from hpcdistill.distributed.rendezvous import Rendezvous
 
 T = TypeVar("T")
-
-TIMEOUT = timedelta(hours=1)
-"""Time for all ranks to join a collective operation; a rank may wait half an hour for its last checkpoint."""
 
 
 def start(meeting: Rendezvous) -> TorchCommunicator:
@@ -36,19 +30,17 @@ def start(meeting: Rendezvous) -> TorchCommunicator:
     """
     if dist.is_initialized():
         return TorchCommunicator(dist.new_group(timeout=TIMEOUT, backend="gloo"))
-    atexit.register(_close)
-    hook = sys.excepthook
     try:
-        dist.init_process_group("gloo", f"tcp://{meeting.address}", TIMEOUT, meeting.size, meeting.rank)
+        group = init_default_group(
+            "gloo", init_method=f"tcp://{meeting.address}", world_size=meeting.size, rank=meeting.rank
+        )
     except RuntimeError as error:
         raise UserError(
             f"rank {meeting.rank} cannot meet the {meeting.size} ranks of this job at {meeting.address} "
-            f"({_summary(error)}); set MASTER_ADDR and MASTER_PORT, the same for all ranks, to a host that all reach "
+            f"({summary(error)}); set MASTER_ADDR and MASTER_PORT, the same for all ranks, to a host that all reach "
             "and a port that is free there, and GLOO_SOCKET_IFNAME to the network interface that joins the nodes"
         ) from error
-    finally:
-        sys.excepthook = hook  # torch's own would keep back what end_job prints
-    return TorchCommunicator(cast(dist.ProcessGroup, dist.group.WORLD))
+    return TorchCommunicator(group)
 
 
 class TorchCommunicator:
@@ -129,12 +121,6 @@ class TorchCommunicator:
         return TorchCommunicator(mine)
 
 
-def _close() -> None:
-    """Leave the process groups before Python ends: NCCL warns of those that are left open."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 class TorchRequest:
     """Operation of torch.distributed that has begun."""
 
@@ -154,11 +140,6 @@ def _explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise UserError(
-            f"another rank of this job has ended or does not answer ({_summary(error)}); its own message, if there "
+            f"another rank of this job has ended or does not answer ({summary(error)}); its own message, if there "
             "is one, says why"
         ) from error
-
-
-def _summary(error: Exception) -> str:
-    """Return the first sentence of an error's message, without the place in the source of gloo before it."""
-    return re.sub(r"^\[\S+\] ", "", str(error)).partition("\n")[0].partition(". ")[0]
