@@ -141,6 +141,8 @@ def is_first_rank() -> bool:
 
 
 def _abort(status: int) -> NoReturn:
+    with suppress(OSError, ValueError, AttributeError):  # AttributeError: there is no standard output
+        sys.stdout.flush()  # as neither MPI nor os._exit does
     try:
         if _has_mpi():
             from mpi4py import MPI

@@ -18,7 +18,8 @@ def environment_without_mpi(folder: Path) -> dict[str, str]:
     for name in ("mpi4py", "horovod"):
         (folder / f"{name}.py").write_text(f'raise ModuleNotFoundError("No module named {name!r}", name={name!r})')
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    rest = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
+    left_out = (*LAUNCHER_VARIABLES, "PYTHONUNBUFFERED")  # ranks themselves must flush what they print
+    rest = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     # torchrun sets OMP_NUM_THREADS, too, but warns of it.
     return rest | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
