@@ -154,7 +154,7 @@ class Environment:
         wheels = sorted(folder.glob("horovod-*.whl"))
         if not wheels:
             if not (folder / "log").exists():
-                raise NotRunError("there is no source of Horovod here")
+                raise NotRunError("it needs a GPU" if self.is_dry else "there is no source of Horovod here")
             raise RuntimeError(f"Horovod was not built: {(folder / 'log').read_text(errors='replace')[-1500:]}")
         options = ["--quiet", "--no-index", "--no-deps", "--ignore-installed", "--disable-pip-version-check"]
         command: Command = [*self._pip, "install", *options, wheels[0]]
