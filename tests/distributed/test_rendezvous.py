@@ -1,4 +1,4 @@
-"""Where ranks without MPI meet, from the variables of their launcher."""
+"""The address at which ranks without MPI meet, from the variables of their launcher."""
 
 import os
 
