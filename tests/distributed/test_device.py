@@ -7,6 +7,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
+from hidden_gpus import hide_gpus
 from hpcdistill.distributed import device
 from hpcdistill.distributed.device import local_device, require_own_gpu, single_device, unused_gpus
 from hpcdistill.errors import UserError
@@ -14,11 +15,7 @@ from hpcdistill.errors import UserError
 
 @pytest.fixture(autouse=True)
 def no_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Hide the GPUs of this machine, its Slurm job, and all variables that name GPUs."""
-    for name in (*device.SLURM_GPUS, *device.VISIBLE_DEVICES, "SLURM_JOB_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(device, "NVIDIA_DEVICE", tmp_path / "nvidia0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    hide_gpus(monkeypatch, tmp_path)
 
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[torch.device]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hidden_gpus import hide_gpus
 from hpcdistill.distributed import device
 from hpcdistill.doctor.check import Result, Status, run_check
 from hpcdistill.doctor.machine import check_gpu
@@ -14,10 +15,7 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture(autouse=True)
 def no_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (*device.SLURM_GPUS, *device.VISIBLE_DEVICES, "SLURM_JOB_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(device, "NVIDIA_DEVICE", tmp_path / "nvidia0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    hide_gpus(monkeypatch, tmp_path)
 
 
 def test_without_gpus_the_build_of_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
