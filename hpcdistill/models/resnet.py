@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import nn
 
 from hpcdistill.config.section import MODEL_NAME, ModelConfig
@@ -19,9 +19,10 @@ class ResNetConfig(ModelConfig):
     name: Literal["resnet"] = Field(description=MODEL_NAME)
     layers: Literal[18, 50] = 50
     """Number of layers, 18 or 50."""
+    width: PositiveInt = 64
+    """Channels of the first stage of a 'resnet'; each further stage has twice as many."""
 
 
-WIDTHS = (64, 128, 256, 512)
 STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
 
@@ -38,17 +39,20 @@ class ResNet(nn.Module):
         channels: number of channels of an image, C.
         small: begin with one 3×3 convolution without stride or pooling, as for CIFAR (He et al. 2016, Section 4.2).
             The usual first layers make images 4 times smaller, too small if they have only 64 pixels a side.
+        width: channels of the first stage, of which a bottleneck puts out 4 times as many; each further stage has
+            twice as many.
     """
 
-    def __init__(self, layers: Literal[18, 50], classes: int, channels: int, small: bool) -> None:
+    def __init__(self, layers: Literal[18, 50], classes: int, channels: int, small: bool, width: int = 64) -> None:
         super().__init__()
-        stem = [_convolution(channels, WIDTHS[0], 3 if small else 7, 1 if small else 2), nn.ReLU(inplace=True)]
+        stem = [_convolution(channels, width, 3 if small else 7, 1 if small else 2), nn.ReLU(inplace=True)]
         if not small:
             stem.append(nn.MaxPool2d(3, stride=2, padding=1))
-        blocks, inputs = [], WIDTHS[0]
-        for stage, (width, count) in enumerate(zip(WIDTHS, STAGES[layers], strict=True)):
+        blocks, inputs = [], width
+        for stage, count in enumerate(STAGES[layers]):
             for number in range(count):
-                blocks.append(_Block(inputs, width, 2 if stage and not number else 1, bottleneck=layers == 50))
+                stride = 2 if stage and not number else 1
+                blocks.append(_Block(inputs, width << stage, stride, bottleneck=layers == 50))
                 inputs = blocks[-1].outputs
         self.stem = nn.Sequential(*stem)
         self.blocks = nn.Sequential(*blocks)
@@ -100,4 +104,4 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int, scale: flo
 @register(ResNetConfig, ImageStore)
 def build(config: ResNetConfig, store: ImageStore) -> ResNet:
     """Build the model for the classes and the channels of `store`."""
-    return ResNet(config.layers, len(store.kind.classes), store.kind.channels, store.is_small)
+    return ResNet(config.layers, len(store.kind.classes), store.kind.channels, store.is_small, config.width)

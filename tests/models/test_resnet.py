@@ -16,6 +16,15 @@ def test_there_are_as_many_parameters_as_published(layers: int, expected: int) -
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
+@pytest.mark.parametrize(("layers", "outputs"), [(18, [8, 16, 32, 64]), (50, [32, 64, 128, 256])])
+def test_the_width_sets_the_channels_of_all_stages(layers: int, outputs: list[int]) -> None:
+    with torch.device("meta"):
+        model, images = ResNet(layers, 10, 3, small=True, width=8), torch.empty(2, 3, 16, 16)
+    assert sorted({block.outputs for block in model.blocks}) == outputs
+    assert model.stem(images).shape[1] == 8
+    assert model(images).shape == (2, 10)
+
+
 @pytest.mark.parametrize("layers", [18, 50])
 @pytest.mark.parametrize(
     ("side", "small", "stages"), [(224, False, [56, 28, 14, 7]), (32, True, [32, 16, 8, 4]), (28, True, [28, 14, 7, 4])]
