@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcdistill.codistill.predictions import Outputs, Predictions, hold_until_done
+from hpcdistill.codistill.predictions import Outputs
 from hpcdistill.codistill.quarantine import Quarantine
-from hpcdistill.errors import UserError
+from hpcdistill.codistill.replicas import Replicas
 from hpcdistill.exchange.base import Exchange, Snapshot
 from hpcdistill.exchange.topology import Topology
 from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.models.outputs import model_outputs
-from hpcdistill.models.recurrent import flatten_recurrent
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +51,16 @@ class PeerTeachers:
         outputs: Outputs = model_outputs,
         precision: str = "full",
     ) -> None:
-        self._student = student
+        self._forward = Replicas(student, outputs, precision)
         self._exchange = exchange
         self._payload = payload
         self._topology = topology
         self._quarantine = quarantine
         self._interval = interval
         self._burn_in = burn_in
-        self._outputs = outputs
-        self._is_bf16 = precision == "bf16"
         self._last: int | None = None
         self._peers: list[int] = []
         self._replicas: dict[int, nn.Module] = {}
-        parameter = next(student.parameters())
-        self._device, self._dtype = parameter.device, parameter.dtype
-        self._stream = torch.cuda.Stream(parameter.device) if parameter.is_cuda else None
 
     @property
     def quarantine(self) -> dict[int, str]:
@@ -84,15 +77,13 @@ class PeerTeachers:
         Raises:
             UserError: a teacher cannot predict for these inputs.
         """
-        if self._stream:
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
-            hold_until_done((inputs, kwargs), self._stream)
         asked = {peer: replica for peer, replica in self._replicas.items() if self._quarantine.is_asked(peer)}
-        with torch.cuda.stream(self._stream):
-            predictions = {peer: self._ask(peer, replica, inputs, kwargs) for peer, replica in asked.items()}
+        with self._forward.side_stream(inputs, kwargs):
+            predictions = {
+                peer: self._forward.predict(replica, peer, inputs, kwargs) for peer, replica in asked.items()
+            }
             self._quarantine.validate(predictions, target)
-        active = [outputs for peer, outputs in predictions.items() if self._quarantine.is_active(peer)]
-        return Predictions(active, self._stream) if self._stream else active
+        return self._forward.hand_over([each for peer, each in predictions.items() if self._quarantine.is_active(peer)])
 
     def staleness(self, step: int) -> dict[int, int]:
         """Return by how many steps each peer's teacher is behind `step`, by peer; negative if it is ahead."""
@@ -115,24 +106,9 @@ class PeerTeachers:
                 self._adopt(snapshot, step)
             self._quarantine.expire(step)
 
-    def _ask(self, peer: int, replica: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        to_bf16 = self._is_bf16 and not torch.is_autocast_enabled(self._device.type)
-        try:
-            if not to_bf16:
-                return self._outputs(replica, *inputs, **kwargs)
-            with torch.autocast(self._device.type, torch.bfloat16):
-                outputs = self._outputs(replica, *inputs, **kwargs)
-        except Exception as error:
-            raise UserError(
-                f"the model of group {peer} cannot predict for these inputs ({type(error).__name__}: {error}); "
-                "pass predict() what the student's forward takes, on its device"
-            ) from error
-        return outputs.to(self._dtype) if isinstance(outputs, Tensor) else outputs  # the student's, for the loss
-
     def _adopt(self, snapshot: Snapshot, step: int) -> None:
         peer = snapshot.peer
-        if self._stream:  # on which the replica may still predict
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._forward.wait()
         if peer not in self._replicas:
             self._replicas[peer] = self._spare_replica()
         self._payload.load(snapshot.shards, self._replicas[peer])
@@ -143,9 +119,7 @@ class PeerTeachers:
     def _spare_replica(self) -> nn.Module:
         """Return a new replica, or that of a group which is no longer a peer."""
         if len(self._replicas) < len(self._peers):
-            replica = copy.deepcopy(self._student).eval().requires_grad_(False)
-            flatten_recurrent(replica)
-            return replica
+            return self._forward.make()
         former = next(peer for peer in self._replicas if peer not in self._peers)
         self._quarantine.forget(former)
         return self._replicas.pop(former)
