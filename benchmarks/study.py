@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,13 +71,24 @@ class Study:
     Args:
         name: name of the study and of its files.
         description: for `--help`.
+        add_options: adds the study's own options to a parser.
+
+    Attributes:
+        options: values of all options.
     """
 
-    def __init__(self, name: str, description: str | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        description: str | None,
+        add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    ) -> None:
         parser = make_parser(description)
         parser.add_argument("--scale", choices=SCALES, default="cpu", help="size of models and batches")
+        add_options(parser)
         self.name = name
-        self.scale: str = parser.parse_args().scale
+        self.options = parser.parse_args()
+        self.scale: str = self.options.scale
         self._cores = len(os.sched_getaffinity(0))  # limit of ranks of all trainings that run at the same time
 
     def train(self, runs: Iterable[Run]) -> Runs:
@@ -100,7 +113,11 @@ class Study:
         with ThreadPoolExecutor(self._cores) as pool:
             list(pool.map(train_when_free, runs))
         bar.close()
-        return {run.name: read_run(self.folder(run.name)) for run in runs}
+        return {run.name: self.metrics(run.name) for run in runs}
+
+    def metrics(self, run: str) -> list[GroupMetrics]:
+        """Return the metrics of each group of a run."""
+        return read_run(self.folder(run))
 
     def folder(self, run: str) -> Path:
         """Return the folder of a run."""
@@ -113,25 +130,26 @@ class Study:
         command = [
             *("mpirun", "-np", str(run.ranks), sys.executable, "-m", "hpcdistill", "train"),
             *(f"configs/{run.workload}.toml", "--resume", f"--run_dir={folder}"),
-            *(*SCALES[self.scale][run.workload], *run.options),
+            *(*SCALES[self.scale].get(run.workload, []), *run.options),
         ]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log").open("w") as log:
-            done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+            threads = {"OMP_NUM_THREADS": "1"}  # a core for each rank, as `train` counts them
+            done = subprocess.run(command, cwd=ROOT, env=os.environ | threads, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\nfailed; see {folder}/log")
 
-    def write_results(self, runs: Runs, table: str, **facts: Any) -> None:
-        """Print the table; write the facts and all validation curves as JSON."""
+    def write_results(self, runs: Runs, table: str, part: str = "", **facts: Any) -> None:
+        """Print the table; write the facts and all validation curves as JSON, in a file for each `part` of a study."""
         print(table)
         content = {
-            "command": f"python benchmarks/study_{self.name}.py --scale {self.scale}",
+            "command": shlex.join(["python", f"benchmarks/study_{self.name}.py", *sys.argv[1:]]),
             "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             **facts,
             "runs": {name: [curve(group) for group in groups] for name, groups in runs.items()},
         }
         RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{self.name}-{self.scale}.json"
+        path = RESULTS / f"{self.name}-{f'{part}-' if part else ''}{self.scale}.json"
         path.write_text(json.dumps(content, indent=None).replace('"runs"', '\n"runs"').replace('], "', '],\n"') + "\n")
         print(f"\n{path}")
 

@@ -1,0 +1,72 @@
+"""Equal costs and equal tuning of a study's arms."""
+
+import sys
+
+import pytest
+
+from repository import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from study_tuned import Arm, Found, Regime, Setting, affordable, cost_of, table, training
+
+pytestmark = pytest.mark.alone
+
+ONE = Arm("one")
+PEERS = Arm("codistilled", groups=2, teachers=1)
+REGIME = Regime("text", "language", ("--data.path=x.h5",), 16, 1200, (1e-3, 1e-2), (0.0, 0.1, 1.0))
+
+
+def test_a_step_costs_three_forward_passes_and_each_teacher_one_more_after_the_burn_in() -> None:
+    assert cost_of(ONE, 10, 0) == 30
+    assert cost_of(Arm("double", batch=2), 10, 0) == 60
+    assert cost_of(PEERS, 10, 4) == 2 * (30 + 6)
+    assert cost_of(PEERS, 3, 4) == 2 * 9  # within the burn-in
+
+
+@pytest.mark.parametrize(
+    ("arm", "expected"),
+    [
+        (ONE, (400, 100)),
+        (Arm("double", batch=2), (200, 50)),
+        (Arm("apart", groups=2), (200, 50)),
+        (PEERS, (160, 40)),  # 2 · (3 · 160 + 120) = 1200
+        (Arm("self", teachers=1), (320, 80)),  # 3 · 320 + 240 = 1200
+    ],
+)
+def test_all_arms_have_the_same_cost(arm: Arm, expected: tuple[int, int]) -> None:
+    assert affordable(arm, 1200, 0.25) == expected
+
+
+def test_a_cost_is_never_exceeded_and_one_more_step_would_exceed_it() -> None:
+    for cost in range(40, 90):
+        steps, burn_in = affordable(PEERS, cost, 0.3)
+        assert cost_of(PEERS, steps, burn_in) <= cost < cost_of(PEERS, steps + 1, int(0.3 * (steps + 1)))
+
+
+def test_a_cost_of_less_than_a_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="a cost of 5 forward passes is less than one step of 'codistilled'"):
+        affordable(PEERS, 5, 0.0)
+
+
+def test_each_arm_is_tried_at_each_rate_and_weight_decay() -> None:
+    assert len(REGIME.settings) == len(set(REGIME.settings)) == 6
+    names = {training(REGIME, ONE, setting, seed).name for setting in REGIME.settings for seed in (0, 1)}
+    assert len(names) == 12
+
+
+def test_a_training_has_the_length_that_its_arm_can_pay() -> None:
+    run = training(REGIME, PEERS, Setting(1e-2, 0.1), 3)
+    assert run.ranks == 2
+    assert {"--groups=2", "--train.steps=160", "--codistill.burn_in=40", "--data.batch_size=16"} <= {*run.options}
+    assert {"--optimizer.lr=0.01", "--optimizer.weight_decay=0.1", "--seed=3"} <= {*run.options}
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """Losses that vary by 2 between seeds differ by 1 in each of them: the interval of the difference is 0."""
+    setting = Setting(1e-2, 0.1)
+    one = Found(setting, {}, 400, [2.0, 4.0], [300, 400], [1.0, 1.0])
+    other = Found(setting, {}, 200, [1.0, 3.0], [200, 200], [0.5, 0.7])
+    lines = table({"one": one, "other": other}, "one").splitlines()
+    assert lines[3].split(" | ")[4] == "-1.000 ± 0.000"
+    assert lines[2].split(" | ")[4] == "-"
