@@ -2,7 +2,9 @@
 # Run an MPI program on two virtual nodes of this machine, which communicate over TCP like nodes of a cluster.
 #
 #   . tools/env.sh
-#   tools/two_nodes.sh -n RANKS COMMAND...
+#   tools/two_nodes.sh [--rate RATE] -n RANKS COMMAND...
+#
+# RATE limits what each node sends, in the units of tc, such as 100mbit. It needs a kernel with tc's filter tbf.
 #
 # The first half of the ranks is on node-a, the rest on node-b. Each node has its own host name, network, /dev/shm and
 # /sys; they share files, processors and processes, and their network connects them only. With MPICH or Open MPI 5.
@@ -17,6 +19,7 @@ FILES=/dev/shm/two_nodes # in the /dev/shm of node-a
 
 main() {
   if [ "${1:-}" = --help ]; then usage && exit; fi
+  if [ "${1:-}" = --rate ] && [ $# -gt 1 ]; then export RATE=$2 && shift 2; else unset RATE; fi
   if [ $# -lt 3 ] || [ "$1" != -n ] || ! [[ $2 =~ ^[1-9][0-9]*$ ]] || [ "$2" = 1 ]; then usage >&2 && exit 2; fi
   trap 'stop "${!:-}"' EXIT # the process in the background, if there is one by then
   trap 'exit 129' HUP
@@ -86,6 +89,8 @@ become() {
 connect() {
   ip address add "$1/24" dev eth0
   ip link set eth0 up
+  # At most 64 KiB at once, the largest packet of a virtual link; enough room that TCP, and no loss, sets the pace.
+  if [ -n "${RATE:-}" ]; then tc qdisc add dev eth0 root tbf rate "$RATE" burst 64k limit 4m; fi
   # MPI ignores a link that is not up yet.
   until [ "$(</sys/class/net/eth0/operstate)" = up ]; do sleep 0.01; done
 }
