@@ -29,6 +29,9 @@ def check_arguments(groups: Groups, with_peers: bool, **arguments: Any) -> None:
     for name, choices in CHOICES.items():
         if arguments[name] not in choices:
             raise ValueError(f"{name} = {arguments[name]!r} is unknown; use one of {', '.join(map(repr, choices))}")
+    teachers = arguments["teachers"]
+    if isinstance(teachers, str) and teachers != "self":
+        raise ValueError(f"teachers = {teachers!r} is unknown; use 'self', FixedTeachers(...), or None for peers")
     patience, interval = arguments["max_staleness"], arguments["interval"]
     if patience is not None and patience <= interval:
         raise ValueError(
@@ -37,7 +40,8 @@ def check_arguments(groups: Groups, with_peers: bool, **arguments: Any) -> None:
         )
     if with_peers:
         _check_network(groups, arguments)
-    same = {"with peers": with_peers} | {name: arguments[name] for name in SAME}
+    same = {"with peers": with_peers, "with its own model": teachers == "self"}
+    same |= {name: arguments[name] for name in SAME}
     groups.require_same("Codistillation", ", ".join(f"{name} = {value!r}" for name, value in same.items()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from hpcdistill.codistill.fixed_teachers import FixedTeachers
 from hpcdistill.codistill.peer_teachers import PeerTeachers
 from hpcdistill.codistill.predictions import Outputs
 from hpcdistill.codistill.quarantine import ExcessLoss, Quarantine
+from hpcdistill.codistill.self_teacher import SelfTeacher
 from hpcdistill.codistill.teachers import Teachers
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
@@ -47,7 +48,7 @@ class Codistillation:
     exchange together. An exception in the block abandons the exchange at once.
 
     All ranks of a group make the same calls in the same order. Without peers (one group, `weight=0`, or a process
-    without MPI) it does nothing, and `predict` returns an empty list.
+    without MPI) and other teachers it does nothing, and `predict` returns an empty list.
 
     Args:
         model: the student; under `DistributedDataParallel` or `torch.compile`, the module inside is used.
@@ -70,7 +71,8 @@ class Codistillation:
         teacher_precision: "full", or "bf16" for teachers that predict under autocast to bfloat16.
         seed: seed of "k-random".
         published: model to publish in place of the student, such as an average of its weights.
-        teachers: fixed teachers; with them nothing is exchanged.
+        teachers: teachers in place of peers, with which nothing is exchanged: fixed teachers, or "self" for the model
+            that would be published, at its last snapshot (self-distillation).
 
     Raises:
         UserError: the groups' models differ in structure, or the transport does not work here; on every rank.
@@ -97,13 +99,14 @@ class Codistillation:
         teacher_precision: str = "full",
         seed: int = 0,
         published: nn.Module | None = None,
-        teachers: FixedTeachers | None = None,
+        teachers: FixedTeachers | Literal["self"] | None = None,
     ) -> None:
         transport = transport or ("window" if groups.has_mpi else "files")
         with_peers = groups.count > 1 and weight > 0 and teachers is None
         check_arguments(
             groups,
             with_peers,
+            teachers=teachers,
             interval=interval,
             burn_in=burn_in,
             weight=weight,
@@ -121,12 +124,19 @@ class Codistillation:
         self._step = 0
         self._has_ended = False
         self._exchange: Exchange | None = None
-        self._teachers: Teachers = teachers or FixedTeachers()
+        source = student if published is None else _unwrap(published)
+        if difference := self._layout.difference(Layout.of(source)):
+            raise ValueError(f"published differs from the student: {difference}; publish an average of its weights")
+        common: dict[str, Any] = {"interval": interval, "burn_in": burn_in}
+        common |= {"outputs": outputs, "precision": teacher_precision}
+        self._teachers: Teachers = FixedTeachers()
+        if isinstance(teachers, FixedTeachers):
+            self._teachers = teachers
+        elif teachers == "self" and weight > 0:
+            self._teachers = SelfTeacher(student, source, groups, **common)
         if not with_peers:
             return
-        payload = WeightPayload(student if published is None else _unwrap(published), codec)
-        if difference := self._layout.difference(payload.layout):
-            raise ValueError(f"published differs from the student: {difference}; publish an average of its weights")
+        payload = WeightPayload(source, codec)
         network = Topology(topology, groups.group, groups.count, degree, seed)
         self._exchange = open_exchange(
             transport, groups, payload, len(network.peers(0)), None if folder is None else Path(folder)
@@ -137,10 +147,7 @@ class Codistillation:
             payload,
             network,
             Quarantine(groups, max_staleness or PATIENCE * interval, excess_loss),
-            interval=interval,
-            burn_in=burn_in,
-            outputs=outputs,
-            precision=teacher_precision,
+            **common,
         )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -194,7 +201,7 @@ class Codistillation:
 
     @property
     def staleness(self) -> dict[int, int]:
-        """Number of steps by which each peer's teacher is behind, by peer; negative if the peer is ahead."""
+        """Number of steps by which each teacher is behind, by its group; negative if that is ahead."""
         return self._teachers.staleness(self._step)
 
     @property
@@ -210,9 +217,11 @@ class Codistillation:
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: the step, and the model's tensors by name, shape and dtype.
 
-        Snapshots are not part of it: the exchange brings newer ones.
+        With `teachers="self"` the snapshot is part of it. Peers' are not: the exchange brings newer ones.
         """
-        return {"step": self._step, "tensors": self._layout.signature}
+        state = {"step": self._step, "tensors": self._layout.signature}
+        own = self._teachers.state_dict() if isinstance(self._teachers, SelfTeacher) else None
+        return state if own is None else state | {"snapshot": own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the step of `state`, a result of `state_dict`.
@@ -233,6 +242,8 @@ class Codistillation:
             )
             raise UserError(f"the state is of another model: {difference}; load that of this model")
         self._step = int(state["step"])
+        if isinstance(self._teachers, SelfTeacher):
+            self._teachers.load_state_dict(state.get("snapshot"), self._step)
 
     def __enter__(self) -> Codistillation:
         return self

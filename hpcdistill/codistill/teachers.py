@@ -1,4 +1,4 @@
-"""Protocol of teachers, which peers and fixed models meet alike."""
+"""Protocol of teachers, which peers, fixed models and a group's own earlier model meet alike."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Teachers(Protocol):
         """
 
     def step(self, step: int) -> None:
-        """Publish and adopt snapshots after the student's optimizer step number `step`. Collective over the group."""
+        """Take, publish and adopt snapshots after optimizer step number `step`. Collective over the group."""
 
     def staleness(self, step: int) -> dict[int, int]:
-        """Return by how many steps each peer's teacher is behind `step`, by peer; negative if it is ahead."""
+        """Return by how many steps each teacher is behind `step`, by its group; negative if it is ahead."""

@@ -24,9 +24,11 @@ class CodistillConfig(Section):
     """Weight decay once distillation has begun, reached with the ramp. Without it, that of the optimizer."""
     normalize: bool = False
     """Divide the loss by 1 + the weight of the distillation term."""
-    teachers: Literal["peers", "checkpoints", "uniform", "unigram"] = "peers"
-    """Teachers: the other groups ('peers'); trained models ('checkpoints', two-phase distillation); or, as label
-    smoothing, the same probability for every class ('uniform') or its frequency in the training data ('unigram')."""
+    teachers: Literal["peers", "self", "checkpoints", "uniform", "unigram"] = "peers"
+    """Teachers: the other groups ('peers'); the group's own model at its last snapshot, taken every
+    `exchange_interval` steps ('self', self-distillation); trained models ('checkpoints', two-phase distillation); or,
+    as label smoothing, the same probability for every class ('uniform') or its frequency in the training data
+    ('unigram')."""
     checkpoints: tuple[UserPath, ...] = ()
     """Trained models to learn from, such as runs/a/checkpoints/g0-best.h5; with teachers 'checkpoints'."""
     temperature: PositiveFloat = 1.0
@@ -34,7 +36,7 @@ class CodistillConfig(Section):
     burn_in: NonNegativeInt = 400
     """Steps before distillation begins."""
     exchange_interval: PositiveInt = 50
-    """Steps between two publications of a group's weights."""
+    """Steps between two snapshots of a group's weights."""
     max_staleness: PositiveInt | None = None
     """Steps after which a teacher is excluded if no new snapshot of it has arrived. Without it, 20 exchange
     intervals."""

@@ -64,7 +64,7 @@ class Config(BaseSettings):
         if self.groups == 1 and self.codistill.with_peers:
             raise ValueError(
                 f"groups = 1 has no peers to learn from, but codistill.weight = {self.codistill.weight:g}; "
-                "use --groups=2 or more, or --codistill.weight=0 for plain synchronous SGD"
+                "use --groups=2 or more, --codistill.weight=0 for plain synchronous SGD, or --codistill.teachers=self"
             )
         return self
 

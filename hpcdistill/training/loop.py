@@ -89,7 +89,7 @@ def _train(
         parts.batches,
         StepProfiler(config.train.profile_begin, traced, RunDir(config.run_dir).profile(groups.group)) as profiler,
     ):
-        peers.load_state_dict(peers.state_dict() | {"step": step})  # Restart has compared the models
+        restart.attach(peers, step)
         milestones = Milestones(config, validation, restart, recorder, stop)
         stopping = milestones.catch_up(step)
         while step < steps and not stopping:

@@ -10,6 +10,7 @@ from types import TracebackType
 import torch
 from torch import nn
 
+from hpcdistill.codistill.session import Codistillation
 from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import TrainingBatches
 from hpcdistill.distributed.groups import Groups
@@ -83,7 +84,20 @@ class Restart:
         self._checkpoints = Checkpoints(self._run, groups.group, config.checkpoint.keep, owner)
         self._writing: threading.Thread | None = None
         self._lowest = math.inf  # validation loss of the best checkpoint, on the leader
+        self._session: Codistillation | None = None
+        self._session_state: State = {}
         self.owes_validation = False
+
+    def attach(self, session: Codistillation, step: int) -> None:
+        """Continue a session after `step` steps, from its restored state; its state is part of checkpoints from now on.
+
+        Args:
+            session: the session of the student.
+            step: number of steps made.
+        """
+        of_model = {"step": step, "tensors": session.state_dict()["tensors"]}  # compared with the checkpoint already
+        session.load_state_dict(self._session_state | of_model)
+        self._session = session
 
     def save(self, step: int, validation: float = math.nan, scheduled: bool = True, last: bool = False) -> bool:
         """Begin to write the checkpoint of `step`. If the disk is full or busy, it is skipped with a warning.
@@ -142,6 +156,7 @@ class Restart:
             "ranks": {str(rank): of_rank for rank, of_rank in enumerate(ranks)},
             "lowest_validation_loss": lowest,
             "owes_validation": self.owes_validation,
+            **({"session": self._session.state_dict()} if self._session else {}),
         }
 
     def _write(self, state: State, scheduled: bool, is_best: bool) -> None:
@@ -194,6 +209,7 @@ class Restart:
         mine = state["ranks"][str(self._groups.rank)]
         self._batches.drawn, self._batches.reader_state = int(state["batches_drawn"]), mine.get("reader")
         _set_rng_state(mine)
+        self._session_state = state.get("session", {})
         self.owes_validation = bool(state.get("owes_validation"))
         lowest = float(state["lowest_validation_loss"])
         if self._checkpoints.has_best and math.isfinite(lowest):

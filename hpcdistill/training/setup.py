@@ -50,7 +50,7 @@ class Parts:
     """Moving average of the model's weights, if there is one."""
     optimizer: torch.optim.Optimizer
     teachers: FixedTeachers | None
-    """Teachers that are not peers, if there are any."""
+    """Fixed teachers, if there are any."""
 
     @property
     def published(self) -> nn.Module:
@@ -113,7 +113,7 @@ def open_session(config: Config, groups: Groups, parts: Parts) -> Codistillation
         teacher_precision=config.codistill.teacher_precision,
         seed=config.seed,
         published=parts.published,
-        teachers=parts.teachers,
+        teachers="self" if config.codistill.teachers == "self" else parts.teachers,
     )
 
 
@@ -126,7 +126,7 @@ def training_share(config: Config, groups: Groups) -> Share:
 def fixed_teachers(
     config: CodistillConfig, task: Task, objective: TrainingObjective[Any], device: torch.device, trust: bool = False
 ) -> FixedTeachers | None:
-    """Return the teachers that `codistill.teachers` names; None if these are peers.
+    """Return the teachers that `codistill.teachers` names; None if these are models of this run.
 
     Args:
         config: names the teachers.
@@ -138,7 +138,7 @@ def fixed_teachers(
     Raises:
         UserError: a checkpoint cannot be read, or is of a model for other data.
     """
-    if config.teachers == "peers":
+    if config.teachers in ("peers", "self"):
         return None
     models = [SavedModel.load(path, trust).build(task.store).to(device) for path in config.checkpoints]
     if config.teachers == "checkpoints":

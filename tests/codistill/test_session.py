@@ -289,6 +289,7 @@ def test_groups_with_other_models_are_refused_on_every_rank(count: int, world: C
         ({"weight": float("nan")}, "weight = nan is too low; use 0 or more"),
         ({"topology": "star"}, "topology = 'star' is unknown; use one of 'all', 'ring', 'pairs', 'k-random'"),
         ({"teacher_precision": "fp8"}, "teacher_precision = 'fp8' is unknown; use one of 'full', 'bf16'"),
+        ({"teachers": "own"}, r"teachers = 'own' is unknown; use 'self', FixedTeachers\(...\), or None for peers"),
         ({"max_staleness": 50}, "max_staleness = 50 ends before the next snapshot"),
         ({"topology": "pairs"}, "topology = 'pairs' needs an even number of groups, not 3"),
         ({"topology": "k-random", "degree": 3}, "degree = 3 is more than the peers of a group; use at most 2"),
@@ -321,3 +322,5 @@ def test_arguments_that_differ_between_ranks_are_refused(world: Communicator) ->
     each = Groups.split(world, (1,) * world.size, torch.device("cpu"))
     with pytest.raises(UserError, match=r"with peers = True, .* with peers = False"):
         Codistillation(nn.Linear(4, 3), each, weight=float(world.rank == 0))
+    with pytest.raises(UserError, match=r"with its own model = True, .* with its own model = False"):
+        Codistillation(nn.Linear(4, 3), groups, teachers="self" if world.rank == 0 else FixedTeachers())

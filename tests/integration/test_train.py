@@ -32,12 +32,12 @@ from small_run import ALONE, LSTM, SMALL, Run, wait_until
 
 pytestmark = pytest.mark.launch
 
-AVERAGED = (*ALONE, "--train.average=0.9")
+AVERAGED = ("--groups=1", "--train.average=0.9", "--codistill.teachers=self", "--codistill.exchange_interval=15")
 
 
 @pytest.fixture(scope="module")
 def finished(mpirun: Run, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train one model on two ranks for 40 steps, as `AVERAGED` says; return the run folder, which tests copy."""
+    """Train one model on two ranks for 40 steps, taught by its own average; return the run folder, which tests copy."""
     folder = tmp_path_factory.mktemp("finished")
     config = folder / "small.toml"
     config.write_text(f'run_dir = "{folder / "run"}"\n{SMALL}')
@@ -259,16 +259,17 @@ def test_groups_begin_apart_and_ranks_of_a_group_stay_together(train: Run, tmp_p
 
 
 def test_a_restart_is_bit_identical(train: Run, finished: Path, tmp_path: Path) -> None:
-    assert train(2, *AVERAGED, "--train.steps=20").returncode == 0
+    assert train(2, *AVERAGED, "--train.steps=20").returncode == 0  # between two snapshots
     result = train(2, *AVERAGED, "--resume")
     assert result.returncode == 0, result.stderr
     straight, resumed = (
         load(run / "checkpoints" / "g0-step0000000040.h5")["state"] for run in (finished, tmp_path / "run")
     )
-    for part in ("model", "average", "optimizer", "ranks"):
+    for part in ("model", "average", "optimizer", "ranks", "session"):
         assert_equal(straight[part], resumed[part])
     _, records = read_metrics(RunDir(tmp_path / "run").metrics(0))
     assert [record["step"] for record in records if "loss" in record] == [10, 20, 30, 40]
+    assert [record["staleness"] for record in records if "loss" in record] == [{}, {"0": 5}, {"0": 0}, {"0": 10}]
 
 
 @pytest.mark.timeout(240)  # four starts
