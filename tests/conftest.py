@@ -229,7 +229,7 @@ def mpirun() -> Callable[..., MpirunResult]:
     def run(
         ranks: int,
         *python_args: str | Path,
-        timeout: float = 100,
+        timeout: float = 200,
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
         within: Sequence[str] = (),

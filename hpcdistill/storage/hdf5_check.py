@@ -22,7 +22,7 @@ ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeEr
 """Exceptions that h5py raises for damaged files."""
 
 CHECKSUM_NBYTES = 4  # added to each chunk by Fletcher-32
-LOOK_SECONDS = 10.0
+LOOK_SECONDS = 60.0  # importing h5py from a busy filesystem may take most of it
 
 
 def require_whole(file: h5py.File) -> None:

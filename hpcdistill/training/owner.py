@@ -34,6 +34,9 @@ STALE_SECONDS = 30.0
 """Age at which the file of an owner on another host counts as abandoned; an owner that resumes later must end."""
 
 LOOK_SECONDS = 0.2
+RELEASE_SECONDS = 5.0
+"""Time to wait at the end for a file server that does not answer."""
+
 MAX_NBYTES = 1 << 16  # read of an owner file, which anyone may have written
 
 
@@ -100,7 +103,7 @@ class Claim:
         """Remove the file, if it is this claim's."""
         self._released.set()
         if self._thread.is_alive():
-            self._thread.join(HEARTBEAT_SECONDS)
+            self._thread.join(RELEASE_SECONDS)
         if self._thread.is_alive():  # the file server does not answer that thread, nor would it answer this one
             return
         with suppress(OSError):

@@ -31,7 +31,7 @@ def run_pytest(absent: Sequence[str], *arguments: str) -> str:
     Plugins of pytest are not loaded either.
     """
     command = [sys.executable, "-c", PYTEST, ",".join(absent), "-p", "no:timeout", "-p", "no:xdist", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -50,7 +50,7 @@ def test_losses_and_kernels_without_the_packages_of_a_cluster() -> None:
 def test_an_mpi4py_without_an_mpi_library() -> None:
     program = "import sys; sys.path += sys.argv[1:]; import conftest; assert conftest.MPI is None; conftest.WORLD.size"
     command = [sys.executable, "-c", program, str(ROOT / "tests"), str(ROOT / "tests" / "support")]
-    subprocess.run(command, check=True, timeout=100, env=os.environ | {"MPI4PY_LIBMPI": "/none.so"})
+    subprocess.run(command, check=True, timeout=200, env=os.environ | {"MPI4PY_LIBMPI": "/none.so"})
 
 
 @pytest.mark.parametrize("count", [1, 3])

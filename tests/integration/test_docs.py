@@ -91,7 +91,7 @@ class Workspace:
 
     def run_script(self) -> None:
         script = "\n".join(["set -euo pipefail", *self.script, "for job in $(jobs -p); do wait $job; done"])
-        done = subprocess.run(["bash", "-c", script], cwd=self.folder, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(["bash", "-c", script], cwd=self.folder, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
 
 

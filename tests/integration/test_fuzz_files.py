@@ -30,7 +30,7 @@ sys.exit(fuzz_files.main())
 def fuzz(json_file: Path, *command: str) -> tuple[int, list[dict[str, Any]]]:
     """Run the tool; return its exit code, and the outcomes of each damage to each kind of file."""
     command = (sys.executable, *command, "--tries=20", f"--json={json_file}")
-    result = subprocess.run(command, env={**os.environ, "PYTHONPATH": f"{TOOLS}:{TOOLS.parent}"}, timeout=110)
+    result = subprocess.run(command, env={**os.environ, "PYTHONPATH": f"{TOOLS}:{TOOLS.parent}"}, timeout=200)
     return result.returncode, json.loads(json_file.read_text())
 
 

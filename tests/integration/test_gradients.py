@@ -118,7 +118,7 @@ for step in range(10**6):
 
 
 def test_an_exception_on_one_rank_ends_all(mpirun: Run) -> None:
-    result = mpirun(2, "-c", ONE_RAISES, timeout=60)
+    result = mpirun(2, "-c", ONE_RAISES)
     assert result.returncode != 0
     assert "[world rank 1 of 2] Traceback" in result.stderr
     assert "RuntimeError: lightning" in result.stderr

@@ -33,12 +33,12 @@ def test_windows_and_networks_are_chosen_for_tcp_only(
 ) -> None:
     command = ["bash", "-c", SCRIPT, "-", network]
     environment = {"PATH": "/usr/bin:/bin"} | environment
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert result.stdout == f"{variables}\n", result.stderr
 
 
 def test_ranks_start_without_mpi_where_there_is_none() -> None:
     script = 'python() { return 1; }; set -euo pipefail; . slurm/env.sh; echo "${LAUNCH[@]}"'
-    result = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert result.stdout == "srun --mpi=none --kill-on-bad-exit=1\n"
     assert "mpi4py finds no MPI" in result.stderr

@@ -68,7 +68,7 @@ def test_the_first_failure_is_kept_and_what_can_be_written_arrives() -> None:
 
 def run(arguments: list[str], redirection: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     command = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "hpcdistill", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **variables})
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, **variables})
 
 
 @pytest.mark.launch
@@ -116,7 +116,7 @@ def test_a_script_sees_warnings_and_has_the_programs_log_on_request(debug: str, 
     path.write_text('{"starts": []}\nx\n')
     command = [sys.executable, "-c", WARN, str(path)]
     result = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, "HPCDISTILL_DEBUG": debug}
+        command, capture_output=True, text=True, timeout=200, env={**os.environ, "HPCDISTILL_DEBUG": debug}
     )
     assert result.stderr.startswith(f"{prefix}{path}: {DAMAGED}")
     assert result.stderr.count(DAMAGED) == 1

@@ -42,26 +42,25 @@ def test_groups_teach_each_other_stop_and_continue(data: Path, tmp_path: Path, w
     with started([*command, "--train.steps=1000000"], env=without_mpi) as process:
         wait_until(lambda: all(taught_steps(run, group) for group in (0, 1)) or process.poll() is not None)
         process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=200)
     assert "hpcdistill: stopped as asked, with checkpoints" in output, errors
     stopped = [read_metrics(RunDir(run).metrics(group))[1][-1]["step"] for group in (0, 1)]
-    steps = max(stopped) + 200  # the peer's snapshots arrive a fraction of a second after the start
-    result = subprocess.run(
-        [*map(str, command), "--resume=strict", f"--train.steps={steps}"],
-        env=without_mpi,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert result.returncode == 0, result.stderr
+
+    def are_taught_again() -> bool:
+        return all(taught_steps(run, group)[-1] > stopped[group] for group in (0, 1))
+
+    with started([*command, "--resume=strict", "--train.steps=1000000"], env=without_mpi) as process:
+        wait_until(lambda: are_taught_again() or process.poll() is not None)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=200)
+    assert "hpcdistill: stopped as asked, with checkpoints" in output, errors
+    assert are_taught_again()
     for group in (0, 1):
         header, records = read_metrics(RunDir(run).metrics(group))
         assert [start["step"] for start in header["starts"]] == [0, stopped[group]]
         assert header["ranks_per_group"] == 2
         made = [record["step"] for record in records if "loss" in record]
         assert made == sorted({*made, stopped[group]})  # none twice
-        assert made[-1] == steps
-        assert taught_steps(run, group)[-1] > stopped[group]
 
 
 def test_the_example_runs_under_torchrun(tmp_path: Path, without_mpi: dict[str, str]) -> None:
@@ -72,7 +71,7 @@ def test_the_example_runs_under_torchrun(tmp_path: Path, without_mpi: dict[str, 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
     )
     assert result.returncode == 0, result.stderr
     for group in (0, 1):
@@ -132,7 +131,7 @@ def test_tasks_of_srun_work_together_and_end_together(tmp_path: Path, without_mp
             )
             for rank in range(3)
         ]
-        ended = [(*task.communicate(timeout=60), task.returncode) for task in tasks]
+        ended = [(*task.communicate(timeout=200), task.returncode) for task in tasks]
     for output, errors, status in ended:
         assert status != 0
         assert "refused: gradients = horovod needs MPI, but these ranks work together without it" in output, errors

@@ -356,5 +356,5 @@ def test_without_the_interpreter(script: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / path) for path in (".", "tests/support", "tools"))
     command = [sys.executable, str(ROOT / f"tests/kernels/{script}.py")]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=110)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert result.returncode == 0, result.stderr

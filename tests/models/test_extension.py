@@ -40,6 +40,6 @@ def test_a_new_model_family_is_configured_trained_and_evaluated(tmp_path: Path) 
         "train = { steps = 3 }\n"
     )
     command = [sys.executable, "-c", PROGRAM, models, config, run, data]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     assert "perplexity" in result.stdout

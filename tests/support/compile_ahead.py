@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-TIMEOUT = pytest.mark.timeout(600 if torch.cuda.is_available() else 120)
+TIMEOUT = pytest.mark.timeout(600)
 """Mark of tests of kernels, whose first call compiles them."""
 
 SHARE = "COMPILE_AHEAD_SHARE"

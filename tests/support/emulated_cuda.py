@@ -106,7 +106,7 @@ def library() -> ctypes.CDLL:
             unfinished,
         ]
         command = [COMPILER, *flags, "emulator.cpp", "-x", "c++", "codistillation.cu"]
-        built = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
+        built = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
         assert built.returncode == 0, built.stderr
         (folder / unfinished).rename(folder / LIBRARY)
     compiled = ctypes.CDLL(str(folder / LIBRARY))

@@ -106,7 +106,7 @@ class FakeSite:
             "https_proxy": "http://127.0.0.1:9",  # no index can be reached
         }
         command = [str(self.repository / "tools" / "setup.sh")]
-        return subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=200)
 
     @property
     def pip(self) -> list[str]:

@@ -91,7 +91,7 @@ class Cluster:
 
     def slurm(self, *command: str | Path, cwd: Path = ROOT) -> str:
         """Run a Slurm command and return its output."""
-        result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=self.environment, timeout=30)
+        result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=self.environment, timeout=99)
         assert result.returncode == 0, f"{command}: {result.stderr}"
         return result.stdout
 

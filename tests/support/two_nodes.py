@@ -19,7 +19,7 @@ def on_two_nodes(*python_args: str) -> subprocess.CompletedProcess[str]:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # mpirun's
     command = ["tools/two_nodes.sh", "-n", "4", sys.executable, *python_args]
     result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=100
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200
     )
     if result.returncode == CANNOT:
         pytest.skip(f"TCP between nodes is NOT TESTED here: {result.stderr}")

@@ -16,4 +16,4 @@ sys.exit(main())
 def run_without(modules: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a command of hpcdistill in a process that cannot import `modules`, which are separated by commas."""
     command = [sys.executable, "-c", SCRIPT, modules, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)

@@ -96,7 +96,10 @@ def test_a_number_that_another_process_has_got_is_no_owner(tmp_path: Path) -> No
     assert_replaced(tmp_path)
 
 
-def test_an_owner_on_another_host_is_alive_while_its_file_is_renewed(elsewhere: Path) -> None:
+def test_an_owner_on_another_host_is_alive_while_its_file_is_renewed(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "STALE_SECONDS", 100.0)
     with pytest.raises(UserError, match=r"pid 4711 on node7 \(Slurm job 12, since .*; end that run \(scancel 12\)"):
         Claim(RunDir(elsewhere), 0).take()
 

@@ -366,11 +366,11 @@ def test_a_bad_picture_ends_the_command(tmp_path: Path) -> None:
     (tmp_path / "in" / "ant" / "bad.png").write_text("no picture")
     command = [sys.executable, "-m", "hpcdistill", "prepare", "images", "--input", str(tmp_path / "in")]
     command.append(f"--output={tmp_path / 'data.h5'}")
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert refused.returncode != 0
     assert "ant/bad.png: not an image" in refused.stderr
     assert "Traceback" not in refused.stderr
-    accepted = subprocess.run([*command, "--max-bad=1"], capture_output=True, text=True, timeout=60)
+    accepted = subprocess.run([*command, "--max-bad=1"], capture_output=True, text=True, timeout=200)
     assert accepted.returncode == 0
     assert "images of 3 classes, encoded" in accepted.stdout
 

@@ -246,11 +246,11 @@ def test_a_bad_line_ends_the_command(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"bad\n")
     command = [sys.executable, "-m", "hpcdistill", "prepare", "criteo", "--input", str(path), "--min-count=2"]
     command.append(f"--output={tmp_path / 'data.h5'}")
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert refused.returncode != 0
     assert "a.tsv line 31: 1 columns instead of 40: 'bad'" in refused.stderr
     assert "Traceback" not in refused.stderr
-    accepted = subprocess.run([*command, "--max-bad=1"], capture_output=True, text=True, timeout=60)
+    accepted = subprocess.run([*command, "--max-bad=1"], capture_output=True, text=True, timeout=200)
     assert accepted.returncode == 0
     assert "13 dense and 26 categorical fields" in accepted.stdout
 
