@@ -149,14 +149,17 @@ class Study:
             "runs": {name: [curve(group) for group in groups] for name, groups in runs.items()},
         }
         RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{self.name}-{f'{part}-' if part else ''}{self.scale}.json"
+        path = RESULTS / f"{self._stem(part)}.json"
         path.write_text(json.dumps(content, indent=None).replace('"runs"', '\n"runs"').replace('], "', '],\n"') + "\n")
         print(f"\n{path}")
 
-    def write_figure(self, figure: Figure) -> None:
-        """Write the study's figure."""
+    def write_figure(self, figure: Figure, part: str = "") -> None:
+        """Write the figure of the study, or of a `part` of it."""
         FIGURES.mkdir(parents=True, exist_ok=True)
-        figure.savefig(FIGURES / f"study-{self.name}-{self.scale}.svg", metadata={"Date": None})
+        figure.savefig(FIGURES / f"study-{self._stem(part)}.svg", metadata={"Date": None})
+
+    def _stem(self, part: str) -> str:
+        return f"{self.name}-{f'{part}-' if part else ''}{self.scale}"
 
 
 def curve(group: GroupMetrics) -> dict[str, Any]:
@@ -182,12 +185,17 @@ def steps_ratio(groups: Sequence[GroupMetrics], one: GroupMetrics) -> float:
     return fmean(steps_to(group, one.best) for group in groups) / steps_to(one, one.best)
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of two values or more and the half-width of its 95 % interval by Student's t."""
+    return fmean(values), T95[len(values) - 1] * stdev(values) / len(values) ** 0.5
+
+
 def format_mean(values: Sequence[float], digits: int = 3) -> str:
     """Format the mean and, of two values or more, the half-width of its 95 % interval by Student's t."""
-    mean = f"{fmean(values):.{digits}f}"
-    return (
-        f"{mean} ± {T95[len(values) - 1] * stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else mean
-    )
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    mean, half = interval(values)
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def markdown(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -200,15 +208,16 @@ def prepare_text() -> None:
     """Prepare the data of the language model: the source of Python's standard library, as in the demo."""
     stdlib = sysconfig.get_path("stdlib")
     options = ["--include", "*.py", "--exclude", "site-packages", "dist-packages", "__pycache__"]
-    _prepare(TEXT, "text", "--input", stdlib, *options)
+    prepare(TEXT, "text", "--input", stdlib, *options)
 
 
 def prepare_clicks() -> None:
     """Prepare the data of the click model: synthetic, so that the lowest possible loss is known."""
-    _prepare(CLICKS, "clicks", "--synthetic", "--rows", str(CLICK_ROWS))
+    prepare(CLICKS, "clicks", "--synthetic", "--rows", str(CLICK_ROWS))
 
 
-def _prepare(output: Path, *arguments: str) -> None:
+def prepare(output: Path, *arguments: str) -> None:
+    """Run `hpcdistill prepare` with `arguments` unless the store `output` exists."""
     if not output.exists():
         command = [sys.executable, "-m", "hpcdistill", "prepare", *arguments, "--output", str(output)]
         subprocess.run(command, cwd=ROOT, check=True)

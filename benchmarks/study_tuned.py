@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from hpcdistill.evaluation.evaluate import evaluate
-from study import Run, Study, format_mean, markdown, steps_to
+from study import Run, Runs, Study, format_mean, markdown, steps_to
 
 TRAINING = 3
 """Cost of a training step, in forward passes of its batch: the backward pass costs two of them."""
@@ -148,8 +148,8 @@ def training(regime: Regime, arm: Arm, setting: Setting, seed: int) -> Run:
 
 def compare(
     study: Study, regime: Regime, arms: Mapping[str, Arm], seeds: Sequence[int], tuning_seed: int = 0
-) -> dict[str, Found]:
-    """Tune each arm, train it with other seeds, and return the results; the first arm is the reference for costs.
+) -> tuple[dict[str, Found], Runs]:
+    """Tune each arm and train it with other seeds; the first arm is the reference for costs.
 
     Args:
         study: trains, and keeps what was trained.
@@ -157,26 +157,31 @@ def compare(
         arms: by their names in tables.
         seeds: seeds of the results.
         tuning_seed: seed of the trainings that choose each arm's setting, by their lowest validation loss.
+
+    Returns:
+        The results by the arm's name, and the metrics of all trainings.
     """
-    study.train(training(regime, arm, each, tuning_seed) for each in regime.settings for arm in arms.values())
+    runs = study.train(training(regime, arm, each, tuning_seed) for arm in arms.values() for each in regime.settings)
     found = {}
     for name, arm in arms.items():
         tried = {each: _loss(study, arm, training(regime, arm, each, tuning_seed)) for each in regime.settings}
         best = min(tried, key=lambda each: (math.isnan(tried[each]), tried[each]))
         steps, _ = affordable(arm, regime.cost, regime.burn_in)
         found[name] = Found(best, {str(each): loss for each, loss in tried.items()}, steps)
-    study.train(training(regime, arm, found[name].setting, seed) for seed in seeds for name, arm in arms.items())
+    runs |= study.train(
+        training(regime, arm, found[name].setting, seed) for seed in seeds for name, arm in arms.items()
+    )
     for name, arm in arms.items():
         for number, seed in enumerate(seeds):
             run = training(regime, arm, found[name].setting, seed)
             found[name].losses.append(_loss(study, arm, run))
-            groups = study.metrics(run.name)
+            groups = runs[run.name]
             found[name].best_steps.append(fmean(steps_to(group, group.best) for group in groups))
             target = next(iter(found.values())).losses[number]
             steps, burn_in = affordable(arm, regime.cost, regime.burn_in)
             cost = fmean(cost_of(arm, steps_to(group, target), burn_in) for group in groups)
             found[name].costs.append(cost / cost_of(arm, steps, burn_in))
-    return found
+    return found, runs
 
 
 def _loss(study: Study, arm: Arm, run: Run) -> float:

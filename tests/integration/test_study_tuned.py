@@ -8,6 +8,7 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from study_little_data import arms
 from study_tuned import Arm, Found, Regime, Setting, affordable, cost_of, table, training
 
 pytestmark = pytest.mark.alone
@@ -36,6 +37,14 @@ def test_a_step_costs_three_forward_passes_and_each_teacher_one_more_after_the_b
 )
 def test_all_arms_have_the_same_cost(arm: Arm, expected: tuple[int, int]) -> None:
     assert affordable(arm, 1200, 0.25) == expected
+
+
+def test_the_arms_of_little_data_spend_the_same_and_differ_in_name() -> None:
+    each = arms((0.1, 0.3, 1.0))
+    for arm in each.values():
+        steps, burn_in = affordable(arm, 6000, 0.25)
+        assert 5990 < cost_of(arm, steps, burn_in) <= 6000
+    assert len({(arm.name, arm.is_ensemble) for arm in each.values()}) == len(each) == 10
 
 
 def test_a_cost_is_never_exceeded_and_one_more_step_would_exceed_it() -> None:

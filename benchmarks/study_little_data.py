@@ -1,0 +1,185 @@
+"""Little data for the compute: two codistilled beside other ways to spend the same.
+
+At equal total cost, in which each teacher's forward pass counts: one model, one with twice the batch, two that codistil
+on the same data, one that learns from its own earlier self, one with smoothed labels, and an ensemble of two. All
+validate a moving average of their weights. Each is tuned over the same learning rates and weight decays on one seed;
+the results are from others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from hpcdistill.data.rows.store import RowStore, write_rows
+from study import CLICKS, RUNS, Study, interval, prepare, prepare_clicks
+from study_tuned import Arm, Found, Regime, as_json, best_of, compare, table
+
+ONE, DOUBLE = "one", "one, twice the batch"
+WEIGHTS = {"language": (0.1, 0.3), "clicks": (0.1, 0.3, 1.0), "images": (0.1, 0.3, 1.0)}
+"""Weights of the distillation term by configuration; 1 is too much for language models."""
+
+TEXT_BYTES, VALIDATION_BYTES = 100_000, 25_600
+CLICK_ROWS, VALIDATION_ROWS = 20_000, 20_000
+IMAGE_SIZE = 16
+COMMON = ("--data.partition=same", "--train.average=0.98")
+"""Options of all regimes."""
+
+
+def arms(weights: Sequence[float]) -> dict[str, Arm]:
+    """Return the arms by their names in tables, with each weight of the distillation term."""
+    apart = ("--codistill.weight=0",)
+    smoothed = ("--codistill.teachers=uniform", "--codistill.weight=0.1", "--codistill.burn_in=0")
+    return {
+        ONE: Arm("one", options=apart),
+        DOUBLE: Arm("double", batch=2, options=apart),
+        **{
+            f"two codistilled, weight {weight:g}": Arm(
+                f"codistilled{weight:g}", groups=2, teachers=1, options=(f"--codistill.weight={weight:g}",)
+            )
+            for weight in weights
+        },
+        **{
+            f"one, its own teacher, weight {weight:g}": Arm(
+                f"self{weight:g}", teachers=1, options=("--codistill.teachers=self", f"--codistill.weight={weight:g}")
+            )
+            for weight in weights[1:]
+        },
+        "one, smoothed labels": Arm("smoothed", options=smoothed),
+        "ensemble of two apart": Arm("apart", groups=2, options=apart, is_ensemble=True),
+        "each of two apart (half the cost)": Arm("apart", groups=2, options=apart),
+    }
+
+
+def clicks() -> Regime:
+    """Return the regime of few rows: the first of the synthetic clicks."""
+    prepare_clicks()
+    path = RUNS / "data" / f"clicks-{CLICK_ROWS}.h5"
+    if not path.exists():
+        with RowStore(CLICKS) as store:
+            sizes = {"train": CLICK_ROWS, "validation": VALIDATION_ROWS}
+            pieces = [(part, store.read(part, 0, size)) for part, size in sizes.items()]
+            write_rows(path, pieces, store.fields, f"the first rows of {CLICKS.name}")
+    options = (f"--data.path={path}", *COMMON)
+    return Regime("clicks", "clicks", options, 128, 6000, rates=(2e-3, 4e-3), decays=(0.1, 1.0))
+
+
+def text(file: Path | None) -> Regime:
+    """Return the regime of little text: the beginning of a file, by default of the standard library's modules."""
+    path = RUNS / "data" / f"little-{file.stem if file else 'stdlib'}.h5"
+    if not path.exists():
+        content = file.read_bytes() if file else _modules()
+        cut = path.with_suffix("")
+        cut.mkdir(parents=True, exist_ok=True)
+        (cut / "train.txt").write_bytes(content[:TEXT_BYTES])
+        (cut / "validation.txt").write_bytes(content[TEXT_BYTES : TEXT_BYTES + VALIDATION_BYTES])
+        prepare(path, "text", "--input", str(cut / "train.txt"), "--validation", str(cut / "validation.txt"))
+    options = (
+        *(f"--data.path={path}", "--data.sequence_length=64", *COMMON, "--optimizer.decay=cosine"),
+        *("--model.name=transformer", "--model.layers=3", "--model.hidden=64", "--model.dropout=0"),
+    )
+    return Regime("text", "language", options, 8, 4800, rates=(3e-3, 6e-3), decays=(0.1, 1.0))
+
+
+def images(folders: Sequence[Path] | None, count: int) -> Regime:
+    """Return the regime of `count` images; see `prepare_subset`."""
+    path = prepare_subset(folders, count)
+    options = (f"--data.path={path}", *COMMON, "--model.layers=18", "--model.width=8", "--optimizer.warmup=20")
+    return Regime(f"images-{count}", "images", options, 64, 3000, rates=(0.1, 0.3), decays=(5e-4, 5e-3, 2e-2))
+
+
+def prepare_subset(folders: Sequence[Path] | None, count: int) -> Path:
+    """Prepare a store of `count` training images, as many of each class, and return its path.
+
+    Args:
+        folders: of training and of validation images, each with a folder for each class.
+        count: number of training images; the first of each class are taken.
+
+    Raises:
+        SystemExit: there are no folders.
+    """
+    if folders is None:
+        raise SystemExit("images are wanted; name their folders with --images TRAINING VALIDATION")
+    training, validation = folders
+    path = RUNS / "data" / f"images-{count}.h5"
+    if not path.exists():
+        chosen = path.with_suffix("")
+        classes = sorted(each for each in training.iterdir() if each.is_dir())
+        for each in classes:
+            (chosen / each.name).mkdir(parents=True, exist_ok=True)
+            for file in sorted(each.iterdir())[: count // len(classes)]:
+                link = chosen / each.name / file.name
+                if not link.exists():
+                    link.symlink_to(file.resolve())
+        size = ("--size", str(IMAGE_SIZE))
+        prepare(path, "images", "--input", str(chosen), "--validation", str(validation), *size)
+    return path
+
+
+def _modules() -> bytes:
+    """Return the source of the standard library's modules, in an order drawn at random."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    random.Random(0).shuffle(files)
+    return b"".join(file.read_bytes() for file in files)
+
+
+def draw(found: Mapping[str, Found], regime: Regime) -> Figure:
+    """Draw each arm's losses by seed, their mean and its 95 % interval."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for place, each in enumerate(found.values()):
+        mean, half = interval(each.losses)
+        axes.plot(each.losses, [place] * len(each.losses), ".", color="#99a")
+        axes.errorbar(mean, place, xerr=half, fmt="k|", capsize=4)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.set(title=regime.name, xlabel="lowest validation loss, in nats")
+    return figure
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the study's options."""
+    regimes = ("clicks", "text", "images-2500", "images-10000")
+    parser.add_argument(
+        "--regimes", nargs="+", choices=regimes, default=["clicks", "text"], help="default: the first two"
+    )
+    parser.add_argument("--text", type=Path, metavar="FILE", help="text (default: the standard library's source)")
+    add_images(parser)
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each arm after its tuning (default: 5)")
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names folders of images."""
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs=2,
+        metavar=("TRAINING", "VALIDATION"),
+        help="folders of images, each with a folder for each class; wanted where images are trained on",
+    )
+
+
+def main() -> None:
+    """Train all arms in each regime and write the results."""
+    study = Study("little_data", __doc__, add_options)
+    options = study.options
+    makers: dict[str, Callable[[], Regime]] = {
+        "clicks": clicks,
+        "text": lambda: text(options.text),
+        "images-2500": lambda: images(options.images, 2500),
+        "images-10000": lambda: images(options.images, 10_000),
+    }
+    for regime in [makers[name]() for name in options.regimes]:
+        found, runs = compare(study, regime, arms(WEIGHTS[regime.workload]), range(1, 1 + options.seeds))
+        base = best_of(found, (ONE, DOUBLE))
+        study.write_figure(draw(found, regime), part=regime.name)
+        study.write_results(runs, table(found, base), part=regime.name, **as_json(regime, found))
+
+
+if __name__ == "__main__":
+    main()
