@@ -14,7 +14,7 @@ pytestmark = pytest.mark.alone
 # Each folder, or file beside them, may import itself and those before it.
 LAYERS = (
     "errors output discovery kernels losses config storage distributed data models tasks exchange codistill "
-    "integrations training evaluation reports doctor __init__ cli __main__"
+    "integrations training evaluation planning reports doctor __init__ cli __main__"
 )
 USERS_OF_MPI = ("distributed", "exchange.window", "doctor")
 LINES_OF_A_FILE = 350

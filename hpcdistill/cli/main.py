@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from hpcdistill import __version__
-from hpcdistill.cli import churn, compare, doctor, evaluate, export, prepare, report, status, submit, train
+from hpcdistill.cli import churn, compare, doctor, evaluate, export, plan, prepare, report, status, submit, train
 from hpcdistill.cli.parser import Parser, require_known, require_separate_outputs
 from hpcdistill.distributed.launch import end_job
 from hpcdistill.output import forgive_output, log_to_stderr, print_error
 
-COMMANDS = (prepare, train, submit, status, report, compare, evaluate, churn, export, doctor)
+COMMANDS = (prepare, train, submit, status, plan, report, compare, evaluate, churn, export, doctor)
 """Modules with `add_parser(commands)`, which names the function that runs the command.
 
 They import what they need when they run: so `--help` is quick, and `prepare` needs neither torch nor MPI.

@@ -1,0 +1,289 @@
+"""Measurements of a pilot: the steps of a run before teachers teach, during which its groups are independent."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hpcdistill.errors import UserError
+from hpcdistill.planning.draws import Curve
+from hpcdistill.storage.metrics import GroupMetrics, Record, read_run
+
+NOISE_MEASUREMENTS = 6
+"""Least number of measured noise scales, of all groups together."""
+
+GAP_MEASUREMENTS = 2
+"""Least number of measured ensemble gaps, of all groups together."""
+
+FREEDOM = 3
+"""Least degrees of freedom of a fit to validation losses: losses less one for each group and for the slope."""
+
+NOISE = ("gradient_square", "gradient_variance")
+"""Fields of a noise measurement."""
+
+PARTS = ("data", "teachers", "exchange", "averaging", "compute")
+"""Parts of a step's time."""
+
+RECORDS = 8
+"""Least number of training losses of each group from which their slope is fitted."""
+
+SAME = (
+    *("data_source", "training_size", "unit", "parameters", "ranks_per_group", "config.groups", "config.optimizer"),
+    *("config.data.batch_size", "config.data.partition", "config.train.steps", "config.codistill"),
+)
+"""Facts of the first line that all groups of a pilot have in common."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """Measurements of the second half of the steps before teachers teach, of all groups together."""
+
+    groups: int
+    ranks: int
+    """Ranks of a group."""
+    batch: int
+    """Examples per group and step."""
+    unit: str
+    """Thing that each prediction is for."""
+    device: str
+    cores: int
+    """Cores that the ranks of a node share."""
+    ranks_on_node: int
+    gradient_bytes: int
+    steps: int
+    """Steps of the whole training, `train.steps`."""
+    burn_in: int
+    """Steps before teachers teach, `codistill.burn_in`."""
+    teaches: bool
+    """True if teachers teach after the burn-in."""
+    with_peers: bool
+    """True if these are the other groups."""
+    made: int
+    """Last step without teachers."""
+    noise: list[tuple[float, float]]
+    """Estimates of |G|² and of tr Σ, the squared gradient and the variance of one example's."""
+    gaps: list[float]
+    """Ensemble gaps in nats; empty where groups have no peers."""
+    validations: list[Curve]
+    """Validation losses of each group."""
+    losses: list[Curve]
+    """Training losses of each group."""
+    last_loss: float
+    """Mean validation loss after `last_validation` steps."""
+    last_validation: int
+    passes: float
+    """Passes over a group's training data in `made` steps."""
+    train_validation_gap: float
+    """Validation loss less training loss, in nats; NaN where it was not recorded."""
+    parts: dict[str, list[float]]
+    """Measured seconds per step, by part."""
+    teacher_seconds: list[float]
+    """Measured seconds per step and teacher, from the steps in which teachers taught; empty if none did."""
+
+
+def read_pilot(runs: Sequence[Path]) -> Pilot:
+    """Read a pilot from the metrics of runs that differ at most in their seeds.
+
+    Args:
+        runs: run folders; runs may be going on, or have gone on with teachers.
+
+    Raises:
+        UserError: the runs have no metrics, or are of different data or settings; the pilot is too short; or its
+            measurements are not finite.
+    """
+    metrics = [group for run in runs for group in read_run(run)]
+    _require_same(metrics)
+    first = metrics[0]
+    settings = _codistill(first)
+    burn_in, teaches = settings["burn_in"], bool(settings.get("weight"))
+    steps = [record["step"] for group in metrics for record in group.records]
+    made = min(max(steps, default=0), burn_in if teaches else sys.maxsize)
+    half = made / 2
+    second = [[r for r in group.records if half <= r["step"] <= made] for group in metrics]
+    validations = [_curve(records, "validation_loss") for records in second]
+    last = [curve[-1] for curve in validations if curve]
+    _require_finite(metrics, made)
+    count = first.number("config.groups")
+    pilot = Pilot(
+        groups=count,
+        ranks=first.number("ranks_per_group"),
+        batch=first.number("config.data.batch_size"),
+        unit=str(first.header.get("unit", "example")),
+        device=str(first.header.get("device", "cpu")),
+        cores=first.number("cores"),
+        ranks_on_node=first.number("ranks_on_node"),
+        gradient_bytes=first.number("gradient_bytes"),
+        steps=first.number("config.train.steps"),
+        burn_in=burn_in,
+        teaches=teaches,
+        with_peers=teaches and count > 1 and settings.get("teachers") == "peers",
+        made=made,
+        noise=[(r[NOISE[0]], r[NOISE[1]]) for r in _with(second, *NOISE)],
+        gaps=[r["ensemble_gap"] for r in _with(second, "ensemble_gap")],
+        validations=validations,
+        losses=[curve for records in second if (curve := _curve(records, "loss"))],
+        last_loss=fmean([loss for _, loss in last] or [math.nan]),
+        last_validation=max((step for step, _ in last), default=0),
+        passes=max((r["passes"] * made / max(r["step"], 1) for r in _with(second, "passes")), default=0.0),
+        train_validation_gap=_last(second, "train_validation_gap"),
+        parts=_part_seconds(second),
+        teacher_seconds=_teacher_seconds(metrics, burn_in) if teaches else [],
+    )
+    _require_micro_batches(first)
+    _require_length(pilot, metrics)
+    return pilot
+
+
+def slope_curves(pilot: Pilot) -> tuple[str, list[Curve]]:
+    """Return the name and the values of those losses whose slope tells how fast the validation loss falls.
+
+    They are the validation losses. Where these are few and no example was seen twice, the training losses do as well.
+    """
+    if _count(pilot.validations) >= len(pilot.validations) + 1 + FREEDOM:
+        return "validation losses", [curve for curve in pilot.validations if curve]
+    return "training losses", pilot.losses
+
+
+def _fact(metrics: GroupMetrics, name: str) -> Any:
+    value: Any = metrics.header
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _codistill(metrics: GroupMetrics) -> dict[str, Any]:
+    """Return the section `codistill` of the run's configuration.
+
+    Raises:
+        UserError: the first line does not tell it.
+    """
+    settings = _fact(metrics, "config.codistill")
+    if not isinstance(settings, dict) or not isinstance(settings.get("burn_in"), int):
+        raise UserError(
+            f"{metrics.path} does not tell config.codistill in its first line, which is damaged; start the run again "
+            "with --resume, which writes that line anew, or move the file away"
+        )
+    return settings
+
+
+def _curve(records: Iterable[Record], key: str) -> Curve:
+    return [(r["step"], r[key]) for r in records if r["step"] and key in r and math.isfinite(r[key])]
+
+
+def _with(records: Iterable[Iterable[Record]], *keys: str) -> Iterator[Record]:
+    """Yield the records in which all `keys` have finite numbers."""
+    for of_group in records:
+        for record in of_group:
+            values = [record.get(key) for key in keys]
+            if all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+                yield record
+
+
+def _last(records: Iterable[Iterable[Record]], key: str) -> float:
+    """Return the mean over the groups of their last value of `key`; NaN if none has any."""
+    values = [[r[key] for r in _with([of_group], key)][-1:] for of_group in records]
+    return fmean([value for last in values for value in last] or [math.nan])
+
+
+def _part_seconds(records: Iterable[Iterable[Record]]) -> dict[str, list[float]]:
+    recorded = [record.get("part_seconds", {}) for of_group in records for record in of_group]
+    measured = [seconds for seconds in recorded if set(PARTS) <= seconds.keys()]
+    return {part: [seconds[part] for seconds in measured] for part in PARTS}
+
+
+def _teacher_seconds(metrics: Sequence[GroupMetrics], burn_in: int) -> list[float]:
+    """Return the seconds per step and teacher of each record of steps in which teachers taught."""
+    taught = [r for group in metrics for r in group.records if r["step"] > burn_in and r.get("staleness")]
+    seconds = [(r.get("part_seconds", {}), len(r["staleness"])) for r in taught]
+    return [parts["teachers"] / teachers for parts, teachers in seconds if "teachers" in parts]
+
+
+def _count(curves: Iterable[Curve]) -> int:
+    return sum(map(len, curves))
+
+
+def _require_same(metrics: Sequence[GroupMetrics]) -> None:
+    first = metrics[0]
+    for other in metrics[1:]:
+        for name in SAME:
+            one, another = _fact(first, name), _fact(other, name)
+            if one != another:
+                raise UserError(
+                    f"{other.path} is of another training than {first.path}: {name} is {_short(another)}, not "
+                    f"{_short(one)}; name runs that differ in nothing but --seed"
+                )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _require_finite(metrics: Sequence[GroupMetrics], made: int) -> None:
+    for group in metrics:
+        for record in (record for record in group.records if record["step"] <= made):
+            loss = record.get("validation_loss", 0.0)
+            skipped = record.get("noise_skipped", 0)
+            if not math.isfinite(loss) or skipped:
+                found = f"{skipped} gradient noises that are" if skipped else "a validation loss that is"
+                raise UserError(
+                    f"{group.path} has at step {record['step']} {found} not finite, so no plan can be made; lower "
+                    "--optimizer.lr, or set --train.clip_norm, and train the pilot again"
+                )
+
+
+def _require_micro_batches(metrics: GroupMetrics) -> None:
+    if metrics.number("parts") == 1:
+        raise UserError(
+            f"{metrics.path}: a step of a group has one gradient, of one rank without accumulation, but the gradient "
+            "noise is the difference of two or more; train the pilot with --train.accumulate=2"
+        )
+
+
+def _require_length(pilot: Pilot, metrics: Sequence[GroupMetrics]) -> None:
+    """Check that the pilot has measured enough.
+
+    Raises:
+        UserError: it has not; the message tells what is missing, and the steps that it takes.
+    """
+    noise, validations = metrics[0].column(NOISE[1])[0], metrics[0].column("validation_loss")[0]
+    missing, needed = [], 0
+    checks = [
+        ("noise measurements", len(pilot.noise), NOISE_MEASUREMENTS, _spacing(noise, 20)),
+        ("step times", len(pilot.parts["compute"]), 2, 10),
+        ("validations", _count(pilot.validations), 1, _spacing(validations, 200)),
+    ]
+    if pilot.with_peers:
+        checks.append(("ensemble gaps", len(pilot.gaps), GAP_MEASUREMENTS, _spacing(validations, 200)))
+    checks.append(("training losses", _count(pilot.losses), RECORDS * len(metrics), 10))
+    if slope_curves(pilot)[1] is pilot.losses and pilot.passes > 1:
+        least = len(metrics) + 1 + FREEDOM
+        checks.append(("validations", _count(pilot.validations), least, _spacing(validations, 200)))
+    for name, found, least, every in checks:
+        if found < least:
+            missing.append(f"{found} of {least} {name}")
+            needed = max(needed, 2 * every * max(1, math.ceil(least / len(metrics)) - 1))
+    if not missing:
+        return
+    more = max(needed - pilot.made, 10)
+    if pilot.teaches and pilot.made >= pilot.burn_in:
+        remedy = f"train a pilot with --codistill.burn_in={pilot.made + more}"
+    elif pilot.made >= pilot.steps:
+        remedy = f"go on with --resume --train.steps={pilot.made + more}"
+    else:
+        remedy = "wait for them"
+    text = " and ".join(missing)
+    often = ", or lower --train.validate_every" if "validations" in text or "gaps" in text else ""
+    raise UserError(
+        f"{metrics[0].path.parent} is too short for a plan: the second half of its {pilot.made} steps before teachers "
+        f"teach has {text}; it takes {more} steps more: {remedy}{often}"
+    )
+
+
+def _spacing(steps: Sequence[int], default: int) -> int:
+    return max(1, (steps[-1] - steps[0]) // (len(steps) - 1)) if len(steps) > 1 else default

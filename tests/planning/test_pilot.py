@@ -1,0 +1,100 @@
+"""Pilots that cannot be planned with: each is told what it lacks."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcdistill.errors import UserError
+from hpcdistill.planning.pilot import read_pilot, slope_curves
+from hpcdistill.storage.run_dir import RunDir
+from pilots import write_pilot
+
+pytestmark = pytest.mark.alone
+
+
+def test_only_the_second_half_before_teachers_teach_counts(tmp_path: Path) -> None:
+    pilot = read_pilot([write_pilot(tmp_path / "run", until=800, teacher=0.02)])
+    assert (pilot.made, len(pilot.noise), len(pilot.gaps)) == (400, 22, 10)  # steps 200, 220 to 400; 200, 250 to 400
+    assert {step for curve in pilot.validations for step, _ in curve} == {200, 250, 300, 350, 400}
+
+
+def test_the_slope_is_that_of_the_training_losses_where_validations_are_few_and_examples_new(tmp_path: Path) -> None:
+    assert slope_curves(read_pilot([write_pilot(tmp_path / "often")]))[0] == "validation losses"
+    assert slope_curves(read_pilot([write_pilot(tmp_path / "rarely", validate_every=200)]))[0] == "training losses"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"until": 60},
+            "too short for a plan: the second half of its 60 steps before teachers teach has 4 of 6 noise "
+            "measurements and 8 of 16 training losses; it takes 80 steps more: wait for them$",
+        ),
+        ({"validate_every": 500}, "0 of 1 validations and 0 of 2 ensemble gaps.*--codistill.burn_in="),
+        ({"validate_every": 200, "passes": 3.0}, "has 4 of 6 validations; it takes 400 steps more: train a pilot with"),
+        ({"until": 30, "steps": 30, "groups": 1}, "go on with --resume --train.steps="),
+        ({"parts": 1}, "one gradient, of one rank without accumulation.*train the pilot with --train.accumulate=2"),
+    ],
+)
+def test_too_little_is_named_with_the_steps_that_it_takes(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read_pilot([write_pilot(tmp_path / "run", **settings)])
+
+
+def rewrite(run: Path, group: int, **values: Any) -> None:
+    """Replace fields in the records of a group in which they are."""
+    path = RunDir(run).metrics(group)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = [{key: values.get(key, value) for key, value in line.items()} for line in lines]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in changed))
+
+
+def rewrite_first(run: Path, **values: Any) -> None:
+    """Add fields to the first record of group 0."""
+    path = RunDir(run).metrics(0)
+    header, first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([header, json.dumps(json.loads(first) | values), *others, ""]))
+
+
+def test_groups_of_another_training_are_refused(tmp_path: Path) -> None:
+    run, other = write_pilot(tmp_path / "run"), write_pilot(tmp_path / "other", batch=32)
+    with pytest.raises(UserError, match=r"metrics-g0.jsonl is of another .* config.data.batch_size is 32, not 16"):
+        read_pilot([run, other])
+    rewrite(run, 1, data_source="another book")
+    with pytest.raises(UserError, match="data_source is another book, not a book; name runs that differ in"):
+        read_pilot([run])
+
+
+def test_losses_and_noises_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    run = write_pilot(tmp_path / "run")
+    rewrite(run, 1, validation_loss=None)
+    with pytest.raises(UserError, match=r"metrics-g1.jsonl has at step 50 a validation loss that is not finite.*lower"):
+        read_pilot([run])
+    rewrite(run, 1, validation_loss=3.0, learning_rate=0.1)
+    rewrite(run, 0, gradient_square=-1.0)
+    assert all(
+        square in (-1.0,) or square > 0 for square, _ in read_pilot([run]).noise
+    )  # a negative estimate is finite
+
+
+@pytest.mark.parametrize("key", ["cores", "ranks_on_node", "gradient_bytes", "parts", "ranks_per_group"])
+def test_a_damaged_first_line_is_named(key: str, tmp_path: Path) -> None:
+    run = write_pilot(tmp_path / "run")
+    for group in range(2):
+        rewrite(run, group, **{key: "x"})
+    with pytest.raises(UserError, match=re.escape(f"does not tell {key} in its first line, which is damaged")):
+        read_pilot([run])
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    run = write_pilot(tmp_path / "run")
+    for group in range(2):
+        rewrite(run, group, config={"train": 3})
+    with pytest.raises(UserError, match=r"does not tell config.codistill in its first line"):
+        read_pilot([run])
