@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import saved_models
+from hpcdistill import Codistillation
 from hpcdistill.data.tokens.batches import sequence_batches
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.single import SingleProcess
@@ -82,6 +83,23 @@ def test_the_best_checkpoint_is_of_the_weights_that_were_validated(data: Path, t
     assert weights_of(best(tmp_path)) == {200.0}
     names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert sorted(names) == ["g0-best.h5", "g0-step0000000260.h5", "g0-step0000000390.h5"]
+
+
+def test_a_session_continues_with_its_snapshot(data: Path, tmp_path: Path) -> None:
+    tokens, predictions, staleness = torch.randint(256, (2, 8)), [], []
+    for start in range(2):
+        model = model_of(data)
+        session = Codistillation(model, Groups.single(), teachers="self", interval=5, burn_in=0)
+        with restart(tmp_path, data, model) as run:
+            run.attach(session, run.resume("yes"))
+            if start == 0:
+                session.step(5)
+                session.step(7)
+                run.save(7, last=True)
+        predictions += session.predict(tokens)
+        staleness.append(session.staleness)
+    assert torch.equal(*predictions)
+    assert staleness == [{0: 2}, {0: 2}]
 
 
 @pytest.mark.parametrize("scheduled", [True, False])
