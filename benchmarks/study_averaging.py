@@ -1,0 +1,150 @@
+"""Averaging weights between groups, alone and with distillation, against other ways to spend the same cost.
+
+The groups of an averaging arm begin with the same weights, and at each interval move towards the mean of their stale
+snapshots, which travel through the windows of the public session (`averaging_loop.py`). All arms cost the same, are
+tuned over equally many settings, and are judged by the moving average of their weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pydoc_data import topics
+from statistics import fmean
+from typing import Any
+
+from averaging_loop import AVERAGE, LENGTH, Job
+from study import ROOT, Study, format_mean, markdown
+from study_tuned import Arm, affordable
+
+SEEDS = range(1, 6)
+BATCH = 16
+COST = 4500
+"""Cost of each training with all of its groups, in forward passes of `BATCH` sequences."""
+BURN_IN = 0.25
+INTERVAL = 10
+RATES = (3e-3, 1e-2)
+
+ARMS = {
+    "one": Arm("one"),
+    "one, twice the batch": Arm("double", batch=2),
+    "one, self-distilled": Arm("self", teachers=1),
+    "two codistilled": Arm("codistilled", groups=2, teachers=1),
+    "two averaged": Arm("averaged", groups=2),
+    "two averaged and codistilled": Arm("both", groups=2, teachers=1),
+}
+
+CHOICES: dict[str, tuple[dict[str, float], dict[str, float]]] = {
+    "one": ({"decay": 0.1}, {"decay": 1.0}),
+    "one, twice the batch": ({"decay": 0.1}, {"decay": 1.0}),
+    "one, self-distilled": ({"weight": 0.1}, {"weight": 0.3}),
+    "two codistilled": ({"weight": 0.1}, {"weight": 0.3}),
+    "two averaged": ({"strength": 0.5}, {"strength": 1.0}),
+    "two averaged and codistilled": ({"weight": 0.1, "strength": 0.5}, {"weight": 0.1, "strength": 1.0}),
+}
+"""What is tried at each rate; else the weight decay is 0.1, and there is no distillation and no averaging."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Learning rate, and one of the `CHOICES`."""
+
+    rate: float
+    choice: int
+
+    def describe(self, arm: str) -> str:
+        """Return the values by name."""
+        return ", ".join(
+            f"{name} {value:g}" for name, value in ({"rate": self.rate} | CHOICES[arm][self.choice]).items()
+        )
+
+
+SETTINGS = [Setting(rate, choice) for rate in RATES for choice in (0, 1)]
+
+
+def training(study: Study, arm: str, setting: Setting, seed: int) -> Job:
+    """Return a training of an arm whose cost is `COST`."""
+    its, options = ARMS[arm], study.options
+    steps, burn_in = affordable(its, COST, BURN_IN)
+    values: dict[str, Any] = {"decay": 0.1, "weight": 0.0, "strength": 0.0} | CHOICES[arm][setting.choice]
+    return Job(
+        name=str(study.folder(f"{its.name}-{setting.rate:g}-{setting.choice}-{seed}")),
+        text=str(options.text.resolve()),
+        nbytes=options.nbytes,
+        groups=its.groups,
+        batch=its.batch * BATCH,
+        steps=steps,
+        burn_in=burn_in,
+        interval=INTERVAL,
+        rate=setting.rate,
+        seed=seed,
+        **values,
+    )
+
+
+def train(study: Study, jobs: Iterable[Job]) -> None:
+    """Train the jobs that have not been trained before; two jobs of one group run at the same time."""
+    missing = [job for job in jobs if not Path(f"{job.name}.json").exists()]
+    for groups in (1, 2):
+        if some := [asdict(job) for job in missing if job.groups == groups]:
+            path = study.folder("jobs.json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(some))
+            loop = ROOT / "benchmarks" / "averaging_loop.py"
+            subprocess.run(["mpirun", "-np", "2", sys.executable, loop, path], check=True)
+
+
+def result(job: Job) -> dict[str, Any]:
+    """Return what a training has written."""
+    content: dict[str, Any] = json.loads(Path(f"{job.name}.json").read_text())
+    return content
+
+
+def loss(job: Job, kind: str = "losses") -> float:
+    """Return the lowest validation loss, in nats per byte: the mean over the groups."""
+    return fmean(min(group[kind]) for group in result(job)["groups"])
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the study's own options."""
+    topics_file = Path(topics.__file__)
+    parser.add_argument("--text", type=Path, default=topics_file, help="text; by default the help topics of Python")
+    parser.add_argument("--nbytes", type=int, default=111_000, help="bytes of the text that are read")
+
+
+def main() -> None:
+    """Tune all arms, train them with other seeds, and write the results."""
+    study = Study("averaging", __doc__, add_options)
+    train(study, (training(study, arm, setting, 0) for arm in ARMS for setting in SETTINGS))
+    tried = {arm: {setting: loss(training(study, arm, setting, 0)) for setting in SETTINGS} for arm in ARMS}
+    best = {arm: min(its, key=its.__getitem__) for arm, its in tried.items()}
+    jobs = {arm: [training(study, arm, best[arm], seed) for seed in SEEDS] for arm in ARMS}
+    train(study, (job for its in jobs.values() for job in its))
+    losses = {arm: [loss(job) for job in its] for arm, its in jobs.items()}
+    losses |= {f"{arm}, merged": [loss(job, "merged") for job in its] for arm, its in jobs.items() if its[0].strength}
+    base = min((arm for arm in ARMS if not jobs[arm][0].strength), key=lambda arm: fmean(losses[arm]))
+    rows = []
+    for name, values in losses.items():
+        arm = name.removesuffix(", merged")
+        less = [mine - other for mine, other in zip(values, losses[base], strict=True)]
+        difference = "-" if name == base else format_mean(less)
+        rows.append((name, best[arm].describe(arm), jobs[arm][0].steps, format_mean(values), difference))
+    titles = ("arm", "best of its settings", "steps", "nats per byte", f"less that of {base}")
+    settings = {"cost": COST, "batch": BATCH, "length": LENGTH, "average": AVERAGE, "interval": INTERVAL}
+    arms = {
+        arm: {
+            "tried": {setting.describe(arm): value for setting, value in tried[arm].items()},
+            "trainings": [result(job) | {"seed": job.seed} for job in its],
+        }
+        for arm, its in jobs.items()
+    }
+    study.write_results({}, markdown(titles, rows), settings=settings | {"burn_in": BURN_IN}, arms=arms)
+
+
+if __name__ == "__main__":
+    main()
