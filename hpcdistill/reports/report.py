@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from hpcdistill.reports.curves import Curve, nats, read_curves, sources
 from hpcdistill.reports.page import Panel, by_step, figure, loss_by_time, page, svg, table
 from hpcdistill.reports.tables import printable
+from hpcdistill.reports.verdicts import read_verdicts
 from hpcdistill.storage.whole_file import write_whole
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
-    """Write a page that compares `runs`.
+    """Write a page that compares `runs`; print the verdict on each run whose groups learn from each other.
 
     Args:
         runs: run folders with metrics.
@@ -29,15 +30,19 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
         OSError: the page cannot be written.
     """
     curves = [curve for run in runs for curve in read_curves(run)]
+    verdicts, named = read_verdicts(runs), len(runs) > 1
+    sentences = [line for verdict in verdicts for line in verdict.lines(named)]
     text = page(
         "Codistillation: " + " and ".join(run.absolute().name for run in runs),
+        *(f"<p>{html.escape(sentence)}</p>" for sentence in sentences),
         f"<p>Data: {html.escape(sources(curves))}.</p>",
         _table(curves),
         _quarantines(curves),
         *_figures(curves),
+        *(part for verdict in verdicts for part in verdict.tables(named)),
     )
     write_whole(output, text)
-    print(f"report: {printable(str(output.resolve()))}")
+    print(*sentences, f"report: {printable(str(output.resolve()))}", sep="\n")
 
 
 def _table(curves: list[Curve]) -> str:
