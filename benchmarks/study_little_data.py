@@ -21,7 +21,7 @@ from study import CLICKS, RUNS, Study, interval, prepare, prepare_clicks
 from study_tuned import Arm, Found, Regime, as_json, best_of, compare, table
 
 ONE, DOUBLE = "one", "one, twice the batch"
-WEIGHTS = {"language": (0.1, 0.3), "clicks": (0.1, 0.3, 1.0), "images": (0.1, 0.3, 1.0)}
+WEIGHTS = {"language": (0.1, 0.3), "clicks": (0.3, 1.0), "images": (0.1, 0.3, 1.0)}
 """Weights of the distillation term by configuration; 1 is too much for language models."""
 
 TEXT_BYTES, VALIDATION_BYTES = 100_000, 25_600
@@ -66,7 +66,7 @@ def clicks() -> Regime:
             pieces = [(part, store.read(part, 0, size)) for part, size in sizes.items()]
             write_rows(path, pieces, store.fields, f"the first rows of {CLICKS.name}")
     options = (f"--data.path={path}", *COMMON)
-    return Regime("clicks", "clicks", options, 128, 6000, rates=(2e-3, 4e-3), decays=(0.1, 1.0))
+    return Regime("clicks", "clicks", options, 128, 4800, rates=(2e-3, 4e-3), decays=(0.3, 1.0, 3.0))
 
 
 def text(file: Path | None) -> Regime:
@@ -83,7 +83,7 @@ def text(file: Path | None) -> Regime:
         *(f"--data.path={path}", "--data.sequence_length=64", *COMMON, "--optimizer.decay=cosine"),
         *("--model.name=transformer", "--model.layers=3", "--model.hidden=64", "--model.dropout=0"),
     )
-    return Regime("text", "language", options, 8, 4800, rates=(3e-3, 6e-3), decays=(0.1, 1.0))
+    return Regime("text", "language", options, 8, 4800, rates=(3e-3, 6e-3), decays=(0.3, 1.0, 3.0))
 
 
 def images(folders: Sequence[Path] | None, count: int) -> Regime:

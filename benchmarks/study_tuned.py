@@ -96,9 +96,10 @@ class Found:
     losses: list[float] = field(default_factory=list)
     """Lowest validation loss, in nats; the mean over groups, unless their ensemble is judged."""
     best_steps: list[float] = field(default_factory=list)
-    """Step of that loss; the mean over groups."""
+    """Step of that loss; the mean over groups. None of an ensemble, which is judged once."""
     costs: list[float] = field(default_factory=list)
-    """Cost to the lowest loss of the first arm, as a fraction of the budget; 1 if it was not reached."""
+    """Cost to the lowest loss of the first arm, as a fraction of the budget; 1 if it was not reached. None of an
+    ensemble."""
 
 
 def cost_of(arm: Arm, steps: float, burn_in: float) -> float:
@@ -175,6 +176,8 @@ def compare(
         for number, seed in enumerate(seeds):
             run = training(regime, arm, found[name].setting, seed)
             found[name].losses.append(_loss(study, arm, run))
+            if arm.is_ensemble:  # its validation losses are those of its members
+                continue
             groups = runs[run.name]
             found[name].best_steps.append(fmean(steps_to(group, group.best) for group in groups))
             target = next(iter(found.values())).losses[number]
@@ -185,7 +188,7 @@ def compare(
 
 
 def _loss(study: Study, arm: Arm, run: Run) -> float:
-    """Return the lowest validation loss of a training, as the arm is judged; infinite if it failed."""
+    """Return the lowest validation loss of a training, as the arm is judged; NaN if none was finite."""
     if not arm.is_ensemble:
         return fmean(group.best for group in study.metrics(run.name))
     folder = study.folder(run.name)
@@ -200,8 +203,8 @@ def table(found: Mapping[str, Found], base: str) -> str:
         less = [loss - other for loss, other in zip(each.losses, found[base].losses, strict=True)]
         cells = (
             "-" if name == base else format_mean(less),
-            format_mean(each.best_steps, 0),
-            format_mean(each.costs, 2),
+            format_mean(each.best_steps, 0) if each.best_steps else "-",
+            format_mean(each.costs, 2) if each.costs else "-",
         )
         rows.append((name, each.setting, each.steps, format_mean(each.losses), *cells))
     return markdown(titles, rows)
