@@ -24,6 +24,7 @@ from tqdm import tqdm
 from hpcdistill.storage.metrics import GroupMetrics, read_run
 from hpcdistill.storage.run_dir import RunDir
 from measure import machine, make_parser
+from train_many import FINISHED
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs"
@@ -91,27 +92,34 @@ class Study:
         self.scale: str = self.options.scale
         self._cores = len(os.sched_getaffinity(0))  # limit of ranks of all trainings that run at the same time
 
-    def train(self, runs: Iterable[Run]) -> Runs:
-        """Train each run that has not been trained before; return the metrics of all."""
-        runs = list({run.name: run for run in runs}.values())
-        free, changed = self._cores, threading.Condition()
-        bar = tqdm(total=len(runs), desc=self.name, unit="run")
+    def train(self, runs: Iterable[Run], together: int = 1) -> Runs:
+        """Train each run that has not been trained before; return the metrics of all.
 
-        def train_when_free(run: Run) -> None:
+        Args:
+            runs: the runs.
+            together: number of runs that one job trains, one after another; more than 1 needs one rank in each group.
+        """
+        runs = list({run.name: run for run in runs}.values())
+        jobs = _jobs([run for run in runs if not self._is_trained(run)], together)
+        free, changed = self._cores, threading.Condition()
+        bar = tqdm(total=len(runs), desc=self.name, unit="run", initial=len(runs) - sum(map(len, jobs)))
+
+        def train_when_free(job: list[Run]) -> None:
             nonlocal free
+            ranks = job[0].ranks
             with changed:
-                changed.wait_for(lambda: free >= min(run.ranks, self._cores))
-                free -= run.ranks
+                changed.wait_for(lambda: free >= min(ranks, self._cores))
+                free -= ranks
             try:
-                self._train(run)
+                self._train(job)
             finally:
                 with changed:
-                    free += run.ranks
+                    free += ranks
                     changed.notify_all()
-            bar.update()
+            bar.update(len(job))
 
         with ThreadPoolExecutor(self._cores) as pool:
-            list(pool.map(train_when_free, runs))
+            list(pool.map(train_when_free, jobs))
         bar.close()
         return {run.name: self.metrics(run.name) for run in runs}
 
@@ -123,16 +131,26 @@ class Study:
         """Return the folder of a run."""
         return RUNS / "studies" / f"{self.name}-{self.scale}" / run
 
-    def _train(self, run: Run) -> None:
+    def _is_trained(self, run: Run) -> bool:
         folder = self.folder(run.name)
-        if RunDir(folder).report.exists():  # the last file that training writes
-            return
-        command = [
-            *("mpirun", "-np", str(run.ranks), sys.executable, "-m", "hpcdistill", "train"),
-            *(f"configs/{run.workload}.toml", "--resume", f"--run_dir={folder}"),
-            *(*SCALES[self.scale].get(run.workload, []), *run.options),
+        return RunDir(folder).report.exists() or (folder / FINISHED).exists()  # the last file that is written
+
+    def _train(self, job: list[Run]) -> None:
+        """Train the runs of a job, one after another."""
+        arguments = [
+            [
+                *(f"configs/{run.workload}.toml", "--resume", f"--run_dir={self.folder(run.name)}"),
+                *(*SCALES[self.scale].get(run.workload, []), *run.options),
+            ]
+            for run in job
         ]
+        folder = self.folder(job[0].name)
         folder.mkdir(parents=True, exist_ok=True)
+        program = ["-m", "hpcdistill", "train", *arguments[0]]
+        if len(job) > 1:
+            (folder / "jobs.json").write_text(json.dumps(arguments))
+            program = ["benchmarks/train_many.py", str(folder / "jobs.json")]
+        command = ["mpirun", "-np", str(job[0].ranks), sys.executable, *program]
         with (folder / "log").open("w") as log:
             threads = {"OMP_NUM_THREADS": "1"}  # a core for each rank, as `train` counts them
             done = subprocess.run(command, cwd=ROOT, env=os.environ | threads, stdout=log, stderr=subprocess.STDOUT)
@@ -160,6 +178,16 @@ class Study:
 
     def _stem(self, part: str) -> str:
         return f"{self.name}-{f'{part}-' if part else ''}{self.scale}"
+
+
+def _jobs(runs: Sequence[Run], together: int) -> list[list[Run]]:
+    """Return runs of equally many ranks, up to `together` a job, in their order."""
+    jobs: list[list[Run]] = []
+    for run in runs:
+        if not jobs or len(jobs[-1]) == together or jobs[-1][0].ranks != run.ranks:
+            jobs.append([])
+        jobs[-1].append(run)
+    return jobs
 
 
 def curve(group: GroupMetrics) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def clicks() -> Regime:
             pieces = [(part, store.read(part, 0, size)) for part, size in sizes.items()]
             write_rows(path, pieces, store.fields, f"the first rows of {CLICKS.name}")
     options = (f"--data.path={path}", *COMMON)
-    return Regime("clicks", "clicks", options, 128, 4800, rates=(2e-3, 4e-3), decays=(0.3, 1.0, 3.0))
+    return Regime("clicks", "clicks", options, 128, 3600, rates=(2e-3, 4e-3), decays=(0.3, 1.0, 3.0))
 
 
 def text(file: Path | None) -> Regime:

@@ -19,6 +19,9 @@ VALIDATIONS = 12
 EXCHANGES = 100
 """Exchanges of a training, evenly spread."""
 
+TOGETHER = 6
+"""Trainings of a job."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -162,16 +165,16 @@ def compare(
     Returns:
         The results by the arm's name, and the metrics of all trainings.
     """
-    runs = study.train(training(regime, arm, each, tuning_seed) for arm in arms.values() for each in regime.settings)
+    tunings = (training(regime, arm, each, tuning_seed) for arm in arms.values() for each in regime.settings)
+    runs = study.train(tunings, TOGETHER)
     found = {}
     for name, arm in arms.items():
         tried = {each: _loss(study, arm, training(regime, arm, each, tuning_seed)) for each in regime.settings}
         best = min(tried, key=lambda each: (math.isnan(tried[each]), tried[each]))
         steps, _ = affordable(arm, regime.cost, regime.burn_in)
         found[name] = Found(best, {str(each): loss for each, loss in tried.items()}, steps)
-    runs |= study.train(
-        training(regime, arm, found[name].setting, seed) for seed in seeds for name, arm in arms.items()
-    )
+    results = (training(regime, arm, found[name].setting, seed) for name, arm in arms.items() for seed in seeds)
+    runs |= study.train(results, TOGETHER)
     for name, arm in arms.items():
         for number, seed in enumerate(seeds):
             run = training(regime, arm, found[name].setting, seed)

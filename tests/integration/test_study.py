@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from hpcdistill.storage.metrics import GroupMetrics
 from measure import make_parser
-from study import format_mean, markdown, steps_to
+from study import Run, _jobs, format_mean, markdown, steps_to
 
 
 def test_no_benchmark_takes_an_abbreviated_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,3 +44,8 @@ def test_the_interval_of_a_mean_is_student_s() -> None:
 @pytest.mark.parametrize("rows", [[], [("a", 1)]])
 def test_tables_have_a_line_for_each_row(rows: list[tuple[str, int]]) -> None:
     assert markdown(("x", "y"), rows).splitlines() == ["| x | y |", "| --- | --- |", *["| a | 1 |"] * len(rows)]
+
+
+def test_jobs_have_runs_of_equally_many_ranks() -> None:
+    runs = [Run(f"{number}", "language", ranks=ranks) for number, ranks in enumerate([1, 1, 1, 2, 1])]
+    assert [[run.name for run in job] for job in _jobs(runs, 2)] == [["0", "1"], ["2"], ["3"], ["4"]]
