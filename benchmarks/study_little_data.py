@@ -65,7 +65,7 @@ def clicks() -> Regime:
             sizes = {"train": CLICK_ROWS, "validation": VALIDATION_ROWS}
             pieces = [(part, store.read(part, 0, size)) for part, size in sizes.items()]
             write_rows(path, pieces, store.fields, f"the first rows of {CLICKS.name}")
-    options = (f"--data.path={path}", *COMMON)
+    options = (f"--data.path={path}", "--optimizer.decay=linear", *COMMON)
     return Regime("clicks", "clicks", options, 128, 3600, rates=(2e-3, 4e-3), decays=(0.3, 1.0, 3.0))
 
 
