@@ -25,6 +25,7 @@ class FixedTeachers:
     """
 
     quarantine: ClassVar[dict[int, str]] = {}
+    models: ClassVar[dict[int, nn.Module]] = {}
 
     def __init__(
         self,

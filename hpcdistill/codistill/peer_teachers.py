@@ -33,7 +33,8 @@ class PeerTeachers:
         topology: the peers of this group.
         quarantine: decides which peers teach.
         interval: steps between two publishes.
-        burn_in: steps before the first snapshot is adopted.
+        burn_in: steps before peers teach; snapshots are adopted from the first one on, so that the models can be
+            compared.
         outputs: computes a model's outputs, as for `Codistillation`.
         precision: "full", or "bf16" for autocast to bfloat16 where the caller uses no autocast.
     """
@@ -59,6 +60,7 @@ class PeerTeachers:
         self._interval = interval
         self._burn_in = burn_in
         self._last: int | None = None
+        self._teaches = False
         self._peers: list[int] = []
         self._replicas: dict[int, nn.Module] = {}
 
@@ -67,9 +69,14 @@ class PeerTeachers:
         """Reasons why peers do not teach for now, by peer."""
         return self._quarantine.reasons
 
+    @property
+    def models(self) -> dict[int, nn.Module]:
+        """Replicas of the peers' models by group, for measurements; those in quarantine are left out."""
+        return {peer: replica for peer, replica in self._replicas.items() if self._quarantine.is_active(peer)}
+
     @torch.no_grad()
     def predict(self, *inputs: Any, target: Tensor | None = None, **kwargs: Any) -> Sequence[Any]:
-        """Return the outputs of each active teacher. Collective over the group.
+        """Return the outputs of each active teacher; none during the burn-in. Collective over the group.
 
         On a GPU the teachers compute on a side stream, for which the reader of the outputs waits. The target is needed
         where a new snapshot is validated.
@@ -77,6 +84,8 @@ class PeerTeachers:
         Raises:
             UserError: a teacher cannot predict for these inputs.
         """
+        if not self._teaches:
+            return []
         asked = {peer: replica for peer, replica in self._replicas.items() if self._quarantine.is_asked(peer)}
         with self._forward.side_stream(inputs, kwargs):
             predictions = {
@@ -86,11 +95,16 @@ class PeerTeachers:
         return self._forward.hand_over([each for peer, each in predictions.items() if self._quarantine.is_active(peer)])
 
     def staleness(self, step: int) -> dict[int, int]:
-        """Return by how many steps each peer's teacher is behind `step`, by peer; negative if it is ahead."""
+        """Return by how many steps each peer's teacher is behind `step`, by peer; negative if it is ahead.
+
+        It is empty during the burn-in.
+        """
+        if step < self._burn_in:
+            return {}
         return {peer: step - published for peer, published in self._quarantine.published.items()}
 
     def step(self, step: int) -> None:
-        """Publish if an interval has passed and, after the burn-in, adopt the snapshots that have arrived.
+        """Publish if an interval has passed, and adopt the snapshots that have arrived.
 
         Waits for no peer. Collective over the group.
         """
@@ -101,9 +115,10 @@ class PeerTeachers:
             self._exchange.publish(step)
             self._peers = self._topology.peers(interval)
             self._exchange.set_peers(self._peers)
-        if step >= self._burn_in:
-            for snapshot in self._exchange.collect():
-                self._adopt(snapshot, step)
+        self._teaches = step >= self._burn_in
+        for snapshot in self._exchange.collect():
+            self._adopt(snapshot, step)
+        if self._teaches:
             self._quarantine.expire(step)
 
     def _adopt(self, snapshot: Snapshot, step: int) -> None:

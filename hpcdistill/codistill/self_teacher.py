@@ -35,6 +35,7 @@ class SelfTeacher:
     """
 
     quarantine: ClassVar[dict[int, str]] = {}
+    models: ClassVar[dict[int, nn.Module]] = {}
 
     def __init__(
         self,

@@ -210,6 +210,14 @@ class Codistillation:
         return self._teachers.quarantine
 
     @property
+    def models(self) -> Mapping[int, nn.Module]:
+        """Replicas of the peers' models at their last snapshots, by group, in eval mode; also during the burn-in.
+
+        Those in quarantine are left out. They may be asked for predictions between two steps, and change in `step`.
+        """
+        return self._teachers.models
+
+    @property
     def traffic(self) -> TrafficStats:
         """Bytes that this rank has published and fetched so far."""
         return TrafficStats() if self._exchange is None else self._exchange.traffic

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Teachers(Protocol):
@@ -14,6 +14,10 @@ class Teachers(Protocol):
     @property
     def quarantine(self) -> Mapping[int, str]:
         """Reasons why peers do not teach for now, by peer."""
+
+    @property
+    def models(self) -> Mapping[int, nn.Module]:
+        """Replicas of the peers' models by group, for measurements; those in quarantine are left out."""
 
     def predict(self, *inputs: Any, target: Tensor | None = None, **kwargs: Any) -> Sequence[Any]:
         """Return the outputs of each active teacher, without gradient. Collective over the group.

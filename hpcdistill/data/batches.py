@@ -124,6 +124,8 @@ class TrainingBatches(ABC):
 
     drawn: int = 0
     """Number of batches drawn so far, the cursor of a restart; set it to continue from there."""
+    per_pass: int | None = None
+    """Number of batches of one pass over the data of this rank's group; None where it is not known."""
     reader_state: Tensor | None = None
     """State of a reader that cannot find its place by `drawn` alone; set it to continue from there."""
 
@@ -151,6 +153,9 @@ class BatchOrder:
         share: share of this rank.
         what: name of the items in messages, such as "sequences".
 
+    Attributes:
+        per_pass: number of batches of one pass.
+
     Raises:
         UserError: the batch does not split evenly over the ranks, or the part is smaller than one batch.
     """
@@ -160,8 +165,8 @@ class BatchOrder:
         self._batch_size = batch_size
         self._share = share
         self._owned = range(share.part, items, share.parts)
-        self._per_pass = len(self._owned) // batch_size
-        if not self._per_pass:
+        self.per_pass = len(self._owned) // batch_size
+        if not self.per_pass:
             raise UserError(
                 f"the data gives each of {share.parts} groups {len(self._owned)} {what}, fewer than data.batch_size = "
                 f"{batch_size}; {too_few(share)}"
@@ -172,7 +177,7 @@ class BatchOrder:
 
     def numbers(self, batch: int) -> Numbers:
         """Return the numbers of the items in batch `batch`, counted from the first of all passes."""
-        number, index = divmod(batch, self._per_pass)
+        number, index = divmod(batch, self.per_pass)
         if number != self._order_pass:
             self._order = np.random.default_rng((*self._share.seed, number)).permutation(self._owned)
             self._order_pass = number
@@ -206,6 +211,7 @@ class Batches(TrainingBatches):
         what: str,
     ) -> None:
         self._order = BatchOrder(items, batch_size, share, what)
+        self.per_pass = self._order.per_pass
         self._read = read
 
     def __next__(self) -> Batch:

@@ -43,12 +43,14 @@ class Prefetch(TrainingBatches):
         device: device that the batches are for.
 
     Attributes:
+        per_pass: see `TrainingBatches`.
         drawn: number of batches drawn, not of those read. Set it, and `reader_state`, before the first draw.
         reader_state: state of the reader after the last batch drawn.
     """
 
     def __init__(self, batches: TrainingBatches, device: torch.device) -> None:
         self._batches = batches
+        self.per_pass = batches.per_pass
         self._device = device
         self._has_begun = False
         self._were_slow: deque[bool] = deque(maxlen=JUDGED)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hpcdistill.distributed.node import node_name
 from hpcdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def local_device(world: Communicator) -> torch.device:
             f"world rank {seen.index(True)} sees a GPU, rank {seen.index(False)} sees none; give one to every rank "
             "(sbatch --gpus-per-node), or to none (CUDA_VISIBLE_DEVICES=)"
         )
-    nodes = world.allgather(_node())
+    nodes = world.allgather(node_name())
     local_rank = nodes[: world.rank].count(nodes[world.rank])
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
@@ -129,8 +130,3 @@ def _given_gpus() -> str:
             return f"{name}={value}"
     # A job without GPUs may still see those of its node.
     return "" if "SLURM_JOB_ID" in os.environ or not NVIDIA_DEVICE.exists() else str(NVIDIA_DEVICE)
-
-
-def _node() -> tuple[str, str]:
-    """Return what is the same for all processes of a node only; containers may share a name."""
-    return os.uname().nodename, Path("/proc/sys/kernel/random/boot_id").read_text()

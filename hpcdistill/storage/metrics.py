@@ -39,6 +39,7 @@ class Metrics:
 
     Attributes:
         header: the first line of the file.
+        kept: the records of earlier starts; clear it when they are no longer needed.
 
     Raises:
         UserError: the file cannot be written; the previous one is untouched.
@@ -46,13 +47,13 @@ class Metrics:
 
     def __init__(self, path: Path, header: Record, step: int) -> None:
         before, records = read_metrics(path)
-        kept = [record for record in records if record["step"] <= step] if step else []
-        self._elapsed = kept[-1]["seconds"] if kept else 0.0
+        self.kept = [record for record in records if record["step"] <= step] if step else []
+        self._elapsed = self.kept[-1]["seconds"] if self.kept else 0.0
         self._started = time.perf_counter()
         self.header = header | {"starts": [*before.get("starts", []), _start(step)]}
         try:
             remove_temporary_files(path)
-            write_whole(path, b"".join(map(_line, [self.header, *kept])))
+            write_whole(path, b"".join(map(_line, [self.header, *self.kept])))
             self._file = open_to_append(path)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}; make room there") from None
@@ -159,7 +160,19 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "items_per_second": _is_number,
     "mfu": _is_number,
     "distillation_share": _is_number,
+    "cross_entropy": _is_number,
+    "gradient_square": _is_number,
+    "gradient_variance": _is_number,
+    "noise_scale": _is_number,
+    "critical_batch": _is_number,
+    "noise_skipped": _is_step,
     "validation_loss": lambda value: value is None or _is_number(value),
+    "ensemble_loss": _is_number,
+    "members_loss": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "ensemble_gap": _is_number,
+    "loss_slope": _is_number,
+    "passes": _is_number,
+    "train_validation_gap": _is_number,
     "checkpoint_seconds": _is_time,
     "part_seconds": lambda value: _is_by_name(value, _is_time),
     "staleness": lambda value: _is_by_name(value, _is_number, r"\d{1,9}"),

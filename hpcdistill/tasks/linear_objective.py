@@ -96,6 +96,10 @@ class FusedSoftmax(TrainingObjective[Hidden]):
         tolerance = TOLERANCE[dtype == torch.bfloat16] * expected.abs().max()
         return logits.shape == expected.shape and bool(((logits - expected).abs() <= tolerance).all())
 
+    def logits(self, outputs: Hidden, dimensions: int, chosen: slice) -> Tensor:
+        """See `TrainingObjective`."""
+        return outputs._replace(states=outputs.states.flatten(0, dimensions - 1)[chosen]).logits()
+
     def constant_prediction(self, logits: Tensor, target: Tensor) -> Hidden:
         """See `TrainingObjective`; the states and the weight are zero, and the bias alone predicts."""
         return Hidden(logits.new_zeros(*target.shape, 1), logits.new_zeros(len(logits), 1), logits)

@@ -38,6 +38,16 @@ class TrainingObjective(ABC, Generic[Outputs]):
         """
 
     @abstractmethod
+    def logits(self, outputs: Outputs, dimensions: int, chosen: slice) -> Tensor:
+        """Return the logits of some targets of a batch.
+
+        Args:
+            outputs: of a model.
+            dimensions: number of dimensions of the batch's target.
+            chosen: the targets, in the order of the flattened target.
+        """
+
+    @abstractmethod
     def constant_prediction(self, logits: Tensor, target: Tensor) -> Outputs:
         """Return outputs that are `logits` for each target of a batch.
 
@@ -103,6 +113,10 @@ class Objective(TrainingObjective[Tensor], EvaluationObjective):
         """See `TrainingObjective`."""
         logits: Tensor = model_outputs(model, *inputs, **named)
         return logits
+
+    def logits(self, outputs: Tensor, dimensions: int, chosen: slice) -> Tensor:
+        """See `TrainingObjective`."""
+        return outputs.flatten(0, dimensions - 1)[chosen]
 
     def constant_prediction(self, logits: Tensor, target: Tensor) -> Tensor:
         """See `TrainingObjective`."""

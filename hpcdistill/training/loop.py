@@ -5,9 +5,12 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+from torch import nn
+
 from hpcdistill.config.schema import Config
 from hpcdistill.distributed.checks import require_same_settings
 from hpcdistill.distributed.groups import Groups
+from hpcdistill.distributed.node import ranks_and_cores
 from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.distributed.world import start_world
 from hpcdistill.storage.run_dir import RunDir
@@ -55,7 +58,9 @@ def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -
     with owned(RunDir(config.run_dir), groups):
         parts = build_parts(config, groups, trust)
         data = parts.task.validation(config.data, groups.rank, groups.size, config.train.validation_items)
-        validation = Validation(parts.published, parts.objective, data, groups, config.train.precision)
+        validation = Validation(
+            parts.published, parts.objective, parts.task.objective, data, groups, config.train.precision
+        )
         restart = Restart(
             config, groups, parts.model, parts.average, parts.optimizer, parts.batches, parts.task.store.identity
         )
@@ -90,7 +95,7 @@ def _train(
         StepProfiler(config.train.profile_begin, traced, RunDir(config.run_dir).profile(groups.group)) as profiler,
     ):
         restart.attach(peers, step)
-        milestones = Milestones(config, validation, restart, recorder, stop)
+        milestones = Milestones(config, validation, peers, restart, recorder, stop)
         stopping = milestones.catch_up(step)
         while step < steps and not stopping:
             profiler.before(step + 1)
@@ -115,15 +120,25 @@ def _settings(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
+def _gradient_bytes(model: nn.Module) -> int:
+    """Return the bytes of the gradients that a rank averages with its group; those of bfloat16 travel as float32."""
+    return sum(max(4, each.element_size()) * each.numel() for each in model.parameters() if each.requires_grad)
+
+
 def _header(config: Config, groups: Groups, parts: Parts) -> dict[str, object]:
-    """Return the facts of the run, for readers of its metrics."""
+    """Return the facts of the run, for readers of its metrics. Collective over the world."""
     store = parts.task.store
+    ranks, cores = ranks_and_cores(groups.world)
     return {
         "config": config.model_dump(mode="json"),
         "group": groups.group,
         "ranks_per_group": groups.size,
         "device": str(groups.device),
+        "parts": groups.size * config.train.accumulate,  # gradients per step: fewer than 2 measure no noise
+        "ranks_on_node": ranks,
+        "cores": cores,
         "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
+        "gradient_bytes": _gradient_bytes(parts.model),
         "data_source": store.source,
         "unit": parts.task.unit,
         "training_size": store.size("train"),

@@ -1,9 +1,9 @@
-"""Measurements of a training step."""
+"""Measurement of the two terms of the loss, on a sample of the targets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,21 +12,30 @@ from hpcdistill.tasks.linear_objective import Hidden
 from hpcdistill.tasks.objective import TrainingObjective
 
 SAMPLED = 16
-"""One in 16 targets is a sample for the share, or 64 of fewer: the exact share is not worth the time of two losses."""
+"""One in 16 targets is in the sample, or 64 of fewer: exact values are not worth the time of two losses."""
 
 
-def distillation_share(
+class Terms(NamedTuple):
+    """Measurements of the loss, []."""
+
+    share: Tensor
+    """Share of the distillation term in the gradient of the loss by the student's outputs, in [0, 1]."""
+    cross_entropy: Tensor
+    """Mean loss without the distillation term, in nats."""
+
+
+def measure_terms(
     objective: TrainingObjective[Any],
     outputs: Any,
     target: Tensor,
     teachers: Sequence[Any],
     weight: float,
     temperature: float,
-) -> Tensor:
-    """Return the share of the distillation term in the gradient of the loss by the student's outputs, [], in [0, 1].
+) -> Terms:
+    """Return measurements of the loss on evenly spread targets.
 
-    It is ‖d‖ / (‖c‖ + ‖d‖), with c the gradient of the cross-entropy and d that of the distillation term, on evenly
-    spread targets. The outputs are the logits, or the hidden states where the loss is fused with the head.
+    The share is ‖d‖ / (‖c‖ + ‖d‖), with c the gradient of the cross-entropy and d that of the distillation term. The
+    outputs are the logits, or the hidden states where the loss is fused with the head.
 
     Args:
         objective: computes the loss.
@@ -46,14 +55,13 @@ def distillation_share(
     targets = sample(target)
     leaf.requires_grad_()
 
-    def gradient(distill_weight: float) -> Tensor:
+    def differentiated(distill_weight: float) -> tuple[Tensor, Tensor]:
         loss = objective.loss(student, targets, others, distill_weight, temperature)
-        return torch.autograd.grad(loss, leaf)[0].float()
+        return torch.autograd.grad(loss, leaf)[0].float(), loss.detach()
 
-    cross_entropy = gradient(0.0)
-    distillation = (gradient(weight) - cross_entropy).norm()
-    share: Tensor = distillation / (cross_entropy.norm() + distillation)
-    return share
+    label, cross_entropy = differentiated(0.0)
+    distillation = (differentiated(weight)[0] - label).norm()
+    return Terms(distillation / (label.norm() + distillation), cross_entropy)
 
 
 def _sampled(outputs: Any, sample: Callable[[Tensor], Tensor]) -> tuple[Any, Tensor]:

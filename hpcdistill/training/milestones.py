@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+from hpcdistill.codistill.session import Codistillation
 from hpcdistill.config.schema import Config
 from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.training.recorder import Recorder
@@ -18,18 +19,26 @@ class Milestones:
     Args:
         config: the run, whose last step is a milestone.
         validation: validates.
+        peers: the session, whose models are compared.
         restart: makes checkpoints.
         recorder: records both.
         stop: ends a validation early.
     """
 
     def __init__(
-        self, config: Config, validation: Validation, restart: Restart, recorder: Recorder, stop: StopRequest
+        self,
+        config: Config,
+        validation: Validation,
+        peers: Codistillation,
+        restart: Restart,
+        recorder: Recorder,
+        stop: StopRequest,
     ) -> None:
         self._steps = config.train.steps
         self._validate_every = config.train.validate_every
         self._save_every = config.checkpoint.interval
         self._validation = validation
+        self._peers = peers
         self._restart = restart
         self._recorder = recorder
         self._stop = stop
@@ -60,13 +69,16 @@ class Milestones:
         return step == self._steps or step % self._save_every == 0
 
     def _validate_and_save(self, step: int, validates: bool, saves: bool, stopping: bool = False) -> bool:
-        loss = self._validation.loss(self._stop, self._recorder) if validates and not stopping else None
-        if loss is not None:
-            self._recorder.record_validation(step, loss)
-        self._restart.owes_validation = validates and loss is None
+        validated = None
+        if validates and not stopping:
+            validated = self._validation.validate(self._stop, self._recorder, self._peers.models)
+        if validated is not None:
+            self._recorder.record_validation(step, *validated)
+        self._restart.owes_validation = validates and validated is None
         stopping = stopping or self._restart.owes_validation
         if validates or saves or stopping:
             begin, last = time.perf_counter(), stopping or step == self._steps
-            if self._restart.save(step, math.nan if loss is None else loss, scheduled=saves or stopping, last=last):
+            loss = math.nan if validated is None else validated.loss
+            if self._restart.save(step, loss, scheduled=saves or stopping, last=last):
                 self._recorder.record_checkpoint(step, time.perf_counter() - begin)
         return stopping

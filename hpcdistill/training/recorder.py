@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +18,13 @@ from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.errors import UserError
+from hpcdistill.exchange.traffic import TrafficStats
 from hpcdistill.storage.metrics import Metrics, Record
 from hpcdistill.storage.run_dir import RunDir
-from hpcdistill.training.meters import distillation_share
+from hpcdistill.training.meters import Terms, measure_terms
+from hpcdistill.training.noise import GradientNorms, NoiseScale
+from hpcdistill.training.part_timer import part_timer, split_time
+from hpcdistill.training.progress import Progress
 from hpcdistill.training.setup import Parts
 from hpcdistill.training.throughput import Throughput
 from hpcdistill.training.trackers.opening import open_trackers
@@ -29,8 +32,29 @@ from hpcdistill.training.trackers.opening import open_trackers
 RECORD_EVERY = 10
 """Steps between two records; the loss is read only then, because reading it makes a GPU wait for its host."""
 
-SHARE_EVERY = 50
-"""Steps between two measurements of the distillation term's share, each of which costs a few percent of a step."""
+TERMS_EVERY = 50
+"""Steps between two measurements of the terms of the loss, each of which costs a few percent of a step."""
+
+NOISE_EVERY = 20
+"""Steps between two measurements of the gradient noise, each of which costs as much as an update or two."""
+
+
+@dataclass
+class _Sums:
+    """Numbers of one rank that a group adds in one collective operation."""
+
+    loss: float
+    of_parts: float
+    items: int
+    traffic: TrafficStats
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.loss + other.loss,
+            self.of_parts + other.of_parts,
+            self.items + other.items,
+            self.traffic + other.traffic,
+        )
 
 
 class Recorder:
@@ -56,25 +80,49 @@ class Recorder:
         self._step = step
         self._losses = torch.zeros((), device=groups.device)
         self._steps = 0
-        self._share: torch.Tensor | None = None
+        self._terms: Terms | None = None
+        self._was_taught = False  # in a step since the last record
+        micro_batches = config.train.accumulate
+        self._parts_per_step = groups.size * micro_batches
+        self._norms = GradientNorms(parts.model, parts.optimizer, micro_batches)
+        self._noise = NoiseScale(self._parts_per_step, config.data.batch_size / self._parts_per_step)
+        self._progress = Progress()
+        if self._metrics:
+            for record in self._metrics.kept:
+                self._noise.restore(record)
+                self._progress.add(record)
+            self._metrics.kept.clear()
         self._shown = {"loss": "-", "validation": "-", "staleness": "-", f"{parts.task.unit}s/s": "-"}
-        self._seconds: dict[str, float] = defaultdict(float)
+        self._timer = part_timer(groups.device)
         self._throughput = Throughput(config.train, groups, parts.task.objective, parts.model)
 
-    @contextmanager
-    def time(self, part: str) -> Iterator[None]:
-        """Add the wall time of the `with` block to `part` of the next record, in seconds."""
-        begin = time.perf_counter()
-        yield
-        self._seconds[part] += time.perf_counter() - begin
+    def time(self, part: str) -> AbstractContextManager[None]:
+        """Return a context whose time, on a GPU that of its work, is added to `part` of the next record."""
+        return self._timer.time(part)
 
     @property
     def records_next(self) -> bool:
         """True if the next step ends the steps of a record."""
         return (self._step + 1) % RECORD_EVERY == 0
 
-    def measure_share(self, outputs: Any, target: torch.Tensor, teachers: Sequence[Any], weight: float) -> None:
-        """Measure the share of the distillation term in the gradient, on the leader, every `SHARE_EVERY` steps.
+    def watch_gradients(self, weight: float) -> AbstractContextManager[None]:
+        """Return a context for the backward passes of a step, in which their gradients are measured when that is due.
+
+        It is due every `NOISE_EVERY` steps, in groups that have several micro-batches in a step.
+
+        Args:
+            weight: weight of the distillation term; only the gradient of the labels' loss alone is measured.
+        """
+        is_due = (self._step + 1) % NOISE_EVERY == 0 and self._parts_per_step > 1 and not weight
+        return self._norms.watch() if is_due else nullcontext()
+
+    def measure_average(self) -> None:
+        """Measure the average of the gradients, if they have been measured in this step."""
+        if self._norms.of_parts is not None:
+            self._norms.measure_average()
+
+    def measure_terms(self, outputs: Any, target: torch.Tensor, teachers: Sequence[Any], weight: float) -> None:
+        """Measure the terms of the loss, on the leader, every `TERMS_EVERY` steps in which teachers teach.
 
         Args:
             outputs: the student's outputs for a micro-batch.
@@ -82,10 +130,11 @@ class Recorder:
             teachers: each teacher's outputs.
             weight: weight of the distillation term.
         """
-        is_due = (self._step + 1) % SHARE_EVERY == 0 and self._share is None  # None: the first micro-batch
-        if self._metrics and is_due and weight and len(teachers):
+        self._was_taught |= weight > 0
+        is_due = (self._step + 1) % TERMS_EVERY == 0 and self._terms is None  # None: the first micro-batch
+        if self._metrics and is_due and weight and teachers:
             objective, temperature = self._parts.objective, self._temperature
-            self._share = distillation_share(objective, outputs, target, teachers, weight, temperature)
+            self._terms = measure_terms(objective, outputs, target, teachers, weight, temperature)
 
     def record_step(
         self,
@@ -119,34 +168,67 @@ class Recorder:
         self._throughput.count(batch)
         if step % RECORD_EVERY and not flush:
             return
-        numbers = _numbers(loss=self._losses, gradient_norm=gradient_norm, distillation_share=self._share)
+        numbers = _numbers(
+            loss=self._losses,
+            gradient_norm=gradient_norm,
+            distillation_share=self._terms and self._terms.share,
+            cross_entropy=self._terms and self._terms.cross_entropy,
+            of_parts=self._norms.of_parts,
+            of_average=self._norms.of_average,
+        )
         mean = numbers.pop("loss") / self._steps
         if not math.isfinite(mean):
             raise UserError(
                 f"group {self._groups.group}: the loss became {mean} in the {self._steps} steps up to step {step}; "
                 "lower --optimizer.lr and go on from the last checkpoint with --resume"
             )
-        moved = self._groups.sum(peers.traffic)
-        values = {
-            "loss": self._groups.sum(mean) / self._groups.size,
-            "steps": self._steps,
-            "learning_rate": self._parts.optimizer.param_groups[0]["lr"],
-            **self._throughput.measure(),
-            **{name: number for name, number in numbers.items() if math.isfinite(number)},
-            "staleness": peers.staleness,
-            "quarantine": dict(peers.quarantine),
-            "part_seconds": {part: total / self._steps for part, total in self._seconds.items()},
-            "bytes": {"published": moved.published, "fetched": moved.fetched, "discarded": moved.discarded},
-        }
-        self._record(step, values)
+        self._record(step, self._step_values(mean, numbers, peers))
         self._losses.zero_()
         self._steps = 0
-        self._share = None
-        self._seconds.clear()
+        self._terms, self._was_taught = None, False
+        self._norms.clear()
 
-    def record_validation(self, step: int, loss: float) -> None:
-        """Record a validation loss, in nats."""
-        self._record(step, {"validation_loss": loss})
+    def _step_values(self, loss: float, numbers: dict[str, float], peers: Codistillation) -> Record:
+        """Return the values of a record of steps. Collective over the group, once.
+
+        Args:
+            loss: this rank's mean loss.
+            numbers: other numbers of this rank, by name.
+            peers: the session.
+        """
+        of_parts, of_average = (numbers.pop(name, None) for name in ("of_parts", "of_average"))
+        sums = self._groups.sum(_Sums(loss, of_parts or 0.0, self._throughput.items, peers.traffic))
+        loss, moved = sums.loss / self._groups.size, sums.traffic
+        if not self._was_taught:
+            numbers["cross_entropy"] = loss
+        seconds = self._throughput.seconds
+        parts = split_time(seconds, self._timer.read())
+        return {
+            "loss": loss,
+            "steps": self._steps,
+            "learning_rate": self._parts.optimizer.param_groups[0]["lr"],
+            **self._throughput.measure(sums.items),
+            **{name: number for name, number in numbers.items() if math.isfinite(number)},
+            **({} if of_average is None else self._noise.add(sums.of_parts / self._groups.size, of_average)),
+            "staleness": peers.staleness,
+            "quarantine": dict(peers.quarantine),
+            "part_seconds": {part: total / self._steps for part, total in parts.items()},
+            "bytes": {"published": moved.published, "fetched": moved.fetched, "discarded": moved.discarded},
+        }
+
+    def record_validation(self, step: int, loss: float, ensemble: Record) -> None:
+        """Record a validation.
+
+        Args:
+            step: number of steps made.
+            loss: validation loss, in nats.
+            ensemble: metrics of the groups' ensemble.
+        """
+        per_pass = self._parts.batches.per_pass
+        values = {"validation_loss": loss, **ensemble, **self._progress.metrics(step, loss)}
+        if per_pass:
+            values["passes"] = step / per_pass
+        self._record(step, values)
         self._throughput.restart()
 
     def validating(self, batches: int) -> Iterator[int]:
@@ -170,6 +252,7 @@ class Recorder:
             tracker.close()
 
     def _record(self, step: int, values: Record) -> None:
+        self._progress.add({"step": step, **values})
         if self._metrics:
             self._metrics.record(step, values)
         for tracker in self._trackers:
@@ -186,7 +269,7 @@ class Recorder:
 def _numbers(**tensors: torch.Tensor | None) -> dict[str, float]:
     """Return the values of those tensors, [], that are not None; copies them from a GPU together."""
     known = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    return dict(zip(known, torch.stack([tensor.float() for tensor in known.values()]).tolist(), strict=True))
+    return dict(zip(known, torch.stack([tensor.double() for tensor in known.values()]).tolist(), strict=True))
 
 
 def _bar(total: int, unit: str, shown: bool, **options: Any) -> Any:

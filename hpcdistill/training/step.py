@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -43,17 +44,18 @@ def train_step(
         parts: what is trained.
         batch: this rank's share of the step's batch, on the device.
         peers: the session, whose teachers predict for each micro-batch.
-        recorder: records the time that the teachers take, and the share of the distillation term.
+        recorder: measures the times of parts, the terms of the loss and the gradients.
     """
     micro_batches = [batch] if config.train.accumulate == 1 else batch.split(config.train.accumulate)
     losses = []
-    for micro_batch, share in zip(micro_batches, _shares(micro_batches), strict=True):
-        loss = _loss(config, groups, parts, micro_batch, peers, recorder)
-        if share is not None:
-            loss = loss * share
-        loss.backward()
-        losses.append(loss.detach())
-    norm = _update(groups, parts, config.train.clip_norm, recorder.records_next)
+    with recorder.watch_gradients(peers.weight):
+        for micro_batch, share in zip(micro_batches, _shares(micro_batches), strict=True):
+            loss = _loss(config, groups, parts, micro_batch, peers, recorder)
+            if share is not None:
+                loss = loss * share
+            loss.backward()
+            losses.append(loss.detach())
+    norm = _update(groups, parts, config.train.clip_norm, recorder)
     return StepResult(sum(losses[1:], losses[0]), norm)
 
 
@@ -73,23 +75,25 @@ def _loss(
         with recorder.time("teachers"):
             predictions = peers.predict(*batch.inputs, target=batch.target, **batch.named)
         outputs = parts.forward(*batch.inputs, **batch.named)
-    recorder.measure_share(outputs, batch.target, predictions, peers.weight)
-    loss = parts.objective.loss(outputs, batch.target, predictions, peers.weight, config.codistill.temperature)
+    with recorder.time("teachers"):  # a GPU waits here for what its teachers have not done beside the student
+        teachers = list(predictions)
+    recorder.measure_terms(outputs, batch.target, teachers, peers.weight)
+    loss = parts.objective.loss(outputs, batch.target, teachers, peers.weight, config.codistill.temperature)
     return loss / (1 + peers.weight) if config.codistill.normalize else loss
 
 
-def _update(groups: Groups, parts: Parts, clip_norm: float | None, with_norm: bool) -> Tensor | None:
+def _update(groups: Groups, parts: Parts, clip_norm: float | None, recorder: Recorder) -> Tensor | None:
     """Average the gradients, clip them, update the weights and their average; return the norm of the gradients, []."""
     norm = None
-    if clip_norm is None and not with_norm:
-        parts.optimizer.step()  # averages the gradients over the group first
-    else:
-        with groups.averaged_gradients(parts.optimizer):
-            if clip_norm is None:
-                norm = get_total_norm([each.grad for each in parts.model.parameters() if each.grad is not None])
-            else:
-                norm = clip_grad_norm_(parts.model.parameters(), clip_norm)
-            parts.optimizer.step()
+    with ExitStack() as stack:
+        with recorder.time("averaging"):
+            stack.enter_context(groups.averaged_gradients(parts.optimizer))
+        recorder.measure_average()
+        if clip_norm is not None:
+            norm = clip_grad_norm_(parts.model.parameters(), clip_norm)
+        elif recorder.records_next:
+            norm = get_total_norm([each.grad for each in parts.model.parameters() if each.grad is not None])
+        parts.optimizer.step()
     parts.optimizer.zero_grad()
     if parts.average is not None:
         parts.average.update_parameters(parts.model)

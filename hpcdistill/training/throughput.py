@@ -75,6 +75,9 @@ class Throughput:
         groups: the groups.
         objective: computes the model's logits.
         model: the student.
+
+    Attributes:
+        items: number of this rank's items so far.
     """
 
     def __init__(
@@ -84,17 +87,17 @@ class Throughput:
         counts = groups.device.type == "cuda" and groups.is_leader  # which alone writes records
         self._peak = peak_flops(torch.cuda.get_device_name(groups.device), config) if counts else None
         self._flops: float | None = None  # of a training step, by item; 0 if they cannot be counted
-        self._items = 0
+        self.items = 0
         self.restart()
 
     def restart(self) -> None:
         """Count from here on."""
-        self._items = 0
+        self.items = 0
         self._begin = time.perf_counter()
 
     def count(self, batch: Batch) -> None:
         """Count a batch of this rank."""
-        self._items += batch.target.numel()
+        self.items += batch.target.numel()
         if self._peak and self._flops is None:
             self._flops = 3 * self._forward_flops(batch)
 
@@ -106,10 +109,19 @@ class Throughput:
             logger.warning(f"the metrics have no mfu, because the model's FLOPs cannot be counted: {error}")
             return 0.0
 
-    def measure(self) -> dict[str, float]:
-        """Return the metrics `items_per_second` and `mfu` since the last call. Collective over the group."""
-        seconds = time.perf_counter() - self._begin
-        rate = self._groups.sum(self._items) / seconds
+    @property
+    def seconds(self) -> float:
+        """Wall time counted so far."""
+        return time.perf_counter() - self._begin
+
+    def measure(self, items: float) -> dict[str, float]:
+        """Return the metrics `items_per_second` and `mfu` since the last call.
+
+        Args:
+            items: sum of the attribute `items` over the group.
+        """
+        seconds = self.seconds
+        rate = items / seconds
         self.restart()
         values = {"items_per_second": rate}
         if self._peak and self._flops:

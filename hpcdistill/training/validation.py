@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -10,10 +11,21 @@ from torch import nn
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.errors import UserError
-from hpcdistill.tasks.objective import TrainingObjective
+from hpcdistill.storage.metrics import Record
+from hpcdistill.tasks.objective import EvaluationObjective, TrainingObjective
 from hpcdistill.tasks.task import ValidationBatches
+from hpcdistill.training.ensemble import Ensemble, is_sampled
 from hpcdistill.training.precision import autocast
 from hpcdistill.training.recorder import Recorder
+
+
+class Validated(NamedTuple):
+    """Result of a validation."""
+
+    loss: float
+    """Mean cross-entropy in nats."""
+    ensemble: Record
+    """Metrics of the ensemble of all groups' models; empty without peers."""
 
 
 class Validation:
@@ -22,6 +34,7 @@ class Validation:
     Args:
         model: the model, whose weights may change between validations.
         objective: computes outputs and losses.
+        evaluation: averages predictions.
         batches: this rank's share of the data.
         groups: the groups.
         precision: `train.precision`, so that the model computes as in a training step.
@@ -31,35 +44,39 @@ class Validation:
         self,
         model: nn.Module,
         objective: TrainingObjective[Any],
+        evaluation: EvaluationObjective,
         batches: ValidationBatches,
         groups: Groups,
         precision: str = "float32",
     ) -> None:
         self._model = model
         self._objective = objective
+        self._evaluation = evaluation
         self._batches = batches
         self._groups = groups
         self._precision = precision
         self._rounds = max(groups.comm.allgather(len(batches)))  # equal on all ranks: each round has a vote
 
     @torch.no_grad()
-    def loss(self, stop: StopRequest, recorder: Recorder) -> float | None:
+    def validate(self, stop: StopRequest, recorder: Recorder, models: Mapping[int, nn.Module]) -> Validated | None:
         """Compute the mean cross-entropy over the group's validation data. Collective over the group.
 
         Args:
             stop: a request to stop ends the validation before the next batch.
             recorder: shows the progress.
+            models: the peers' models by group, which predict for a sample of the data.
 
         Returns:
-            The mean in nats; None if the group has agreed to stop.
+            The result; None if the group has agreed to stop.
 
         Raises:
             UserError: there is no target.
         """
+        ensemble = Ensemble(self._objective, self._evaluation, models)
         batches, total, count = iter(self._batches), 0.0, 0
         self._model.eval()
         try:
-            for _ in recorder.validating(self._rounds):
+            for number in recorder.validating(self._rounds):
                 if stop.agreed_now(self._groups.comm):  # a batch may take seconds, a vote takes none
                     return None
                 on_host = next(batches, None)
@@ -67,6 +84,8 @@ class Validation:
                     batch = on_host.to(self._groups.device)
                     with autocast(self._precision, self._groups.device):
                         outputs = self._objective.outputs(self._model, *batch.inputs, **batch.named)
+                        if models and is_sampled(number, self._rounds):
+                            ensemble.add(outputs, batch)
                     total += self._objective.cross_entropy(outputs, batch.target).sum().item()
                     count += int(batch.counted)
         finally:
@@ -74,4 +93,4 @@ class Validation:
         total, count = self._groups.sum(total), self._groups.sum(count)
         if not count:
             raise UserError("the validation data has no targets; give it some")
-        return total / count
+        return Validated(total / count, ensemble.metrics(self._groups))

@@ -41,7 +41,7 @@ def test_gpus_of_a_node_are_assigned_in_the_order_of_its_ranks(
     chosen = pretend_gpus(monkeypatch, 2)
     # Ranks 0 and 3 are on one node, 1 and 2 on another.
     nodes = ["a", "b", "b", "a"]
-    monkeypatch.setattr(device, "_node", lambda: (nodes[world.rank], "boot"))
+    monkeypatch.setattr(device, "node_name", lambda: (nodes[world.rank], "boot"))
     expected = torch.device("cuda", [0, 0, 1, 1][world.rank])
     assert local_device(world) == expected
     assert chosen == [expected]

@@ -1,4 +1,4 @@
-"""Share of the distillation term in the gradient."""
+"""Terms of the loss on a sample: the share of the distillation term in the gradient, and the cross-entropy."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hpcdistill.tasks.linear_objective import FusedSoftmax, Hidden
 from hpcdistill.tasks.objective import Binary, Softmax
-from hpcdistill.training.meters import SAMPLED, distillation_share
+from hpcdistill.training.meters import SAMPLED, measure_terms
 
 pytestmark = pytest.mark.alone
 
@@ -37,10 +37,13 @@ def test_it_is_that_of_the_logits(weight: float) -> None:
     torch.manual_seed(0)
     outputs, teacher = torch.randn(B, T, V, requires_grad=True), torch.randn(B, T, V)
     target = torch.randint(V, (B, T))
-    share = distillation_share(Softmax(V), outputs, target, [teacher], weight, 1.0)
+    share, loss = measure_terms(Softmax(V), outputs, target, [teacher], weight, 1.0)
     probabilities = outputs.detach().softmax(-1)
     cross_entropy = probabilities - torch.nn.functional.one_hot(target, V)
     assert share.item() == pytest.approx(expected(cross_entropy, probabilities - teacher.softmax(-1), weight), rel=1e-5)
+    every = min(SAMPLED, B * T // 64)
+    sampled = torch.nn.functional.cross_entropy(outputs.flatten(0, 1)[::every], target.flatten()[::every])
+    torch.testing.assert_close(loss, sampled.detach())
     assert outputs.grad is None
 
 
@@ -48,10 +51,13 @@ def test_it_is_that_of_binary_logits() -> None:
     torch.manual_seed(0)
     outputs, teachers = torch.randn(B, requires_grad=True), list(torch.randn(2, B))
     target = torch.randint(2, (B,)).float()
-    share = distillation_share(Binary(), outputs, target, teachers, 2.0, 1.0)
+    share, loss = measure_terms(Binary(), outputs, target, teachers, 2.0, 1.0)
     probability = outputs.detach().sigmoid()
     mean = torch.stack(teachers).sigmoid().mean(0)
     assert share.item() == pytest.approx(expected(probability - target, probability - mean, 2.0), rel=1e-5)
+    every = min(SAMPLED, B // 64)
+    sampled = torch.nn.functional.binary_cross_entropy(probability[::every], target[::every])
+    torch.testing.assert_close(loss, sampled)
 
 
 def test_it_is_that_of_hidden_states_where_the_head_is_fused() -> None:
@@ -60,11 +66,14 @@ def test_it_is_that_of_hidden_states_where_the_head_is_fused() -> None:
     objective = FusedSoftmax(V, model)
     outputs = objective.outputs(model, torch.randn(B, T, D, requires_grad=True))
     target = torch.randint(V, (B, T))
-    share = distillation_share(objective, outputs, target, [teacher], 2.0, 1.0)
+    share, loss = measure_terms(objective, outputs, target, [teacher], 2.0, 1.0)
     with torch.no_grad():
         probabilities = model.head(outputs.states).softmax(-1)
         taught = teacher.logits().softmax(-1)
         cross_entropy = (probabilities - torch.nn.functional.one_hot(target, V)) @ model.head.weight
         term = (probabilities - taught) @ model.head.weight
     assert share.item() == pytest.approx(expected(cross_entropy, term, 2.0), rel=1e-4)
+    every = min(SAMPLED, B * T // 64)
+    logits = model.head(outputs.states).detach().flatten(0, 1)[::every]
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, target.flatten()[::every]))
     assert model.head.weight.grad is None

@@ -27,7 +27,7 @@ from hpcdistill.training.average import MovingAverage
 from hpcdistill.training.forward import Forward
 from hpcdistill.training.optimizer import build_optimizer
 from hpcdistill.training.precision import to_bfloat16
-from hpcdistill.training.recorder import RECORD_EVERY, SHARE_EVERY, Recorder
+from hpcdistill.training.recorder import RECORD_EVERY, TERMS_EVERY, Recorder
 from hpcdistill.training.setup import Parts
 from hpcdistill.training.step import StepResult, train_step
 from synchronizations import recorded_synchronizations
@@ -216,15 +216,15 @@ def test_only_a_record_waits_for_a_gpu_and_once(
 ) -> None:
     """Check steps up to one that ends a record, and in which the share of the distillation term is measured."""
     model = Tiny()
-    run = trainer(model, OBJECTIVES[objective](model), SHARE_EVERY - 3, **settings)
-    for step in range(SHARE_EVERY - 2, SHARE_EVERY + 1):
+    run = trainer(model, OBJECTIVES[objective](model), TERMS_EVERY - 3, **settings)
+    for step in range(TERMS_EVERY - 2, TERMS_EVERY + 1):
         one = batch()
         with recorded_synchronizations() as found:
             result = run.step(one)
             run.recorder.record_step(step, one, *result, run.peers, flush=False)
-        assert found == (["tolist"] if step == SHARE_EVERY else [])
+        assert found == (["tolist"] if step == TERMS_EVERY else [])
     record = json.loads(RunDir(run.config.run_dir).metrics(0).read_text().splitlines()[-1])
-    assert {"loss", "gradient_norm", "distillation_share"} <= record.keys()
+    assert {"loss", "gradient_norm", "distillation_share", "cross_entropy"} <= record.keys()
 
 
 @pytest.mark.usefixtures("scaled_as_on_a_gpu")

@@ -81,12 +81,17 @@ def test_a_group_counts_the_items_of_all_ranks(groups: Groups, monkeypatch: pyte
     throughput = Throughput(TrainConfig(), groups, Softmax(V), Attention())
     for _ in range(3):
         throughput.count(Batch((tokens,), tokens))
-    assert throughput.measure() == {"items_per_second": groups.size * 3 * B * T / 4.0}  # a CPU has no peak
+    assert throughput.measure(groups.size * throughput.items) == {  # a CPU has no peak
+        "items_per_second": groups.size * 3 * B * T / 4.0
+    }
     throughput.restart()
     throughput.count(Batch((tokens,), tokens))
     throughput._peak, throughput._flops = 1000.0, 50.0
     rate = groups.size * B * T / 5.0
-    assert throughput.measure() == {"items_per_second": rate, "mfu": pytest.approx(rate * 50 / (groups.size * 1000))}
+    assert throughput.measure(groups.size * throughput.items) == {
+        "items_per_second": rate,
+        "mfu": pytest.approx(rate * 50 / (groups.size * 1000)),
+    }
 
 
 @pytest.mark.alone
@@ -96,5 +101,5 @@ def test_a_model_that_cannot_be_counted_costs_the_utilization_only(capsys: pytes
     throughput._peak = 1000.0
     for _ in range(2):
         throughput.count(Batch((tokens,), tokens))
-    assert throughput.measure().keys() == {"items_per_second"}
+    assert throughput.measure(throughput.items).keys() == {"items_per_second"}
     assert capsys.readouterr().err.count("the metrics have no mfu") == 1

@@ -58,19 +58,20 @@ def alone(world: Communicator) -> Groups:
 def recorder(alone: Groups, tmp_path: Path) -> Iterator[Recorder]:
     config = config_class()(run_dir=tmp_path, groups=1, data={"path": tmp_path}, codistill={"weight": 0})
     objective = Binary()
-    parts: Any = SimpleNamespace(task=SimpleNamespace(unit="row", objective=objective), objective=objective, model=None)
+    task = SimpleNamespace(unit="row", objective=objective)
+    parts: Any = SimpleNamespace(task=task, objective=objective, model=None, optimizer=None)
     with Recorder(config, alone, parts, {}, step=0) as recorder:
         yield recorder
 
 
 def test_the_loss_is_the_mean_over_all_ranks_however_many_batches_each_has(alone: Groups, recorder: Recorder) -> None:
     by_rank = [[batch(rank, number) for number in range(rank % 3)] for rank in range(1, alone.size + 1)]
-    validation = Validation(nn.Identity(), Binary(), Batches(by_rank[alone.rank]), alone)
+    validation = Validation(nn.Identity(), Binary(), Binary(), Batches(by_rank[alone.rank]), alone)
     with StopRequest() as stop:
-        loss = validation.loss(stop, recorder)
+        validated = validation.validate(stop, recorder, {})
     everything = [one for batches in by_rank for one in batches]
     losses = [Binary().cross_entropy(*one.inputs, one.target) for one in everything]
-    assert loss == pytest.approx(torch.cat(losses).mean().item())
+    assert validated == (pytest.approx(torch.cat(losses).mean().item()), {})
 
 
 def test_a_signal_to_one_rank_ends_a_validation_of_all(alone: Groups, recorder: Recorder) -> None:
@@ -78,7 +79,7 @@ def test_a_signal_to_one_rank_ends_a_validation_of_all(alone: Groups, recorder: 
     batches = Batches([batch(0, number) for number in range(50)], signal_at=10 if last else None)
     model = nn.Identity()
     with StopRequest() as stop:
-        assert Validation(model, Binary(), batches, alone).loss(stop, recorder) is None
+        assert Validation(model, Binary(), Binary(), batches, alone).validate(stop, recorder, {}) is None
     assert batches.taken == 10
     assert model.training
 
@@ -87,7 +88,7 @@ def test_a_signal_before_a_validation_ends_it_at_once(alone: Groups, recorder: R
     batches = Batches([batch(0, number) for number in range(50)])
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert Validation(nn.Identity(), Binary(), batches, alone).loss(stop, recorder) is None
+        assert Validation(nn.Identity(), Binary(), Binary(), batches, alone).validate(stop, recorder, {}) is None
     assert batches.taken == 0
 
 

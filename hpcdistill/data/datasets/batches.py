@@ -49,6 +49,7 @@ class DatasetBatches(TrainingBatches):
         self._reading: Iterator[Read] | None = None
         if is_map_style(self._data):
             self._order = BatchOrder(len(self._data), config.batch_size, share, "examples")
+            self.per_pass = self._order.per_pass
         elif isinstance(self._data, IterableDataset):
             _require_one_worker(store, config)
         else:

@@ -49,7 +49,7 @@ class RowBatches(TrainingBatches):
         self._rank = share.rank
         self._begins, self._lengths = assign_blocks(store.size("train"), share.part, share.parts)
         rows = int(self._lengths.sum())
-        self._per_pass = rows // batch_size
+        self.per_pass = self._per_pass = rows // batch_size
         if not self._per_pass:
             raise UserError(
                 f"{store.path} gives group {share.part} of {share.parts} {rows} rows, fewer than data.batch_size = "

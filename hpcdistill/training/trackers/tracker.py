@@ -66,6 +66,8 @@ class Tracker(ABC):
 
 def _numbers(values: Record, prefix: str = "") -> Iterator[tuple[str, float]]:
     for key, value in values.items():
+        if isinstance(value, list):
+            value = dict(enumerate(value))
         if isinstance(value, dict):
             yield from _numbers(value, f"{prefix}{key}/")
         elif isinstance(value, int | float):

@@ -45,6 +45,8 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Return the numbers in nested values, by path."""
     numbers: dict[str, float] = {}
     for name, value in values.items():
+        if isinstance(value, list):
+            value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, dict):
             numbers |= flat(value, f"{prefix}{name}/")
         elif not isinstance(value, str):
