@@ -17,6 +17,15 @@ if places:
 sys.exit(3)
 """
 
+LIMIT_OF_THE_LINK = """
+import subprocess
+from mpi4py import MPI
+found = subprocess.run(["tc", "qdisc", "show", "dev", "eth0"], capture_output=True, text=True).stdout.split()
+limits = MPI.COMM_WORLD.gather(found[found.index("rate") + 1])
+if limits:
+    print(limits)
+"""
+
 pytestmark = pytest.mark.launch
 
 
@@ -24,6 +33,12 @@ def test_each_half_of_the_ranks_is_on_a_node_of_its_own_and_their_exit_status_co
     result = on_two_nodes("-c", WHO_IS_WHERE)
     assert result.returncode == 3, result.stderr
     assert str([("node-a", 2), ("node-a", 2), ("node-b", 2), ("node-b", 2)]) in result.stdout
+
+
+def test_both_directions_of_the_link_have_the_rate_asked_for() -> None:
+    result = on_two_nodes("-c", LIMIT_OF_THE_LINK, options=("--rate", "20mbit"))
+    assert result.returncode == 0, result.stderr
+    assert str(["20Mbit"] * 4) in result.stdout
 
 
 def test_the_exchange_works_between_nodes() -> None:
