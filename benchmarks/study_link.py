@@ -117,14 +117,13 @@ def part_seconds(groups: Sequence[GroupMetrics], first: int, last: int, part: st
 
     A step's parts add up to its wall time.
     """
-    found = [
+    found: list[tuple[float, int]] = [
         (record["part_seconds"][part] if part else sum(record["part_seconds"].values()), record["steps"])
         for group in groups
         for record in group.records
         if "part_seconds" in record and first < record["step"] <= last
     ]
-    total: float = sum(seconds * steps for seconds, steps in found)
-    return total / sum(steps for _, steps in found)
+    return sum(seconds * steps for seconds, steps in found) / sum(steps for _, steps in found)
 
 
 def measure(study: Study, arm: Arm, link: str, repetition: int) -> Times:
