@@ -18,12 +18,15 @@ from hpcdistill.reports.verdicts import read_verdicts
 from hpcdistill.storage.whole_file import write_whole
 
 
-def write_report(runs: Sequence[Path], output: Path) -> None:
-    """Write a page that compares `runs`; print the verdict on each run whose groups learn from each other.
+def write_report(runs: Sequence[Path], output: Path, summary: Sequence[str] = ()) -> None:
+    """Write a page that compares `runs`, and print its sentences.
+
+    It begins with `summary` and with the verdict on each run whose groups learn from each other.
 
     Args:
         runs: run folders with metrics.
         output: the HTML file to write.
+        summary: sentences in plain text, one paragraph each.
 
     Raises:
         UserError: a folder holds no metrics.
@@ -31,7 +34,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     """
     curves = [curve for run in runs for curve in read_curves(run)]
     verdicts, named = read_verdicts(runs), len(runs) > 1
-    sentences = [line for verdict in verdicts for line in verdict.lines(named)]
+    sentences = [*summary, *(line for verdict in verdicts for line in verdict.lines(named))]
     text = page(
         "Codistillation: " + " and ".join(run.absolute().name for run in runs),
         *(f"<p>{html.escape(sentence)}</p>" for sentence in sentences),

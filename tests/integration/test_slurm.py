@@ -152,7 +152,7 @@ def test_time_is_up_and_the_run_goes_on(
 
     def set_steps(steps: int) -> None:
         demo = (ROOT / "configs/demo.toml").read_text()
-        config.write_text(demo.replace("steps = 2800", f"steps = {steps}"))
+        config.write_text(demo.replace("steps = 2300", f"steps = {steps}"))
 
     set_steps(1_000_000)  # so that no run ends before the signal, however fast the machine
     _, *options = short_run(tokens, tmp_path, "--checkpoint.interval=1000000")

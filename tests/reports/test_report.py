@@ -132,3 +132,11 @@ def test_gradient_rate_and_throughput_are_curves(tmp_path: Path) -> None:
     shown = page(tmp_path / "run")
     for text in ("Gradient and learning rate", "tokens per second and group", "Share of the distillation term"):
         assert text in shown
+
+
+def test_a_page_begins_with_its_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "run", 0)
+    write_report([tmp_path / "run"], tmp_path / "report.html", ["A < B."])
+    text = (tmp_path / "report.html").read_text()
+    assert text.index("<p>A &lt; B.</p>") < text.index("<p>Data: ")
+    assert capsys.readouterr().out.startswith("A < B.\n")
