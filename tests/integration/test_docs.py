@@ -35,7 +35,7 @@ SHORT = (
     "--train.steps=6 --train.validate_every=3 --data.batch_size=8 --data.sequence_length=16 --model.hidden=8 "
     "--codistill.burn_in=2 --codistill.exchange_interval=2"
 )
-INLINE = "python|pytest|make|mpirun|hpcdistill|tools/[a-z_.]+|prepare|train|status|report|compare|evaluate|churn"
+INLINE = "python|pytest|make|mpirun|hpcdistill|tools/[a-z_.]+|prepare|train|status|plan|report|compare|evaluate|churn"
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,7 @@ RULES: list[tuple[str, Callable[[Workspace, str], None]]] = [
     (r"^python -m hpcdistill submit ", submit),
     (r"^mpirun -np \d python -m hpcdistill train ", train),
     (r"^(srun|torchrun) .* -m hpcdistill train ", without_mpi),
+    (r"^python -m hpcdistill plan |^plan runs/", mentioned),  # needs a longer pilot
     (r"^python -m hpcdistill \w+ |^(status|report|compare|evaluate|churn) runs/", program),
     (r"^(python -m )?hpcdistill|^(prepare|train|evaluate) ", mentioned),
     (r"^(mpirun -np \d )?python (tools|examples)/\w+\.py( |$)", tool),
