@@ -21,8 +21,10 @@ lock: ## update the versions that make setup installs; needs uv on PATH
 demo: setup ## codistil two groups for a few minutes and write a report; ARGS=... adds options of train
 	@$(ENV) tools/demo.sh $(ARGS)
 
+# The processes of the tests share the cores, and most are ranks; those that wait for others leave room for a third worker.
+test: export OMP_NUM_THREADS := 1
 test: lint ## lint, then the suite on 1, 2 and 4 ranks
-	$(ENV) $(LIMIT) 1800 python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(ENV) $(LIMIT) 1800 python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 	$(ENV) $(LIMIT) 900 mpirun -np 2 python -m pytest
 	$(ENV) $(LIMIT) 900 mpirun -np 4 python -m pytest
 
