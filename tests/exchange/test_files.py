@@ -339,7 +339,7 @@ def write_for_ever(folder: Path, number: int) -> None:
 @pytest.mark.launch
 def test_a_writer_killed_at_any_moment_leaves_only_whole_files(tmp_path: Path) -> None:
     random, number = Random(0), 0
-    for _ in range(200):
+    for _ in range(60):
         kill_at_random(partial(write_for_ever, tmp_path, number), random, lambda: any(tmp_path.glob("g0-*.h5")))
         for path in tmp_path.glob("g0-*.h5"):
             state = load_state(path, KIND)

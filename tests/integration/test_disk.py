@@ -378,7 +378,7 @@ def test_a_checkpoint_writer_killed_at_any_moment_costs_one_checkpoint_at_most(t
     checkpoints, folder = Checkpoints(RunDir(tmp_path), group=0, keep=2, owner={}), tmp_path / "checkpoints"
     complete = np.frombuffer(mmap.mmap(-1, 16), np.int64)  # the newest and the best step; shared with the writer
     random, interrupted = Random(0), 0
-    for _ in range(200):
+    for _ in range(60):
         kill_at_random(partial(save_for_ever, checkpoints, complete), random, lambda: complete[1] > 0)
         newest = checkpoints.newest(strict=True)
         assert (assert_whole(newest) if newest else 0) >= complete[0]

@@ -100,8 +100,8 @@ def run(workspace: Workspace, command: str) -> None:
 
 
 def train(workspace: Workspace, command: str) -> None:
-    """Run it for a few steps."""
-    workspace.script.append(re.sub(r"(\s&)?$", rf" {SHORT}\1", command, count=1))
+    """Run it for a few steps; it makes the run that other commands read."""
+    workspace.script.append(f"{command} {SHORT}")
 
 
 def program(workspace: Workspace, command: str) -> None:
@@ -144,9 +144,9 @@ def tool(workspace: Workspace, command: str) -> None:
     assert (ROOT / command.split("python ")[1].split()[0]).exists()
 
 
-def without_mpi(workspace: Workspace, command: str) -> None:
-    """Check the arguments of the launcher and of the program; test_without_mpi.py runs the same."""
-    launcher, _, arguments = command.partition(" -m hpcdistill ")
+def configured(workspace: Workspace, command: str) -> None:
+    """Check the arguments of the launcher and of the program, and the configuration, as a start does at first."""
+    launcher, _, arguments = command.removesuffix(" &").partition(" -m hpcdistill ")
     if launcher.startswith("torchrun "):
         from torch.distributed.run import get_args_parser
 
@@ -209,8 +209,8 @@ RULES: list[tuple[str, Callable[[Workspace, str], None]]] = [
     (r"^tensorboard ", tensorboard),
     (r"^sbatch .*\.sbatch", sbatch),
     (r"^python -m hpcdistill submit ", submit),
-    (r"^mpirun -np \d python -m hpcdistill train ", train),
-    (r"^(srun|torchrun) .* -m hpcdistill train ", without_mpi),
+    (r"^mpirun -np 4 python -m hpcdistill train configs/demo.toml ", train),
+    (r"^(srun|torchrun|mpirun) .* -m hpcdistill train ", configured),
     (r"^python -m hpcdistill plan |^plan runs/", mentioned),  # needs a longer pilot
     (r"^python -m hpcdistill \w+ |^(status|report|compare|evaluate|churn) runs/", program),
     (r"^(python -m )?hpcdistill|^(prepare|train|evaluate) ", mentioned),

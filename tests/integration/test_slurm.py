@@ -92,10 +92,6 @@ def wait_for_step(step: int, cluster: Cluster, number: str, run_dir: Path) -> No
     cluster.wait_for(number, lambda: min(last_step(run_dir, 0), last_step(run_dir, 1)) >= step)
 
 
-def wait_for_output(text: str, times: int, cluster: Cluster, number: str) -> None:
-    cluster.wait_for(number, lambda: cluster.output(number).count(text) == times)
-
-
 def test_one_world_over_two_nodes(cluster: Cluster) -> None:
     script = cluster.folder / "print_places.sbatch"
     script.write_text(PRINT_PLACES)
@@ -108,8 +104,7 @@ def test_one_world_over_two_nodes(cluster: Cluster) -> None:
 
 
 # Two nodes, with two and four ranks, are those of `test_time_is_up_and_the_run_goes_on`.
-@pytest.mark.parametrize(("nodes", "ranks"), [(1, 2), (4, 4)])
-@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+@pytest.mark.parametrize(("launcher", "nodes", "ranks"), [("srun", 4, 4), ("mpirun", 1, 2)])
 def test_the_main_job(
     launcher: str, nodes: int, ranks: int, cluster: Cluster, tokens: Path, mpirun_site: Path, tmp_path: Path
 ) -> None:
@@ -136,16 +131,17 @@ def test_the_main_job_where_neither_mpi_nor_horovod_is_installed(
 
 def test_a_failing_run_fails_the_job(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
     watch = Stopwatch()
-    job = cluster.run("--ntasks=4", "slurm/train.sbatch", *short_run(tokens, tmp_path, "--train.stepps=1"))
+    command = ("slurm/train.sbatch", *short_run(tokens, tmp_path, "--train.stepps=1"))
+    job = cluster.run("--ntasks=4", f"--chdir={tmp_path}", *command)
     assert job.state == "FAILED"
     assert job.exit_code != 0
-    assert "stepps" in job.output
+    assert "stepps" in job.output, "--chdir moves the job, yet its folder is the one where sbatch was called"
     watch.print("from sbatch until a mistake in the options has ended the job")
 
 
-@pytest.mark.parametrize(("launcher", "ranks", "times"), [("srun", 4, 2), ("mpirun", 2, 1)])
+@pytest.mark.parametrize(("launcher", "ranks"), [("srun", 4), ("mpirun", 2)])
 def test_time_is_up_and_the_run_goes_on(
-    launcher: str, ranks: int, times: int, cluster: Cluster, tokens: Path, mpirun_site: Path, tmp_path: Path
+    launcher: str, ranks: int, cluster: Cluster, tokens: Path, mpirun_site: Path, tmp_path: Path
 ) -> None:
     site = {"srun": ROOT, "mpirun": mpirun_site}[launcher]
     config = tmp_path / "run.toml"
@@ -160,29 +156,25 @@ def test_time_is_up_and_the_run_goes_on(
     number = cluster.submit(f"--ntasks={ranks}", "slurm/train.sbatch", config, *options, submit_dir=site)
     try:
         wait_for_step(100, cluster, number, tmp_path)
-        for restarts in range(1, times + 1):
-            watch = Stopwatch()
-            cluster.slurm("scancel", "--batch", "--signal=USR2", number)
-            wait_for_output(f"requeueing job {number}", restarts, cluster, number)
-            watch.print(f"from SIGUSR2 until the checkpoint is written and the requeue asked for ({launcher})")
-            before = [last_step(tmp_path, group) for group in (0, 1)]
-            if restarts == times:
-                set_steps(steps := max(before) + 100)
-            wait_for_step(min(before) + 1, cluster, number, tmp_path)
-            watch.print(f"from SIGUSR2 until training goes on ({launcher})")
+        watch = Stopwatch()
+        cluster.slurm("scancel", "--batch", "--signal=USR2", number)
+        cluster.wait_for(number, lambda: f"requeueing job {number}" in cluster.output(number))
+        watch.print(f"from SIGUSR2 until the checkpoint is written and the requeue asked for ({launcher})")
+        before = [last_step(tmp_path, group) for group in (0, 1)]
+        set_steps(steps := max(before) + 100)
+        wait_for_step(min(before) + 1, cluster, number, tmp_path)
+        watch.print(f"from SIGUSR2 until training goes on ({launcher})")
         job = cluster.wait(number)
     finally:
         cluster.slurm("scancel", number)
     assert (job.state, job.exit_code) == ("COMPLETED", 0), job.output
-    assert job.output.count(f"requeueing job {number}") == times
-    assert f"SLURM_RESTART_COUNT={times}" in job.output
+    assert job.output.count(f"requeueing job {number}") == 1
+    assert "SLURM_RESTART_COUNT=1" in job.output
     for group in (0, 1):
         header, losses = history(tmp_path, group)
         assert losses[-1]["step"] == steps
-        assert [start.get("slurm_restart_count", 0) for start in header["starts"]] == list(range(times + 1))
-        starts = [start["step"] for start in header["starts"]]
-        assert starts == sorted(starts)
-        assert 100 <= starts[1] <= starts[-1] < steps
+        assert [start.get("slurm_restart_count", 0) for start in header["starts"]] == [0, 1]
+        assert 100 <= header["starts"][1]["step"] < steps
 
 
 def test_scancel_leaves_a_checkpoint(cluster: Cluster, tokens: Path, tmp_path: Path) -> None:
@@ -267,11 +259,6 @@ def test_the_wrong_pmi_is_an_error(cluster: Cluster, tokens: Path, tmp_path: Pat
     assert job.state == "FAILED", job.output
     assert "PMI" in job.output
     assert not list(tmp_path.glob("run/metrics-*"))
-
-
-def test_submitted_from_elsewhere(cluster: Cluster, tmp_path: Path) -> None:
-    job = cluster.run(f"--chdir={tmp_path}", "slurm/train.sbatch", "configs/demo.toml", "--train.stepps=1")
-    assert "stepps" in job.output, "--chdir moves the job, yet its folder is the one where sbatch was called"
 
 
 def test_a_job_from_any_folder_without_environment_resumes_as_asked(

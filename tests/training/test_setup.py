@@ -8,7 +8,7 @@ from hpcdistill import Groups
 from hpcdistill.data.tokens.store import write_store
 from hpcdistill.errors import UserError
 from hpcdistill.models.registry import config_class
-from hpcdistill.training.setup import build_parts
+from hpcdistill.training.setup import _require_micro_batches, build_parts
 
 pytestmark = pytest.mark.alone
 
@@ -24,3 +24,9 @@ def test_sequences_longer_than_the_positions_of_a_model_are_refused(tmp_path: Pa
     )
     with pytest.raises(UserError, match=r"data.sequence_length = 17 is more than the 16 positions of GPT2LMHeadModel"):
         build_parts(config, Groups.single(), trust=False)
+
+
+def test_a_share_that_does_not_split_into_micro_batches_is_refused(tmp_path: Path) -> None:
+    config = config_class()(run_dir=tmp_path, data={"path": "data.h5", "batch_size": 8}, train={"accumulate": 3})
+    with pytest.raises(UserError, match=r"accumulate = 3 does not divide 4, the share of each of 2 ranks .* of 6$"):
+        _require_micro_batches(config, ranks=2)

@@ -18,7 +18,7 @@ from hpcdistill.data.batches import Batch
 from hpcdistill.data.images.store import Kind, write_images
 from hpcdistill.distributed.communicator import Communicator
 from hpcdistill.distributed.groups import Groups
-from hpcdistill.distributed.stop import StopRequest
+from hpcdistill.distributed.stop import SIGNALS, StopRequest
 from hpcdistill.models.registry import config_class
 from hpcdistill.tasks.objective import Binary
 from hpcdistill.tasks.registry import open_task
@@ -84,10 +84,13 @@ def test_a_signal_to_one_rank_ends_a_validation_of_all(alone: Groups, recorder: 
     assert model.training
 
 
-def test_a_signal_before_a_validation_ends_it_at_once(alone: Groups, recorder: Recorder) -> None:
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_a_validation_ends_it_at_once(
+    number: signal.Signals, alone: Groups, recorder: Recorder
+) -> None:
     batches = Batches([batch(0, number) for number in range(50)])
     with StopRequest() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert Validation(nn.Identity(), Binary(), Binary(), batches, alone).validate(stop, recorder, {}) is None
     assert batches.taken == 0
 
