@@ -8,6 +8,8 @@ import pytest
 from hpcdistill.cli.main import main
 from metrics_files import write_losses
 
+pytestmark = pytest.mark.alone
+
 
 def test_table_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [

@@ -9,6 +9,8 @@ import saved_models
 from hpcdistill.cli.main import main
 from without_modules import run_without
 
+pytestmark = pytest.mark.alone
+
 
 def test_scores_that_are_undefined_with_one_class_are_a_dash_and_null(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -8,6 +8,8 @@ import pytest
 from hpcdistill.cli.main import main
 from pilots import write_pilot
 
+pytestmark = pytest.mark.alone
+
 
 def test_table_inputs_verdict_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pilot, file = write_pilot(tmp_path / "pilot", noise_scale=320), tmp_path / "new" / "plan.json"

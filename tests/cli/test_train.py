@@ -6,6 +6,8 @@ import pytest
 
 from hpcdistill.cli.train import write_run_report
 
+pytestmark = pytest.mark.alone
+
 
 def test_a_run_whose_report_cannot_be_written_has_not_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

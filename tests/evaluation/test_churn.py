@@ -15,6 +15,8 @@ from hpcdistill.evaluation.churn import churn, estimates
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.tasks.registry import open_task
 
+pytestmark = pytest.mark.alone
+
 
 def test_the_interval_is_that_of_the_mean() -> None:
     values = np.random.default_rng(1).normal(3, 2, (1000, 2))

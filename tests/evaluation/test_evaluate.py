@@ -18,6 +18,8 @@ from hpcdistill.storage.metrics import read_run
 from hpcdistill.tasks.objective import Softmax
 from hpcdistill.tasks.registry import open_task
 
+pytestmark = pytest.mark.alone
+
 
 def test_text(tmp_path: Path) -> None:
     data, run = saved_models.text(tmp_path / "data.h5"), tmp_path / "run"

@@ -10,6 +10,8 @@ from hpcdistill.errors import UserError
 from hpcdistill.exchange.codec import BLOCK, CHUNK, CODECS, Packing, require_codec
 from hpcdistill.exchange.layout import Layout
 
+pytestmark = pytest.mark.alone
+
 # Sizes around the ends of a block, of a chunk and of a shard.
 SIZES = st.lists(st.sampled_from([0, 1, 7, BLOCK - 1, BLOCK, BLOCK + 1, CHUNK * BLOCK - 300]), min_size=1, max_size=4)
 MAGNITUDES = st.floats(-38, 38)  # powers of ten

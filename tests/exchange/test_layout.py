@@ -8,6 +8,8 @@ from torch import nn
 
 from hpcdistill.exchange.layout import ALIGNMENT, Layout
 
+pytestmark = pytest.mark.alone
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
 
 tensors = st.lists(

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from hpcdistill.exchange.topology import Topology
 
+pytestmark = pytest.mark.alone
+
 NETWORKS = [
     ("all", 3, [[1, 2], [0, 2], [0, 1]]),
     ("ring", 4, [[1], [2], [3], [0]]),

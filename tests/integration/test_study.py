@@ -13,6 +13,8 @@ from hpcdistill.storage.metrics import GroupMetrics
 from measure import make_parser
 from study import Run, _jobs, format_mean, markdown, steps_to
 
+pytestmark = pytest.mark.alone
+
 
 def test_no_benchmark_takes_an_abbreviated_option(capsys: pytest.CaptureFixture[str]) -> None:
     parser = make_parser("")

@@ -14,6 +14,8 @@ from hpcdistill.kernels import cpu_codistillation
 from hpcdistill.kernels.cpu_codistillation import run
 from loss_oracle import Case, assert_matches_reference, assert_shards_match_reference, cases, random_case, shard_cuts
 
+pytestmark = pytest.mark.alone
+
 ALL = ["avx512_bf16", "avx512", "avx2", "baseline"]
 BEST = cpu_codistillation.instruction_set()
 HERE = ALL[ALL.index(BEST) :] if BEST != "baseline" else ["baseline"]

@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given
 
 from hpcdistill.kernels.torch_codistillation import run
 from loss_oracle import Case, assert_matches_reference, assert_shards_match_reference, cases, random_case, shard_cuts
+
+pytestmark = pytest.mark.alone
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

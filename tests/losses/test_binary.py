@@ -9,6 +9,8 @@ from torch import Tensor
 
 from hpcdistill import binary_codistillation_loss, codistillation_loss
 
+pytestmark = pytest.mark.alone
+
 
 def two_classes(logits: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(logits), logits], -1)

@@ -6,6 +6,8 @@ import torch
 
 from hpcdistill.losses import buffers
 
+pytestmark = pytest.mark.alone
+
 ROWS = buffers.SMALLEST // 4000 + 1  # of 1000 float32: just large enough
 
 

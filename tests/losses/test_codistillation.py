@@ -17,6 +17,8 @@ from torch import Tensor
 from hpcdistill import CodistillationLoss, codistillation_loss
 from loss_oracle import Case, cases, loss_and_gradient, random_case, reference
 
+pytestmark = pytest.mark.alone
+
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 IMPLEMENTATIONS = ["cpu", "torch"]
 

@@ -29,6 +29,8 @@ from linear_oracle import (
     random_linear_case,
 )
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(autouse=True, scope="module")
 def several_tiles() -> Iterator[None]:

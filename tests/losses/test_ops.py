@@ -16,6 +16,8 @@ from hpcdistill.kernels.rows import Rows
 from hpcdistill.losses import ops
 from loss_oracle import Case, loss_and_gradient, random_case, reference
 
+pytestmark = pytest.mark.alone
+
 IMPLEMENTATIONS = ["cpu", "torch"]
 
 

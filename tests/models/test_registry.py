@@ -19,6 +19,8 @@ from hpcdistill.models.lstm import LSTMConfig, LSTMLanguageModel
 from hpcdistill.models.registry import build_model
 from hpcdistill.models.resnet import ResNetConfig
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> TokenStore:

@@ -23,6 +23,8 @@ from hpcdistill.storage.state_file import load_state, save_state
 from hpcdistill.tasks.registry import open_task
 from hpcdistill.training.setup import fixed_teachers
 
+pytestmark = pytest.mark.alone
+
 FACTORY = """
 import torch
 from torch import nn

@@ -9,6 +9,8 @@ from hpcdistill.reports.compare import Reached, compare, draw_comparison
 from hpcdistill.storage.run_dir import RunDir
 from metrics_files import write_losses
 
+pytestmark = pytest.mark.alone
+
 
 def test_runs_are_measured_by_the_first_one(tmp_path: Path) -> None:
     plain = write_losses(tmp_path / "plain", [3.0, 2.5, 2.0, 1.9], batch=32)

@@ -15,6 +15,8 @@ from hpcdistill.storage.checkpoints import Checkpoints
 from hpcdistill.storage.run_dir import RunDir
 from metrics_files import write
 
+pytestmark = pytest.mark.alone
+
 
 def step(number: int, **values: Any) -> dict[str, Any]:
     return {"step": number, "seconds": number / 10, "loss": 2.0, "steps": 10, "staleness": {}, **values}

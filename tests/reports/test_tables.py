@@ -10,6 +10,8 @@ import pytest
 from hpcdistill.errors import UserError
 from hpcdistill.reports.tables import cell, print_result
 
+pytestmark = pytest.mark.alone
+
 
 @dataclass
 class Finding:

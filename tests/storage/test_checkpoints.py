@@ -11,6 +11,8 @@ from hpcdistill.storage.checkpoints import KIND, Checkpoints
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.storage.state_file import State, load_state, save_state
 
+pytestmark = pytest.mark.alone
+
 STATE = {"step": 7}
 
 

@@ -15,6 +15,8 @@ from hpcdistill.models.transformer import Transformer
 from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Softmax, TrainingObjective
 
+pytestmark = pytest.mark.alone
+
 TOKENS = torch.arange(30).view(3, 10) % 17
 
 

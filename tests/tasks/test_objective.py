@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from hpcdistill.tasks.objective import Binary, Softmax
 
+pytestmark = pytest.mark.alone
+
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3).map(torch.tensor)
 
 

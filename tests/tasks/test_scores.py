@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from hpcdistill.tasks.objective import Softmax
 from hpcdistill.tasks.scores import BinaryScores, ClassScores, auc, calibration_error
 
+pytestmark = pytest.mark.alone
+
 ROWS = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30)
 
 

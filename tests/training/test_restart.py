@@ -30,6 +30,8 @@ from hpcdistill.training.restart import Restart, require_finite
 from hpcdistill.training.setup import training_share
 from synchronizations import recorded_synchronizations
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:

@@ -15,6 +15,8 @@ from hpcdistill.data.images.decode import cut
 from hpcdistill.data.images.store import ImageStore, Kind, write_images
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 Image = pytest.importorskip("PIL.Image")
 
 CLASSES = [str(number) for number in range(10)]

@@ -16,6 +16,8 @@ from hpcdistill.data.rows.batches import RowBatches, assign_blocks, row_validati
 from hpcdistill.data.rows.store import Fields, Rows, RowStore, write_rows
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 BLOCK, POOL = 8, 24
 ROWS = st.sampled_from([1, 7, 8, 9, 50, 64, 120, 257, 400])
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from hpcdistill.data.rows import categories
 from hpcdistill.data.rows.categories import Counts, Vocabulary
 
+pytestmark = pytest.mark.alone
+
 
 @given(pieces=st.lists(st.lists(st.integers(0, 9) | st.integers(0, 2**63 - 1))), least=st.integers(1, 4))
 def test_what_occurs_often_enough_is_found_however_it_is_merged(pieces: list[list[int]], least: int) -> None:

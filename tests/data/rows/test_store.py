@@ -12,6 +12,8 @@ from damaged_store import DAMAGES, make_damaged_store
 from hpcdistill.data.rows.store import Fields, Rows, RowStore, write_rows
 from hpcdistill.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 FIELDS = Fields(["weight", "height"], {"colour": 7, "shape": 300, "place": 2**31 - 1})
 
 

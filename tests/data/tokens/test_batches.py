@@ -21,6 +21,8 @@ from hpcdistill.errors import UserError
 from hpcdistill.storage.hdf5_check import digest
 from peak_memory import peak_of
 
+pytestmark = pytest.mark.alone
+
 
 def counting_store(path: Path, tokens: int, validation: int = 500) -> TokenStore:
     """Write a store whose tokens are their positions modulo 251, which no sequence length here divides."""

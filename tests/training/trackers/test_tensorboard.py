@@ -14,6 +14,8 @@ from hpcdistill.storage.metrics import read_metrics
 from hpcdistill.storage.run_dir import RunDir
 from hpcdistill.training.trackers.tensorboard import TensorBoard
 
+pytestmark = pytest.mark.alone
+
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
 CONFIG = """
