@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -38,6 +38,14 @@ class GradientBackend(Protocol):
 
     def vocab_parallel(self, classes: int) -> VocabParallel:
         """Return the place of this rank's `classes` rows in a head that is split over the ranks of the group."""
+
+
+@runtime_checkable
+class WaitsInBackward(Protocol):
+    """Gradient backend whose backward passes end when the averages are there."""
+
+    on_wait: Callable[[], None]
+    """Function to call when a backward pass has computed its last gradient, and waits for averages from then on."""
 
 
 Starter = Callable[["Communicator", torch.device], GradientBackend]

@@ -16,7 +16,7 @@ from torch import nn
 
 from hpcdistill.distributed.checks import is_of_mpi
 from hpcdistill.distributed.device import local_device, single_device
-from hpcdistill.distributed.gradients import GradientBackend, start_backend
+from hpcdistill.distributed.gradients import GradientBackend, WaitsInBackward, start_backend
 from hpcdistill.distributed.launch import end_job, was_launched
 from hpcdistill.distributed.one_rank import OneRank
 from hpcdistill.distributed.single import SingleProcess
@@ -213,6 +213,14 @@ class Groups:
             optimizer: the optimizer that `distribute` has returned.
         """
         return self.backend.averaged_gradients(optimizer)
+
+    def on_wait(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in each backward pass that waits for averages at its end, when that wait begins.
+
+        Backends whose backward passes do not wait never call it.
+        """
+        if isinstance(self.backend, WaitsInBackward):
+            self.backend.on_wait = callback
 
     def vocab_parallel(self, classes: int) -> VocabParallel:
         """Return the `vocab_parallel` of `linear_codistillation_loss` for a head split over the ranks of the group.

@@ -35,6 +35,9 @@ class TorchBackend:
         comm: communicator of the group.
         device: device of this rank, on which the gradients are.
 
+    Attributes:
+        on_wait: see `WaitsInBackward`.
+
     Raises:
         UserError: the ranks cannot make a process group; see `open_process_group`.
     """
@@ -42,11 +45,12 @@ class TorchBackend:
     def __init__(self, comm: "Communicator", device: torch.device) -> None:
         self._comm = comm
         self._process_group = open_process_group(comm, device)
+        self.on_wait: Callable[[], None] = lambda: None
         self._averages: WeakKeyDictionary[torch.optim.Optimizer, GroupAverage] = WeakKeyDictionary()
 
     def distribute(self, model: Model, optimizer: Optimizer, micro_batches: int) -> tuple[Model, Optimizer]:
         """Return `model` inside DistributedDataParallel, and `optimizer` itself with hooks at its step."""
-        average = GroupAverage(model, optimizer, micro_batches, self._process_group)
+        average = GroupAverage(model, optimizer, micro_batches, self._process_group, lambda: self.on_wait())
         self._averages[optimizer] = average
         return cast(Model, average.model), optimizer
 
@@ -96,15 +100,22 @@ class GroupAverage:
         optimizer: optimizer of all or some of its parameters; the gradients of others are left alone.
         micro_batches: backward passes before each step.
         process_group: ranks of the group.
+        on_wait: see `WaitsInBackward`.
 
     Attributes:
         model: `model` inside DistributedDataParallel.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, micro_batches: int, process_group: dist.ProcessGroup
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        micro_batches: int,
+        process_group: dist.ProcessGroup,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         self._process_group = process_group
+        self._on_wait = on_wait
         self._micro_batches = micro_batches
         self._passes = 0  # forward passes of this step
         self._is_averaged = False
@@ -158,6 +169,8 @@ class GroupAverage:
         self._is_averaged = bucket.is_last()
         gradient: Tensor = bucket.buffer()
         average, work = self._begin_average(gradient)
+        if bucket.is_last():
+            self._on_wait()
 
         def write_back(_: Any) -> Tensor:
             gradient.copy_(average)

@@ -12,6 +12,7 @@ from statistics import fmean
 from matplotlib.axes import Axes
 
 from hpcdistill.reports.curves import Curve, nats, read_curves, sources
+from hpcdistill.reports.meters import meter_figures
 from hpcdistill.reports.page import Panel, by_step, figure, loss_by_time, page, svg, table
 from hpcdistill.reports.tables import printable
 from hpcdistill.reports.verdicts import read_verdicts
@@ -120,9 +121,8 @@ def _figures(curves: list[Curve]) -> list[str]:
         figures += [
             ("Share of the distillation term in the gradient", taught, [share]),
             ("Staleness of the teachers", taught, [Panel("step", "steps", _staleness)]),
-            ("Cost of exchange and teachers", taught, [Panel("step", "% of a step", _cost)]),
         ]
-    return [figure(title, svg(drawn, panels)) for title, drawn, panels in figures]
+    return [*(figure(title, svg(drawn, panels)) for title, drawn, panels in figures), *meter_figures(curves)]
 
 
 def _throughput(axes: Axes, curve: Curve) -> None:
@@ -136,10 +136,3 @@ def _staleness(axes: Axes, curve: Curve) -> None:
     steps, values = curve.column("staleness")
     for peer in sorted({peer for value in values for peer in value}):
         axes.plot(steps, [value.get(peer, math.nan) for value in values], label=f"{curve.label}, of group {peer}")
-
-
-def _cost(axes: Axes, curve: Curve) -> None:
-    steps, values = curve.column("part_seconds")
-    for part, style in (("exchange", "-"), ("teachers", "--")):
-        shares = [100 * value.get(part, math.nan) * curve.steps_per_second for value in values]
-        axes.plot(steps, shares, style, label=f"{curve.label}: {part}", linewidth=1)

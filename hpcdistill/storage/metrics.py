@@ -168,7 +168,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "noise_skipped": _is_step,
     "validation_loss": lambda value: value is None or _is_number(value),
     "ensemble_loss": _is_number,
-    "members_loss": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "members_loss": lambda value: isinstance(value, list) and value != [] and all(map(_is_number, value)),
     "ensemble_gap": _is_number,
     "loss_slope": _is_number,
     "passes": _is_number,

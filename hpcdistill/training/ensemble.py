@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,12 +63,17 @@ class Ensemble:
         self._sums[-1] += int(batch.counted)
 
     def metrics(self, groups: Groups) -> dict[str, Any]:
-        """Return the metrics of the sample; empty without peers or targets. Collective over the group."""
+        """Return the metrics of the sample; empty without peers or targets, or if a loss is not finite.
+
+        Collective over the group.
+        """
         if not self._models:
             return {}
         *losses, count = groups.sum(self._sums).tolist()
         if not count:
             return {}
         *members, ensemble = [loss / count for loss in losses]
+        if not all(map(math.isfinite, (*members, ensemble))):
+            return {}
         gap = sum(members) / len(members) - ensemble
         return {"ensemble_loss": ensemble, "members_loss": members, "ensemble_gap": gap}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -14,14 +15,27 @@ PARTS = ("data", "teachers", "exchange", "averaging")
 """Parts of a step that are measured; `compute` is the rest."""
 
 
-class PartTimer(Protocol):
+class PartTimer(ABC):
     """Timer of the parts of steps."""
 
-    def time(self, part: str) -> AbstractContextManager[None]:
-        """Return a context whose duration is added to `part`."""
+    @abstractmethod
+    def mark(self) -> Any:
+        """Return the present moment."""
 
+    @abstractmethod
+    def add(self, part: str, begin: Any, end: Any) -> None:
+        """Add the time between two moments to `part`."""
+
+    @abstractmethod
     def read(self) -> dict[str, float]:
         """Return the seconds of each part since the last call."""
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        """Add the duration of the `with` block to `part`."""
+        begin = self.mark()
+        yield
+        self.add(part, begin, self.mark())
 
 
 def part_timer(device: torch.device) -> PartTimer:
@@ -29,18 +43,19 @@ def part_timer(device: torch.device) -> PartTimer:
     return GpuTimer() if device.type == "cuda" else HostTimer()
 
 
-class HostTimer:
-    """Timer by the host's clock; see `PartTimer`."""
+class HostTimer(PartTimer):
+    """Timer by the host's clock."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
 
-    @contextmanager
-    def time(self, part: str) -> Iterator[None]:
+    def mark(self) -> float:
         """See `PartTimer`."""
-        begin = time.perf_counter()
-        yield
-        self._seconds[part] += time.perf_counter() - begin
+        return time.perf_counter()
+
+    def add(self, part: str, begin: float, end: float) -> None:
+        """See `PartTimer`."""
+        self._seconds[part] += end - begin
 
     def read(self) -> dict[str, float]:
         """See `PartTimer`."""
@@ -48,11 +63,11 @@ class HostTimer:
         return seconds
 
 
-class GpuTimer:
-    """Timer by events in the current stream of a GPU, for a host that runs ahead of it; see `PartTimer`.
+class GpuTimer(PartTimer):
+    """Timer by events in the current stream of a GPU, for a host that runs ahead of it.
 
     A part lasts from the end of the work before it to the end of its own: the host's time counts where the GPU waits
-    for it. `read` waits for nothing: call it after the host has read a result of the last step.
+    for it. No call waits for the GPU: `read` is meant for a host that has just read a result of the last step.
 
     Args:
         event: function that makes an event.
@@ -62,17 +77,18 @@ class GpuTimer:
         self._event = event
         self._spans: list[tuple[str, Any, Any]] = []
 
-    @contextmanager
-    def time(self, part: str) -> Iterator[None]:
+    def mark(self) -> Any:
+        """See `PartTimer`; the moment is an event."""
+        event = self._event()
+        event.record()
+        return event
+
+    def add(self, part: str, begin: Any, end: Any) -> None:
         """See `PartTimer`."""
-        begin, end = self._event(), self._event()
-        begin.record()
-        yield
-        end.record()
         self._spans.append((part, begin, end))
 
     def read(self) -> dict[str, float]:
-        """See `PartTimer`; spans that the GPU has not reached are kept for the next call."""
+        """See `PartTimer`; what the GPU has not reached is left to the next call."""
         seconds: dict[str, float] = defaultdict(float)
         pending = []
         for part, begin, end in self._spans:

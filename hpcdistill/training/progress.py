@@ -31,13 +31,15 @@ class Progress:
                 self._validations.append((step, validation))
 
     def metrics(self, step: int, loss: float) -> dict[str, float]:
-        """Return the metrics `loss_slope` and `train_validation_gap` of a validation; those that are known.
+        """Return the metrics `loss_slope` and `train_validation_gap` of a validation, those that are known and finite.
 
         Args:
             step: number of steps made.
             loss: loss of the validation, not yet added.
         """
-        values = {}
+        values: dict[str, float] = {}
+        if not math.isfinite(loss) or not step:
+            return values
         slope = loss_slope([*self._validations, (step, loss)])
         if slope is not None:
             values["loss_slope"] = slope

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,8 @@ class Recorder:
             self._metrics.kept.clear()
         self._shown = {"loss": "-", "validation": "-", "staleness": "-", f"{parts.task.unit}s/s": "-"}
         self._timer = part_timer(groups.device)
+        self._wait_began: Any = None
+        groups.on_wait(self._note_wait)
         self._throughput = Throughput(config.train, groups, parts.task.objective, parts.model)
 
     def time(self, part: str) -> AbstractContextManager[None]:
@@ -105,16 +107,24 @@ class Recorder:
         """True if the next step ends the steps of a record."""
         return (self._step + 1) % RECORD_EVERY == 0
 
-    def watch_gradients(self, weight: float) -> AbstractContextManager[None]:
-        """Return a context for the backward passes of a step, in which their gradients are measured when that is due.
+    @contextmanager
+    def watch_gradients(self, weight: float) -> Iterator[None]:
+        """Measure the backward passes of a step in the `with` block: waits for averages, and gradients when due.
 
-        It is due every `NOISE_EVERY` steps, in groups that have several micro-batches in a step.
+        Gradients are due every `NOISE_EVERY` steps, in groups that have several micro-batches in a step.
 
         Args:
             weight: weight of the distillation term; only the gradient of the labels' loss alone is measured.
         """
         is_due = (self._step + 1) % NOISE_EVERY == 0 and self._parts_per_step > 1 and not weight
-        return self._norms.watch() if is_due else nullcontext()
+        with self._norms.watch() if is_due else nullcontext():
+            yield
+        if self._wait_began is not None:
+            self._timer.add("averaging", self._wait_began, self._timer.mark())
+            self._wait_began = None
+
+    def _note_wait(self) -> None:
+        self._wait_began = self._timer.mark()
 
     def measure_average(self) -> None:
         """Measure the average of the gradients, if they have been measured in this step."""

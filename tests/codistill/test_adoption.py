@@ -86,6 +86,7 @@ def test_a_snapshot_makes_the_host_wait_once_before_its_memory_is_reused(flatten
         assert found == ["local_scalar_dense"] * 2
         assert exchange.done == [1, 2]
         exchange.done.clear()
+    assert list(teachers.models) == [1, 2]
     inputs = torch.randn(5, 3)
     with recorded_synchronizations() as found:
         predictions = teachers.predict(inputs)

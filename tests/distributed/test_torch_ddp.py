@@ -90,6 +90,15 @@ def test_gradients_are_averages_after_the_last_micro_batch(several: Groups, comp
         optimizer.zero_grad()
 
 
+def test_a_wait_for_averages_begins_when_all_gradients_are_there(several: Groups) -> None:
+    model, found = Model(), []
+    distributed, optimizer = several.distribute(model, torch.optim.SGD(model.parameters(), lr=0.1), micro_batches=2)
+    several.on_wait(lambda: found.append(sum(each.grad is not None for each in model.parameters())))
+    for _ in range(3):
+        train(distributed, optimizer, 2)
+    assert found == [len(list(model.parameters()))] * 3
+
+
 @pytest.mark.parametrize("passes", [1, 3, 5])
 def test_a_step_averages_whatever_number_of_passes_it_has(several: Groups, passes: int) -> None:
     """Check the last step of an epoch, which may have fewer micro-batches."""

@@ -76,7 +76,7 @@ def test_groups_train_and_teach_each_other(train: Run, tmp_path: Path) -> None:
     checkpoints = [tmp_path / "run" / "checkpoints" / f"g{group}-step0000000120.h5" for group in (0, 1)]
     assert not torch.equal(*(load(path)["state"]["model"]["head.weight"] for path in checkpoints))  # began apart
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("<svg") == 8
+    assert page.count("<svg") == 10
     assert "asyncio" in page
 
 

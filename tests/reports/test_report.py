@@ -140,3 +140,15 @@ def test_a_page_begins_with_its_summary(tmp_path: Path, capsys: pytest.CaptureFi
     text = (tmp_path / "report.html").read_text()
     assert text.index("<p>A &lt; B.</p>") < text.index("<p>Data: ")
     assert capsys.readouterr().out.startswith("A < B.\n")
+
+
+def test_meters_are_curves_where_they_are_measured(tmp_path: Path) -> None:
+    parts = {"data": 0.1, "teachers": 0.0, "exchange": 0.1, "averaging": 0.3, "compute": 0.5}
+    noise = {"noise_scale": 500.0, "critical_batch": 100.0, "part_seconds": parts}
+    validation = {"validation_loss": 1.5, "ensemble_loss": 1.0, "members_loss": [1.2, 1.3], "loss_slope": 0.1}
+    write(tmp_path / "run", 0, step(50) | noise, step(60), {"step": 60, "seconds": 6.0, **validation})
+    write(tmp_path / "plain", 0, step(50))
+    titles = ("Gradient noise scale", "Ensemble of the groups", "Progress of the loss", "Parts of a step")
+    assert [title in page(tmp_path / "run") for title in titles] == [True] * 4
+    assert [title in page(tmp_path / "plain") for title in titles] == [False] * 4
+    assert "plain, group 0: noise scale" not in page(tmp_path / "run", tmp_path / "plain")

@@ -96,6 +96,9 @@ ODD = (
     line(2, staleness={"1": "old"}),
     line(2, quarantine={"1": 7}),
     line(2, part_seconds={"exchange": "long"}),
+    line(2, noise_scale="large"),
+    line(2, members_loss=[]),
+    line(2, members_loss=[1.0, None]),
 )
 NO_RECORDS = (b"", bytes(100), bytes(range(14, 256)), b'{"step": 2, "se', b"[" * 100_000, b"[]", b"null", b"7", b'"a"')
 

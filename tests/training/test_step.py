@@ -27,7 +27,7 @@ from hpcdistill.training.average import MovingAverage
 from hpcdistill.training.forward import Forward
 from hpcdistill.training.optimizer import build_optimizer
 from hpcdistill.training.precision import to_bfloat16
-from hpcdistill.training.recorder import RECORD_EVERY, TERMS_EVERY, Recorder
+from hpcdistill.training.recorder import NOISE_EVERY, RECORD_EVERY, TERMS_EVERY, Recorder
 from hpcdistill.training.setup import Parts
 from hpcdistill.training.step import StepResult, train_step
 from synchronizations import recorded_synchronizations
@@ -55,7 +55,13 @@ class Trainer:
     """One group of one rank, which takes steps with a fixed teacher."""
 
     def __init__(
-        self, folder: Path, model: nn.Module, objective: TrainingObjective[Any], steps_before: int = 0, **settings: Any
+        self,
+        folder: Path,
+        model: nn.Module,
+        objective: TrainingObjective[Any],
+        steps_before: int = 0,
+        burn_in: int = 0,
+        **settings: Any,
     ) -> None:
         values = {"run_dir": folder, "groups": 1, "data": {"path": folder}, "train": settings}
         self.config: Config = config_class()(codistill={"weight": 0}, **values)
@@ -66,7 +72,7 @@ class Trainer:
         self.parts = Parts(task, nothing, objective, Forward(outputs, model), model, None, optimizer, None)
         teacher = copy.deepcopy(model).requires_grad_(False)
         fixed = FixedTeachers([teacher], objective.outputs)
-        self.peers = Codistillation(model, self.groups, burn_in=0, teachers=fixed, outputs=objective.outputs)
+        self.peers = Codistillation(model, self.groups, burn_in=burn_in, teachers=fixed, outputs=objective.outputs)
         self.recorder = Recorder(self.config, self.groups, self.parts, {}, steps_before)
 
     def step(self, batch: Batch) -> StepResult:
@@ -247,6 +253,53 @@ def test_a_step_copies_nothing_between_host_and_gpu(
             run.recorder.record_step(step, one, *result, run.peers, flush=False)
     assert copies == []
     assert result.loss.device.type == "meta"
+
+
+@pytest.mark.usefixtures("scaled_as_on_a_gpu")
+def test_measuring_noise_changes_no_weight_and_adds_no_wait(trainer: Callable[..., Trainer]) -> None:
+    """Compare a step in which the noise is measured with one in which it is not."""
+    model = Tiny()
+    plain, measured = (
+        trainer(each, Softmax(CLASSES), steps, burn_in=1000, accumulate=2)
+        for each, steps in ((model, 0), (copy.deepcopy(model), NOISE_EVERY - 1))
+    )
+    one = batch()
+    plain.step(one)
+    with recorded_synchronizations() as found:
+        measured.recorder.record_step(NOISE_EVERY, one, *measured.step(one), measured.peers, flush=False)
+    assert found == ["tolist"]
+    assert torch.equal(flat(measured.parts.model.parameters()), flat(model.parameters()))
+    record = json.loads(RunDir(measured.config.run_dir).metrics(0).read_text().splitlines()[-1])
+    assert record["gradient_variance"] > 0
+    assert record["cross_entropy"] == record["loss"]
+    assert list(record["part_seconds"]) == ["data", "teachers", "exchange", "averaging", "compute"]
+    measured.step(one)
+    assert measured.recorder._norms.of_parts is None
+
+
+def test_noise_is_measured_without_distillation_only(trainer: Callable[..., Trainer]) -> None:
+    model = Tiny()
+    run = trainer(model, Softmax(CLASSES), NOISE_EVERY - 1, accumulate=2)
+    run.step(batch())
+    assert run.recorder._norms.of_parts is None
+
+
+@pytest.mark.timeout(300)
+def test_noise_of_a_compiled_model_is_measured_without_compiling_again(trainer: Callable[..., Trainer]) -> None:
+    model = Tiny()
+    eager, compiled = (
+        trainer(each, Softmax(CLASSES), NOISE_EVERY - 2, burn_in=1000, accumulate=2, compile=compiles)
+        for each, compiles in ((model, False), (copy.deepcopy(model), True))
+    )
+    one = batch()
+    for number in range(2):
+        with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
+            results = [each.step(one) for each in (eager, compiled)]
+        for each, result in zip((eager, compiled), results, strict=True):
+            each.recorder.record_step(NOISE_EVERY - 1 + number, one, *result, each.peers, flush=False)
+    texts = [RunDir(each.config.run_dir).metrics(0).read_text() for each in (eager, compiled)]
+    found = [json.loads(text.splitlines()[-1])["gradient_variance"] for text in texts]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 def test_calls_that_wait_are_found() -> None:
