@@ -7,135 +7,36 @@ benchmarks/results/studies, or trainings of this script's own. The table goes in
 
 from __future__ import annotations
 
+import fnmatch
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
+import study_link
 from hpcdistill.errors import UserError
 from hpcdistill.planning.draws import Interval
+from hpcdistill.planning.laws import Link
 from hpcdistill.planning.plan import Plan, plan
 from hpcdistill.planning.verdict import ANOTHER_GROUP, MORE_WORKERS, NEITHER, PAYS, REGULARIZE
-from study import (
-    ALONE,
-    CLICKS,
-    RESULTS,
-    ROOT,
-    TEXT,
-    Run,
-    Study,
-    curve,
-    format_mean,
-    markdown,
-    prepare_clicks,
-    prepare_text,
-)
+from plan_regimes import Regime, regimes
+from study import RESULTS, ROOT, Study, curve, format_mean, markdown, prepare_clicks, prepare_text
 
 PAGE = ROOT / "docs" / "planning.md"
 BEGIN, END = "<!-- judged -->", "<!-- end of judged -->"
-PILOT_STEPS = 300
-PILOT = (
-    *(f"--train.steps={PILOT_STEPS}", f"--codistill.burn_in={PILOT_STEPS}", "--train.accumulate=2"),
-    *("--train.validate_every=25", "--optimizer.decay=none", "--groups=2"),
-)
-CLICK_OPTIONS = (
-    *(f"--data.path={CLICKS}", "--data.partition=disjoint", "--optimizer.lr=2e-3", "--optimizer.weight_decay=0"),
-    *("--train.average=0", "--codistill.weight=1"),
-)
-"""Options of the click model, whatever its configuration says."""
 TEACHER = 1 / 3
 """Cost of a teacher in a step, relative to a step of one group."""
 RISES = 0.01
 """Relative rise of the validation loss after its lowest value from which a model has overfitted."""
 TITLES = (
-    *(
-        "regime",
-        "noise scale / B",
-        "ensemble gap",
-        "predicted time, 2B",
-        "found",
-        "predicted time, two groups",
-        "found",
-    ),
-    *("verdict of the pilot", "full trainings", "right"),
+    *("regime", "noise scale / B", "ensemble gap", "time with 2B, predicted", "found"),
+    *("time of two groups, predicted", "found", "verdict of the pilot", "full trainings", "right"),
 )
+TIME_TITLES = ("regime", "use of two ranks", "step, predicted", "measured", "quotient")
 
 Curve = dict[str, Any]
 """Steps and validation losses of one group, as in the results of studies."""
-
-
-@dataclass(frozen=True)
-class Regime:
-    """Task, batch size and schedule, with the places of its full trainings."""
-
-    name: str
-    folder: str
-    """Folder of its trainings; regimes that differ in their schedule share it, and so the pilot."""
-    workload: str
-    """Name of its configuration in configs/."""
-    batch: int
-    steps: int
-    seeds: int
-    options: tuple[str, ...] = ()
-    """Options of the pilot and of the full trainings."""
-    source: str = ""
-    """File with the results of the study that has made the full trainings; without it, they are made here."""
-    names: tuple[str, str, str] = ("one-{seed}", "double-{seed}", "two-{seed}")
-    """Names of the full trainings of one group, of one with twice the batch, and of two groups."""
-
-    def pilot(self) -> Run:
-        """Return the pilot, which regimes that differ in their schedules share."""
-        options = (*self.options, f"--data.batch_size={self.batch}", *PILOT)
-        return Run(f"{self.folder}/pilot", self.workload, options, ranks=2)
-
-    def trainings(self, seed: int) -> list[Run]:
-        """Return the full trainings of a seed; none where a study has made them."""
-        if self.source:
-            return []
-        shared = (
-            *self.options,
-            f"--train.steps={self.steps}",
-            f"--seed={seed}",
-            f"--train.validate_every={self.steps // 30}",
-        )
-        burn_in = f"--codistill.burn_in={self.steps // 5}"
-        kinds = ((1, self.batch, ALONE), (1, 2 * self.batch, ALONE), (2, self.batch, (burn_in,)))
-        return [
-            Run(
-                f"{self.folder}/{name.format(seed=seed)}",
-                self.workload,
-                (*shared, f"--data.batch_size={batch}", *options),
-                groups,
-            )
-            for name, (groups, batch, options) in zip(self.names, kinds, strict=True)
-        ]
-
-
-def language(
-    name: str, folder: str, batch: int, seeds: int, source: str, names: tuple[str, str, str], *options: str
-) -> Regime:
-    """Return a regime of the language model whose full trainings are a study's."""
-    return Regime(name, folder, "language", batch, 1500, seeds, (f"--data.path={TEXT}", *options), source, names)
-
-
-def regimes() -> list[Regime]:
-    """Return all regimes."""
-    found = []
-    for batch, seeds in ((8, 1), (32, 5), (128, 1)):
-        for decay in ("none", "cosine"):
-            names = (f"1x{batch}-{decay}-{{seed}}", f"1x{2 * batch}-{decay}-{{seed}}", f"2x{batch}-{decay}-{{seed}}")
-            found.append(
-                language(f"language, B = {batch}, {decay}", f"language-{batch}", batch, seeds, "batch-cpu", names)
-            )
-    names = ("one-{seed}", "double-{seed}", "codistil-{seed}")
-    found.append(language("language, B = 16, cosine", "language-16", 16, 3, "baselines-cpu", names))
-    names = ("one-averaged-{seed}", "one-twice_the_batch-averaged-{seed}", "two_codistilled-averaged-{seed}")
-    average = "--train.average=0.99"
-    found.append(language("language, B = 16, averaged", "language-16-averaged", 16, 5, "beyond-cpu", names, average))
-    for batch in (64, 2048):
-        found.append(Regime(f"clicks, B = {batch}", f"clicks-{batch}", "clicks", batch, 900, 2, CLICK_OPTIONS))
-    return found
 
 
 @dataclass(frozen=True)
@@ -159,19 +60,23 @@ class Truth:
         return MORE_WORKERS if self.double <= self.two else ANOTHER_GROUP
 
 
-def find_truth(one: Curve, double: Curve, two: Sequence[Curve]) -> Truth:
+def find_truth(
+    one: Curve, double: Curve, two: Sequence[Curve], step_of_double: float = 1.0, step_of_two: float = 1 + TEACHER
+) -> Truth:
     """Compare full trainings of one seed.
 
     Args:
         one: one group with batch B.
         double: one group with 2B.
         two: both codistilling groups.
+        step_of_double: time of a step of the second, relative to the first.
+        step_of_two: time of a step of the third, likewise.
     """
     losses = one["validation_loss"]
     best = min(losses)
     alone = reached(one, best)
-    costs = [reached(each, best) / alone * (1 + TEACHER) for each in two]
-    return Truth(reached(double, best) / alone, fmean(costs), losses[-1] > (1 + RISES) * best)
+    costs = [reached(each, best) / alone * step_of_two for each in two]
+    return Truth(reached(double, best) / alone * step_of_double, fmean(costs), losses[-1] > (1 + RISES) * best)
 
 
 def reached(of_group: Curve, target: float) -> float:
@@ -194,6 +99,8 @@ class Judged:
     plan: Plan | None
     """None if the pilot did not suffice."""
     truths: list[Truth]
+    steps: tuple[float, float] | None = None
+    """Measured time of a step of one group with 2B and of two groups, relative to one group; None if it was not."""
 
     @property
     def answers(self) -> list[str]:
@@ -228,6 +135,15 @@ class Judged:
             "yes" if self.is_right else "**no**",
         )
 
+    def time_cells(self) -> Iterator[tuple[str, ...]]:
+        """Yield the cells of the table of step times, relative to one group."""
+        if self.plan is None or self.steps is None:
+            return
+        rows = {(row.groups, row.ranks): row.step_seconds.value for row in self.plan.rows}
+        for name, row, measured in zip(("one group, 2B", "two groups"), ((1, 2), (2, 1)), self.steps, strict=True):
+            predicted = rows[row] / rows[1, 1]
+            yield self.regime, name, f"{predicted:.2f}", f"{measured:.2f}", f"{predicted / measured:.2f}"
+
 
 def short_answer(answer: str) -> str:
     """Return a verdict in two words."""
@@ -250,19 +166,62 @@ def format_ratio(values: Sequence[float]) -> str:
 def judge(study: Study, regime: Regime) -> Judged:
     """Judge one regime, whose trainings are there."""
     try:
-        found = plan([study.folder(regime.pilot().name)], steps=regime.steps)
+        link = Link.parse(regime.link) if regime.link else None
+        found = plan([study.folder(regime.pilot().name)], steps=regime.steps, link=link)
     except UserError as error:
         print(f"{regime.name}: {error}")
         found = None
-    results = json.loads((RESULTS / f"{regime.source}.json").read_text())["runs"] if regime.source else {}
+    results = read_results(regime)
+    steps = step_ratios(results["times"], regime.rate) if regime.rate else (1.0, 1 + TEACHER)
     truths = []
-    for seed in range(regime.seeds):
-        curves: list[Any] = [results.get(name.format(seed=seed)) for name in regime.names]
-        if not regime.source:
+    for seed in regime.seeds:
+        if regime.source:
+            curves = [find_run(results["runs"], name.format(seed=seed)) for name in regime.names]
+        else:
             curves = [[curve(group) for group in study.metrics(run.name)] for run in regime.trainings(seed)]
         (one,), (double,), two = curves
-        truths.append(find_truth(one, double, two))
-    return Judged(regime.name, found, truths)
+        truths.append(find_truth(one, double, two, *steps))
+    return Judged(regime.name, found, truths, steps if regime.rate else None)
+
+
+def read_results(regime: Regime) -> dict[str, Any]:
+    """Return the results of the study that has trained a regime; empty for trainings of this script."""
+    return json.loads((RESULTS / f"{regime.source}.json").read_text()) if regime.source else {}
+
+
+def is_there(regime: Regime) -> bool:
+    """Return True if the regime's study has been made; say so if not."""
+    if not regime.source or (RESULTS / f"{regime.source}.json").exists():
+        return True
+    print(f"{regime.name} is left out: make {regime.source} first")
+    return False
+
+
+def find_run(runs: dict[str, list[Curve]], pattern: str) -> list[Curve]:
+    """Return the curves of the groups of the one run whose name matches.
+
+    Raises:
+        ValueError: none does, or several do.
+    """
+    (name,) = fnmatch.filter(runs, pattern)
+    return runs[name]
+
+
+def step_ratios(times: Sequence[dict[str, Any]], rate: str) -> tuple[float, float]:
+    """Return the measured time of a step of one group across both nodes, and of one on each, relative to one node's.
+
+    Args:
+        times: those of the study of slow links.
+        rate: name of the link.
+    """
+    found = {
+        (each["arm"], each["link"]): {
+            key: median(measured[key] for measured in each["measured"]) for key in ("burn_in", "later")
+        }
+        for each in times
+    }
+    one = found[study_link.ONE_NODE.name, "unlimited"]["burn_in"]
+    return found[study_link.ACROSS.name, rate]["burn_in"] / one, found[study_link.EACH.name, rate]["later"] / one
 
 
 def replace_section(page: str, content: str) -> str:
@@ -276,7 +235,9 @@ def summary(judged: Iterable[Judged]) -> str:
     """Return the table in Markdown, and the number of right verdicts."""
     judged = list(judged)
     right = sum(each.is_right for each in judged)
-    return f"{markdown(TITLES, [each.cells() for each in judged])}\n\nRight: {right} of {len(judged)}."
+    verdicts = f"{markdown(TITLES, [each.cells() for each in judged])}\n\nRight: {right} of {len(judged)}."
+    times = [cells for each in judged for cells in each.time_cells()]
+    return f"{verdicts}\n\n{markdown(TIME_TITLES, times)}" if times else verdicts
 
 
 def main() -> None:
@@ -284,8 +245,8 @@ def main() -> None:
     study = Study("plans", __doc__)
     prepare_text()
     prepare_clicks()
-    chosen = regimes()
-    full = [run for regime in chosen for seed in range(regime.seeds) for run in regime.trainings(seed)]
+    chosen = [each for each in regimes() if is_there(each)]
+    full = [run for regime in chosen for seed in regime.seeds for run in regime.trainings(seed)]
     runs = study.train([*(regime.pilot() for regime in chosen), *full])
     judged = [judge(study, regime) for regime in chosen]
     text = summary(judged)

@@ -12,7 +12,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from hpcdistill.planning.plan import plan
 from hpcdistill.planning.verdict import ANOTHER_GROUP, MORE_WORKERS, NEITHER, REGULARIZE
 from pilots import write_pilot
-from study_plans import Judged, Truth, find_truth, reached, regimes, replace_section, summary
+from plan_regimes import LINKS, links
+from study_plans import Judged, Truth, find_run, find_truth, reached, replace_section, step_ratios, summary
 
 pytestmark = pytest.mark.alone
 
@@ -66,6 +67,35 @@ def test_the_table_takes_the_place_of_the_last_one() -> None:
     assert replace_section(page, "new") == page.replace("old", "new")
 
 
-def test_regimes_have_names_of_their_own() -> None:
-    names = [regime.name for regime in regimes()]
-    assert len(set(names)) == len(names) >= 8
+def test_a_run_is_found_whatever_its_settings() -> None:
+    runs = {"a/one-lr0.1-wd1-2": [ONE], "a/one-lr0.1-wd1-12": [ONE], "a/two-lr0.1-wd1-2": [ONE, ONE]}
+    assert find_run(runs, "a/two-lr*-2") == [ONE, ONE]
+    with pytest.raises(ValueError, match="too many"):
+        find_run(runs, "a/one-lr*2")
+
+
+def test_times_are_those_of_the_link(tmp_path: Path) -> None:
+    """Medians of two measurements or three: 1 s on one node; 3 s across both; 1.5 s on each, with teachers."""
+    arms = {"one group on one node": (1.0, 0.0), "one group across both": (3.0, 0.0), "one group on each": (1.0, 1.5)}
+    times = [
+        {
+            "arm": arm,
+            "link": link,
+            "measured": [{"burn_in": factor * burn_in, "later": factor * later} for factor in SPREAD],
+        }
+        for arm, (burn_in, later) in arms.items()
+        for link in ("unlimited", "20 Mbit/s")
+    ]
+    steps = step_ratios(times, "20 Mbit/s")
+    assert steps == (3.0, 1.5)
+    assert find_truth(ONE, curve(3, 2), [ONE, ONE], *steps) == Truth(1.5, 1.5, overfits=False)
+    found = Judged("a", plan([write_pilot(tmp_path / "pilot")]), [], steps)
+    assert [cells[:2] for cells in found.time_cells()] == [("a", "one group, 2B"), ("a", "two groups")]
+    assert [cells[-1] for cells in found.time_cells()] == ["0.37", "0.90"]
+
+
+SPREAD = (0.5, 1.0, 9.0)
+
+
+def test_regimes_of_links_name_networks() -> None:
+    assert [(regime.rate, regime.link) for regime in links()] == [*LINKS.items()]
