@@ -21,8 +21,12 @@ INTERVAL, BURN_IN = 4, 6
 
 @pytest.fixture(scope="module", params=["none", "torch"])
 def groups(request: pytest.FixtureRequest, world: Communicator) -> Iterator[Groups]:
-    """Yield one group of all ranks, which averages gradients by DistributedDataParallel; or a single process."""
-    yield Groups.from_world(1, gradients="torch") if request.param == "torch" else Groups.single()
+    """Yield groups of at most two ranks, which average gradients by DistributedDataParallel; or a single process.
+
+    The sum of more than two gradients depends on their place in DistributedDataParallel's buckets, which it rebuilds
+    after the first step of each start.
+    """
+    yield Groups.from_world(max(1, world.size // 2), gradients="torch") if request.param == "torch" else Groups.single()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -112,7 +116,7 @@ def test_a_resumed_run_is_bit_identical(options: dict[str, Any], groups: Groups)
         checkpoint = Training(groups, **options).run(stop).save()
         resumed = Training(groups, **options).load(checkpoint).run(15)
         assert torch.equal(weights(straight.model), weights(resumed.model)), stop
-        assert resumed.peers.staleness == straight.peers.staleness == {0: 3}
+        assert resumed.peers.staleness == straight.peers.staleness == {groups.group: 3}
     alone = Training(groups, **options, teachers=FixedTeachers()).run(15)
     assert not torch.equal(weights(straight.model), weights(alone.model))
 
@@ -130,7 +134,7 @@ def test_the_teacher_is_what_would_be_published_at_the_last_interval(averages: b
         (teacher,) = training.run(2 * INTERVAL + steps).peers.predict(inputs)
         assert torch.equal(teacher, leader(inputs))
         assert not teacher.requires_grad
-        assert training.peers.staleness == {0: steps}
+        assert training.peers.staleness == {groups.group: steps}
         assert training.peers.quarantine == {}
     (teacher,) = training.run(3 * INTERVAL).peers.predict(inputs)
     assert not torch.equal(teacher, leader(inputs))
