@@ -181,9 +181,9 @@ class Study:
 
 
 def _jobs(runs: Sequence[Run], together: int) -> list[list[Run]]:
-    """Return runs of equally many ranks, up to `together` a job, in their order."""
+    """Return runs of equally many ranks, up to `together` a job; those of the fewest ranks first."""
     jobs: list[list[Run]] = []
-    for run in runs:
+    for run in sorted(runs, key=lambda each: each.ranks):
         if not jobs or len(jobs[-1]) == together or jobs[-1][0].ranks != run.ranks:
             jobs.append([])
         jobs[-1].append(run)

@@ -25,7 +25,7 @@ WEIGHTS = {"language": (0.1, 0.3), "clicks": (0.3, 1.0), "images": (0.1, 0.3, 1.
 """Weights of the distillation term by configuration; 1 is too much for language models."""
 
 TEXT_BYTES, VALIDATION_BYTES = 100_000, 25_600
-CLICK_ROWS, VALIDATION_ROWS = 20_000, 20_000
+CLICK_ROWS, VALIDATION_ROWS = 20_000, 10_000
 IMAGE_SIZE = 16
 COMMON = ("--data.partition=same", "--train.average=0.98")
 """Options of all regimes."""
@@ -66,7 +66,7 @@ def clicks() -> Regime:
             pieces = [(part, store.read(part, 0, size)) for part, size in sizes.items()]
             write_rows(path, pieces, store.fields, f"the first rows of {CLICKS.name}")
     options = (f"--data.path={path}", "--optimizer.decay=linear", *COMMON)
-    return Regime("clicks", "clicks", options, 128, 3600, rates=(2e-3, 4e-3), decays=(0.3, 1.0, 3.0))
+    return Regime("clicks", "clicks", options, 128, 3000, rates=(3e-3, 6e-3), decays=(0.5, 2.0))
 
 
 def text(file: Path | None) -> Regime:

@@ -19,7 +19,7 @@ VALIDATIONS = 12
 EXCHANGES = 100
 """Exchanges of a training, evenly spread."""
 
-TOGETHER = 6
+TOGETHER = 10
 """Trainings of a job."""
 
 

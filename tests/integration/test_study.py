@@ -50,4 +50,4 @@ def test_tables_have_a_line_for_each_row(rows: list[tuple[str, int]]) -> None:
 
 def test_jobs_have_runs_of_equally_many_ranks() -> None:
     runs = [Run(f"{number}", "language", ranks=ranks) for number, ranks in enumerate([1, 1, 1, 2, 1])]
-    assert [[run.name for run in job] for job in _jobs(runs, 2)] == [["0", "1"], ["2"], ["3"], ["4"]]
+    assert [[run.name for run in job] for job in _jobs(runs, 2)] == [["0", "1"], ["2", "4"], ["3"]]
