@@ -83,7 +83,7 @@ def text(file: Path | None) -> Regime:
         *(f"--data.path={path}", "--data.sequence_length=64", *COMMON, "--optimizer.decay=cosine"),
         *("--model.name=transformer", "--model.layers=3", "--model.hidden=64", "--model.dropout=0"),
     )
-    return Regime("text", "language", options, 8, 4800, rates=(3e-3, 6e-3), decays=(0.3, 1.0, 3.0))
+    return Regime("text", "language", options, 8, 2400, rates=(3e-3, 6e-3), decays=(0.5, 2.0))
 
 
 def images(folders: Sequence[Path] | None, count: int) -> Regime:
