@@ -111,7 +111,9 @@ def main() -> None:
         prepare_text()
     if "images" in data:
         data["images"] = (f"--data.path={prepare_subset(options.images, IMAGES)}",)
-    done = study.train(training(task, case, seed, *data[task]) for seed in seeds for task in data for case in CASES)
+    done = study.train(
+        (training(task, case, seed, *data[task]) for task in data for seed in seeds for case in CASES), len(CASES)
+    )
     found = {task: {case: losses(done, task, case, seeds) for case in CASES} for task in data}
     study.write_figure(draw(found))
     facts = {
