@@ -195,7 +195,8 @@ def _loss(study: Study, arm: Arm, run: Run) -> float:
     if not arm.is_ensemble:
         return fmean(group.best for group in study.metrics(run.name))
     folder = study.folder(run.name)
-    return evaluate([str(folder)], None).scores[f"mean of {folder}"]["loss"]
+    scores = evaluate([str(folder)], None).scores[f"mean of {folder}"]
+    return scores["log_loss" if "log_loss" in scores else "loss"]
 
 
 def table(found: Mapping[str, Found], base: str) -> str:
