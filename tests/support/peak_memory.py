@@ -3,17 +3,22 @@
 import os
 import resource
 from collections.abc import Callable
+from pathlib import Path
 
 
 def peak_of(work: Callable[[], None]) -> int:
-    """Return the largest resident memory, in bytes, of a process that calls `work`, and of those that it starts."""
+    """Return the memory, in bytes, by which a process grows at most that calls `work`, and the peak of its children.
+
+    What this process holds, which varies, does not count.
+    """
     reader, writer = os.pipe()
-    worker = os.fork()  # whose peak begins anew, at what this process holds now
+    worker = os.fork()
     if worker == 0:
         try:
+            before = _resident()
             work()
-            peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-            os.write(writer, str(max(peaks) << 10).encode())
+            grown = _peak(resource.RUSAGE_SELF) - before
+            os.write(writer, str(grown + _peak(resource.RUSAGE_CHILDREN)).encode())
         finally:
             os._exit(1)  # never back into pytest
     os.close(writer)
@@ -21,3 +26,11 @@ def peak_of(work: Callable[[], None]) -> int:
         result = answer.read()
     os.waitpid(worker, 0)
     return int(result)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _peak(who: int) -> int:
+    return resource.getrusage(who).ru_maxrss << 10
