@@ -16,10 +16,7 @@ PILOT = (
     *(f"--train.steps={PILOT_STEPS}", f"--codistill.burn_in={PILOT_STEPS}", "--train.accumulate=2"),
     *("--train.validate_every=25", "--optimizer.decay=none", "--groups=2"),
 )
-CLICK_OPTIONS = (
-    *(f"--data.path={CLICKS}", "--data.partition=disjoint", "--optimizer.lr=2e-3", "--optimizer.weight_decay=0"),
-    *("--train.average=0", "--codistill.weight=1"),
-)
+CLICK_OPTIONS = ("--optimizer.lr=2e-3", "--optimizer.weight_decay=0", "--train.average=0", "--codistill.weight=1")
 """Options of the click model, whatever its configuration says."""
 LINKS = {"unlimited": "", "1 Gbit/s": "0.125,100", "100 Mbit/s": "0.0125,100", "20 Mbit/s": "0.0025,100"}
 """Network between two nodes for `--link`, by its name in the study of slow links."""
@@ -101,9 +98,19 @@ def regimes() -> list[Regime]:
     found.append(
         language("language, B = 16, averaged", "language-16-averaged", 16, range(5), "beyond-cpu", names, average)
     )
-    for batch in (64, 2048):
-        found.append(Regime(f"clicks, B = {batch}", f"clicks-{batch}", "clicks", batch, 900, range(2), CLICK_OPTIONS))
-    return [*found, *links(), little_clicks(), saturated()]
+    return [*found, *own(), *links(), tuned_clicks()]
+
+
+def own() -> list[Regime]:
+    """Return the regimes whose full trainings are this study's."""
+    many = (f"--data.path={CLICKS}", "--data.partition=disjoint", *CLICK_OPTIONS)
+    few = (study_little_data.clicks().options[0], "--data.partition=same", *CLICK_OPTIONS)
+    rule = study_saturated.REGIME
+    return [
+        Regime("clicks, B = 64", "clicks-64", "clicks", 64, 900, range(1), many),
+        Regime("clicks, 20,000 rows", "clicks-few", "clicks", 128, 1600, range(1), few),
+        Regime("a rule without noise", "rule", rule.workload, rule.batch, 400, range(1), ("--optimizer.lr=3e-2",)),
+    ]
 
 
 def links() -> Iterator[Regime]:
@@ -131,12 +138,12 @@ def links() -> Iterator[Regime]:
         )
 
 
-def little_clicks() -> Regime:
-    """Return the regime of few rows."""
+def tuned_clicks() -> Regime:
+    """Return the regime of few rows, in which each use is tuned over the rate and the weight decay."""
     little = study_little_data.clicks()
     return Regime(
         name="clicks, 20,000 rows, tuned",
-        folder="clicks-little",
+        folder="clicks-tuned",
         workload=little.workload,
         batch=little.batch,
         steps=little.cost // study_tuned.TRAINING,
@@ -144,20 +151,4 @@ def little_clicks() -> Regime:
         options=(*little.options, "--optimizer.lr=4e-3", "--optimizer.weight_decay=1"),
         source="little_data-clicks-cpu",
         names=("clicks/one-lr*-{seed}", "clicks/double-lr*-{seed}", "clicks/codistilled0.3-lr*-{seed}"),
-    )
-
-
-def saturated() -> Regime:
-    """Return the regime of a batch that is larger than the noise scale."""
-    found = study_saturated.REGIME
-    return Regime(
-        name="a rule without noise",
-        folder="rule",
-        workload=found.workload,
-        batch=found.batch,
-        steps=found.cost // study_tuned.TRAINING,
-        seeds=range(1, 6),
-        options=(*found.options, "--optimizer.lr=3e-2"),
-        source="saturated-cpu",
-        names=("rule/one-lr*-{seed}", "rule/doubled-lr*-{seed}", "rule/two-lr*-{seed}"),
     )

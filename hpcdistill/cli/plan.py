@@ -21,7 +21,7 @@ def add_parser(commands: Subparsers) -> None:
         description="Predict the time to the same loss with more workers and with more groups, from what a training "
         "has measured before its groups teach each other: the gradient noise, the ensemble gap, the slope of the loss "
         "and the time of a step. The training may still be running, or be a short pilot. Printed are a table with "
-        "95 %% intervals, all inputs, measured or assumed, and a verdict in one sentence. Several runs, which differ "
+        "95 % intervals, all inputs, measured or assumed, and a verdict in one sentence. Several runs, which differ "
         "in their seeds only, give narrower intervals. docs/planning.md explains the formulas.",
         example="plan runs/pilot --steps 20000 --ranks 8,16 --link 1.25,50",
     )

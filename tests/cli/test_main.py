@@ -54,7 +54,7 @@ def subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPar
 
 def test_no_command_takes_an_abbreviated_option() -> None:
     parsers = list(subparsers(build_parser()))
-    assert len(parsers) == 16
+    assert len(parsers) == 17
     assert not any(parser.allow_abbrev for parser in parsers)
 
 
