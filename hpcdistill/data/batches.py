@@ -44,6 +44,10 @@ class Batch:
         """Return a copy of the batch in pinned memory."""
         return self._map(Tensor.pin_memory)
 
+    def first(self, items: int) -> Batch:
+        """Return the first items of the batch, a view of it."""
+        return self._map(lambda tensor: tensor[:items])
+
     def split(self, parts: int) -> list[Batch]:
         """Return `parts` consecutive batches, views of this one, whose sizes differ by at most one."""
 

@@ -9,23 +9,38 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from hpcdistill.config.schema import Config
 from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.tasks.objective import EvaluationObjective, TrainingObjective
 
-EVERY = 8
-"""One in 8 validation batches is in the sample."""
+SHARE = 0.002
+"""Maximum cost of the peers' forward passes, of that of the training steps between two validations."""
 
-MOST = 8
-"""Maximum number of batches of each rank in the sample."""
+MOST, FEWEST = 8, 4
+"""Maximum number of a rank's batches that the sample is from; minimum number of examples of each."""
 
 TARGETS = 1024
 """Number of targets whose logits are computed at a time."""
 
 
-def is_sampled(number: int, batches: int) -> bool:
-    """Return whether batch `number` of `batches` is in the sample, which is the same in each validation."""
-    return number % max(EVERY, -(-batches // MOST)) == 0
+def affordable(config: Config, ranks: int) -> int:
+    """Return the number of examples for which one peer's model may predict on each rank in a validation, at least 1.
+
+    A training step costs three forward passes of each of its examples.
+    """
+    return max(1, int(SHARE * config.train.validate_every * 3 * config.data.batch_size / ranks))
+
+
+def choose(batches: int, examples: int) -> tuple[set[int], int]:
+    """Return the numbers of the batches of the sample, evenly spread, and the number of examples of each.
+
+    Args:
+        batches: number of a rank's batches.
+        examples: maximum number of examples.
+    """
+    count = max(1, min(MOST, batches, examples // FEWEST))
+    return {number * batches // count for number in range(count)}, max(1, examples // count)
 
 
 class Ensemble:
@@ -45,22 +60,25 @@ class Ensemble:
         self._models = [model for _, model in sorted(models.items())]
         self._sums = np.zeros(len(models) + 3)  # loss of each model, of the mean; number of targets
 
-    def add(self, own: Any, batch: Batch) -> None:
-        """Add a batch; the peers' models predict for it.
+    def add(self, own: Any, batch: Batch, examples: int) -> None:
+        """Add the first examples of a batch; the peers' models predict for them.
 
         Args:
-            own: outputs of this group's model.
+            own: outputs of this group's model for the batch.
             batch: the batch, on the device.
+            examples: number of examples.
         """
-        outputs = [own, *(self._objective.outputs(model, *batch.inputs, **batch.named) for model in self._models)]
-        for begin in range(0, batch.target.numel(), TARGETS):
-            chosen = slice(begin, begin + TARGETS)
-            target = batch.target.flatten()[chosen]
+        first = batch.first(examples)
+        outputs = [own, *(self._objective.outputs(model, *first.inputs, **first.named) for model in self._models)]
+        targets = first.target.flatten()
+        for begin in range(0, len(targets), TARGETS):
+            chosen = slice(begin, min(begin + TARGETS, len(targets)))
+            target = targets[chosen]
             logits = [self._objective.logits(each, batch.target.ndim, chosen) for each in outputs]
             logits.append(self._evaluation.ensemble(logits))
             losses = [self._evaluation.cross_entropy(each, target).double().sum() for each in logits]
             self._sums[:-1] += [loss.item() for loss in losses]
-        self._sums[-1] += int(batch.counted)
+        self._sums[-1] += int(first.counted)
 
     def metrics(self, groups: Groups) -> dict[str, Any]:
         """Return the metrics of the sample; empty without peers or targets, or if a loss is not finite.

@@ -14,6 +14,7 @@ from hpcdistill.distributed.node import ranks_and_cores
 from hpcdistill.distributed.stop import StopRequest
 from hpcdistill.distributed.world import start_world
 from hpcdistill.storage.run_dir import RunDir
+from hpcdistill.training.ensemble import affordable
 from hpcdistill.training.milestones import Milestones
 from hpcdistill.training.owner import owned
 from hpcdistill.training.profiler import StepProfiler
@@ -59,7 +60,13 @@ def train(config: Config, resume: str, stop: StopRequest, trust: bool = False) -
         parts = build_parts(config, groups, trust)
         data = parts.task.validation(config.data, groups.rank, groups.size, config.train.validation_items)
         validation = Validation(
-            parts.published, parts.objective, parts.task.objective, data, groups, config.train.precision
+            parts.published,
+            parts.objective,
+            parts.task.objective,
+            data,
+            groups,
+            config.train.precision,
+            affordable(config, groups.size),
         )
         restart = Restart(
             config, groups, parts.model, parts.average, parts.optimizer, parts.batches, parts.task.store.identity

@@ -7,18 +7,18 @@ L = mean ‖D g_i‖² and T = ‖D mean g_i‖²
     tr Σ = b·P·(L - T) / (P - 1)          variance of the gradient of one example, summed over all parameters
 
 are estimates without bias (McCandlish et al. 2018, arXiv 1812.06162, appendix A.1). D is 1, or for Adam the diagonal
-matrix 1 / (max(√v, floor) + ε), with v the corrected second moment: distances are then those that the optimizer sees
-(Qiao et al. 2021, Pollux, section 3.1). The noise scale tr Σ / |G|² is the batch size at which a step gives half the
+matrix 1 / max(√v, floor, ε), with v the corrected second moment: distances are then those that the optimizer sees
+(Qiao et al. 2021, arXiv 2008.12260). The noise scale tr Σ / |G|² is the batch size at which a step gives half the
 progress of one without noise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,31 +105,24 @@ class _Preconditioner(NamedTuple):
     """Divisor of a parameter's gradient, after Adam's."""
 
     second_moment: Tensor
-    correction: Any
-    """Factor of the second moment's root that corrects its bias, a number or a tensor []."""
+    correction: Tensor
+    """Divisor of the second moment that corrects its bias, []."""
     floor: Tensor
-    """Minimum of the corrected root, []."""
-    epsilon: float
+    """Minimum of the second moment's root, []; infinite where there has been no gradient, which leaves it out."""
 
-    @classmethod
-    def of(cls, second_moment: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> _Preconditioner:
-        """Return the preconditioner for a parameter with the state `state`, in the group `group` of the optimizer.
-
-        The floor leaves out parameters that have had no gradient so far.
-        """
-        correction = (1 - group["betas"][1] ** state["step"]) ** -0.5 if "step" in state else 1.0
-        root = second_moment.float().mean().sqrt() * correction
-        return cls(second_moment, correction, torch.where(root > 0, FLOOR * root, torch.inf), group["eps"])
-
-    def apply(self, gradient: Tensor) -> Tensor:
-        """Return the gradient as Adam scales it, but for the floor."""
+    def square(self, gradient: Tensor) -> Tensor:
+        """Return the squared norm of the preconditioned gradient, []."""
         moment = self.second_moment
         if gradient.is_sparse:
-            moment = moment.sparse_mask(gradient).values()
-            gradient = gradient.values()
-        root = moment.float().sqrt().mul_(self.correction)
-        scaled: Tensor = gradient / torch.maximum(root, self.floor).add_(self.epsilon)
-        return scaled
+            moment, gradient = moment.sparse_mask(gradient).values(), gradient.values()
+        divisor = moment.float().sqrt().clamp_(min=self.floor)
+        return _square(torch.div(gradient, divisor, out=divisor)) * self.correction
+
+
+def _square(tensor: Tensor) -> Tensor:
+    """Return the sum of the squares of the elements, []; by BLAS, which is several times faster than a sum."""
+    flat = tensor.float().flatten()
+    return flat.dot(flat)
 
 
 class GradientNorms:
@@ -163,11 +156,11 @@ class GradientNorms:
         Hooks of tensors see them before those of Horovod and DistributedDataParallel, which are at the accumulation.
         """
         self._preconditioners = _preconditioners(self._optimizer)
-        norms: list[Tensor] = []
+        squares: list[Tensor] = []
 
         @torch.no_grad()
         def note(parameter: nn.Parameter, gradient: Tensor) -> None:
-            norms.append(self._norm(parameter, gradient))
+            squares.append(self._square(parameter, gradient))
 
         parameters = [each for each in self._model.parameters() if each.requires_grad]
         handles = [parameter.register_hook(partial(note, parameter)) for parameter in parameters]
@@ -177,49 +170,53 @@ class GradientNorms:
             for handle in handles:
                 handle.remove()
         # The step's gradient is the sum of the micro-batches', each of which is 1 / micro_batches of its own.
-        self.of_parts = self._micro_batches * _sum_of_squares(norms, parameters)
+        self.of_parts = self._micro_batches * _sum(squares, parameters)
 
     @torch.no_grad()
     def measure_average(self) -> None:
         """Measure the gradients of the parameters, which are averages now, after a block of `watch`."""
         parameters = list(self._model.parameters())
-        norms = [self._norm(each, each.grad) for each in parameters if each.grad is not None]
-        self.of_average = _sum_of_squares(norms, parameters)
+        squares = [self._square(each, each.grad) for each in parameters if each.grad is not None]
+        self.of_average = _sum(squares, parameters)
 
     def clear(self) -> None:
         """Forget the norms."""
         self.of_parts = self.of_average = None
 
-    def _norm(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-        """Return the norm of a gradient, preconditioned, float64 []: float32 loses the difference between L and T."""
+    def _square(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+        """Return the squared norm of a parameter's gradient, preconditioned, []."""
         if gradient.is_sparse:
             gradient = gradient.coalesce()
         if self._preconditioners is None:
-            scaled = gradient.values() if gradient.is_sparse else gradient
-        elif parameter in self._preconditioners:
-            scaled = self._preconditioners[parameter].apply(gradient)
-        else:  # its first gradient
-            return torch.zeros((), dtype=torch.float64, device=gradient.device)
-        norm: Tensor = torch.linalg.vector_norm(scaled, dtype=torch.float64)
-        return norm
+            return _square(gradient.values() if gradient.is_sparse else gradient)
+        if parameter in self._preconditioners:
+            return self._preconditioners[parameter].square(gradient)
+        return torch.zeros((), device=gradient.device)  # of its first gradient nothing is known
 
 
-def _sum_of_squares(norms: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
-    """Return the sum of the squares of `norms`, [], on the device of the parameters."""
-    return torch.stack(norms).square().sum() if norms else torch.zeros((), device=parameters[0].device)
+def _sum(squares: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
+    """Return the sum, float64 [], on the device of the parameters."""
+    return torch.stack(squares).double().sum() if squares else torch.zeros((), device=parameters[0].device)
 
 
 def _preconditioners(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, _Preconditioner] | None:
     """Return the preconditioner of each parameter that has been updated; None if the optimizer is not one like Adam."""
-    found = {}
+    found: dict[nn.Parameter, _Preconditioner] = {}
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter)
-            if not state:
-                continue
-            moment = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
-            is_known = isinstance(moment, Tensor) and moment.shape == parameter.shape
-            if not is_known or not {"betas", "eps"} <= group.keys():
-                return None
-            found[parameter] = _Preconditioner.of(moment, state, group)
+        parameters = [each for each in group["params"] if optimizer.state.get(each)]
+        states = [optimizer.state[each] for each in parameters]
+        moments = [state.get("max_exp_avg_sq", state.get("exp_avg_sq")) for state in states]
+        if not {"betas", "eps"} <= group.keys() or [getattr(moment, "shape", None) for moment in moments] != [
+            each.shape for each in parameters
+        ]:
+            return None
+        if not parameters:
+            continue
+        sizes = [max(1, each.numel()) for each in parameters]
+        means = torch.stack(torch._foreach_div(torch._foreach_norm(moments, 1), sizes)).float()  # a few kernels for all
+        floors = torch.where(means > 0, (FLOOR * means.sqrt()).clamp(min=group["eps"]), torch.inf)
+        steps = torch.stack([torch.as_tensor(state.get("step", torch.inf)).float() for state in states])
+        corrections = 1 - group["betas"][1] ** steps
+        values = map(_Preconditioner, moments, corrections.unbind(), floors.unbind())
+        found |= dict(zip(parameters, values, strict=True))
     return found or None

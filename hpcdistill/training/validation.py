@@ -14,7 +14,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.storage.metrics import Record
 from hpcdistill.tasks.objective import EvaluationObjective, TrainingObjective
 from hpcdistill.tasks.task import ValidationBatches
-from hpcdistill.training.ensemble import Ensemble, is_sampled
+from hpcdistill.training.ensemble import Ensemble, choose
 from hpcdistill.training.precision import autocast
 from hpcdistill.training.recorder import Recorder
 
@@ -38,6 +38,7 @@ class Validation:
         batches: this rank's share of the data.
         groups: the groups.
         precision: `train.precision`, so that the model computes as in a training step.
+        sample: number of examples of each rank for which the peers' models predict, divided among them.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Validation:
         batches: ValidationBatches,
         groups: Groups,
         precision: str = "float32",
+        sample: int = 1,
     ) -> None:
         self._model = model
         self._objective = objective
@@ -55,6 +57,7 @@ class Validation:
         self._batches = batches
         self._groups = groups
         self._precision = precision
+        self._sample = sample
         self._rounds = max(groups.comm.allgather(len(batches)))  # equal on all ranks: each round has a vote
 
     @torch.no_grad()
@@ -73,6 +76,7 @@ class Validation:
             UserError: there is no target.
         """
         ensemble = Ensemble(self._objective, self._evaluation, models)
+        sampled, examples = choose(len(self._batches), self._sample // max(1, len(models)))
         batches, total, count = iter(self._batches), 0.0, 0
         self._model.eval()
         try:
@@ -84,8 +88,8 @@ class Validation:
                     batch = on_host.to(self._groups.device)
                     with autocast(self._precision, self._groups.device):
                         outputs = self._objective.outputs(self._model, *batch.inputs, **batch.named)
-                        if models and is_sampled(number, self._rounds):
-                            ensemble.add(outputs, batch)
+                        if models and number in sampled:
+                            ensemble.add(outputs, batch, examples)
                     total += self._objective.cross_entropy(outputs, batch.target).sum().item()
                     count += int(batch.counted)
         finally:

@@ -13,7 +13,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Binary, Softmax
 from hpcdistill.training import ensemble
-from hpcdistill.training.ensemble import Ensemble, is_sampled
+from hpcdistill.training.ensemble import Ensemble, choose
 
 CLASSES, TIME = 5, 3
 
@@ -60,7 +60,8 @@ def test_the_mean_of_probabilities_of_classes(fused: bool, alone: Groups, monkey
     measured = Ensemble(objective, Softmax(CLASSES), {5: models[2], 1: models[1]})
     with torch.no_grad():
         for batch in map(Batch, zip(inputs[alone.rank], strict=True), targets[alone.rank]):
-            measured.add(objective.outputs(models[0], *batch.inputs), batch)
+            measured.add(objective.outputs(models[0], *batch.inputs), batch, examples=5)
+        inputs, targets = inputs[:, :, :5], targets[:, :, :5]
         counted = targets != IGNORED
         chosen = targets[counted].unsqueeze(-1)
         expected = [model(inputs)[counted].softmax(-1).gather(-1, chosen).squeeze(-1) for model in models]
@@ -72,7 +73,7 @@ def test_the_mean_of_probabilities_of_binary_labels(alone: Groups) -> None:
     inputs, labels = torch.randn(alone.size, 20), torch.randint(2, (alone.size, 20)).float()
     mine = Batch((inputs[alone.rank],), labels[alone.rank])
     measured = Ensemble(Binary(), Binary(), {1: nn.Tanh()})
-    measured.add(mine.inputs[0], mine)
+    measured.add(mine.inputs[0], mine, 20)
     probabilities = [inputs.sigmoid(), inputs.tanh().sigmoid()]
     assert_metrics(
         measured.metrics(alone), [torch.where(labels > 0, each, 1 - each).flatten() for each in probabilities]
@@ -85,12 +86,21 @@ def test_what_has_no_ensemble() -> None:
     for models, batches in (({}, [one]), ({1: nn.Tanh()}, []), ({1: nn.Tanh()}, [one])):
         measured = Ensemble(Binary(), Binary(), models)
         for batch in batches:
-            measured.add(batch.inputs[0], batch)
+            measured.add(batch.inputs[0], batch, 1)
         assert measured.metrics(Groups.single()) == {}
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize(("batches", "sampled"), [(1, 1), (8, 1), (9, 2), (64, 8), (65, 8), (1000, 8)])
-def test_a_sample_is_an_eighth_or_less(batches: int, sampled: int) -> None:
-    assert sum(is_sampled(number, batches) for number in range(batches)) == sampled
-    assert is_sampled(0, batches)
+@pytest.mark.parametrize(
+    ("batches", "examples", "sampled"),
+    [
+        (0, 5, ({0}, 5)),
+        (3, 0, ({0}, 1)),
+        (3, 7, ({0}, 7)),
+        (3, 9, ({0, 1}, 4)),
+        (3, 100, ({0, 1, 2}, 33)),
+        (80, 100, ({0, 10, 20, 30, 40, 50, 60, 70}, 12)),
+    ],
+)
+def test_a_sample_has_few_examples_from_everywhere(batches: int, examples: int, sampled: tuple[set[int], int]) -> None:
+    assert choose(batches, examples) == sampled

@@ -121,7 +121,7 @@ def test_ranks_and_micro_batches_measure_alike(backend: Groups, make: Any, preci
         if make is torch.optim.AdamW and number:
             moments = squares / (1 - 0.999**number)
             floor = 0.1 * moments.mean().sqrt()
-            scale = 1 / (moments.sqrt().maximum(floor) + 1e-8)
+            scale = 1 / moments.sqrt().maximum(floor)
         parts = (inputs * scale).view(4, -1, D).mean(1)
         expected = (parts.square().sum(1).mean().item(), parts.mean(0).square().sum().item())
         assert found == pytest.approx(expected, rel=1e-4 if precision == torch.float32 else 3e-2)
@@ -193,7 +193,7 @@ def test_gradients_of_all_kinds(make: Any, sparse: bool) -> None:
         dense = gradient.to_dense()
         if make is torch.optim.Adam:
             moments = optimizer.state[parameter]["exp_avg_sq"] / 1e-3
-            dense = dense / (moments.sqrt().maximum(0.1 * moments.mean().sqrt()) + 1e-8)
+            dense = dense / moments.sqrt().maximum(0.1 * moments.mean().sqrt())
         return dense.flatten()
 
     trained = [each for each in model.parameters() if each.requires_grad]
