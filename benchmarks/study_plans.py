@@ -10,13 +10,13 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
 import study_link
 from hpcdistill.errors import UserError
-from hpcdistill.planning.draws import Interval
+from hpcdistill.planning.draws import Interval, short
 from hpcdistill.planning.laws import Link
 from hpcdistill.planning.plan import Plan, plan
 from hpcdistill.planning.verdict import ANOTHER_GROUP, MORE_WORKERS, NEITHER, PAYS, REGULARIZE
@@ -124,7 +124,7 @@ class Judged:
         batch = self.plan.rows[0].batch
         return (
             self.regime,
-            "-" if noise is None else f"{noise.value / batch:.2g}",
+            "-" if noise is None else short(noise.value / batch),
             "-" if gap is None else f"{gap.value:.3f}",
             format_interval(relative[1, 2]),
             found[0],
@@ -167,7 +167,8 @@ def judge(study: Study, regime: Regime) -> Judged:
     """Judge one regime, whose trainings are there."""
     try:
         link = Link.parse(regime.link) if regime.link else None
-        found = plan([study.folder(regime.pilot().name)], steps=regime.steps, link=link)
+        pilot = regime.pilot().name
+        found = replace(plan([study.folder(pilot)], steps=regime.steps, link=link), runs=[pilot])
     except UserError as error:
         print(f"{regime.name}: {error}")
         found = None

@@ -13,9 +13,6 @@ SURE = 0.8
 PAYS = 0.9
 """Largest time to the loss, relative to that of one group, at which twice the ranks pay."""
 
-REPEATED = 2.0
-"""Least number of passes after which a model may have learned its data by heart."""
-
 GENERALIZES = 0.5
 """Least share of the fall of the training loss that the validation loss has to follow."""
 
@@ -100,7 +97,7 @@ def _overfitting(inputs: Inputs) -> str:
     if probability(inputs.slope <= 0) >= SURE:
         return f"the validation loss rises, by {interval(-inputs.slope)} nats per ln(step)"
     learned = inputs.slope < GENERALIZES * inputs.training_slope
-    if pilot.passes >= REPEATED and probability(learned) >= SURE:
+    if pilot.passes > 1 and probability(learned) >= SURE:
         return (
             f"after {short(pilot.passes)} passes over the data the validation loss is "
             f"{short(pilot.train_validation_gap)} nats above the training loss, and falls by {interval(inputs.slope)} "
@@ -134,9 +131,10 @@ def _quotient(inputs: Inputs) -> Interval:
 
 def _advice(inputs: Inputs) -> str:
     """Return the data and the weight with which another group learns."""
-    data = "on disjoint data" if inputs.passes <= 1 else "on the same data"
+    is_new = inputs.passes <= 1
+    data = "on disjoint data" if is_new else "on the same data"
     if inputs.pilot.unit == "token":
         weight = "0.1 (language: 0.05 to 0.3)"
     else:
-        weight = "1" if inputs.passes <= REPEATED else "0.3 (many passes: 0.1 to 0.3)"
+        weight = "1" if is_new else "0.3 (many passes: 0.1 to 0.3)"
     return f"{data} at weight {weight}"
