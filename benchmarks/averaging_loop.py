@@ -186,8 +186,9 @@ def main() -> None:
     jobs = [Job(**each) for each in json.loads(Path(sys.argv[1]).read_text())]
     torch.set_num_threads(1)
     pair = Groups.create(2)
-    for number, job in enumerate(jobs):
-        if job.groups == 1 and number % 2 != pair.group:
+    alone = [job for job in jobs if job.groups == 1]
+    for job in jobs:
+        if job.groups == 1 and alone.index(job) % 2 != pair.group:
             continue
         begin = time.perf_counter()
         result = run(job, pair if job.groups == 2 else Groups.single())

@@ -88,15 +88,13 @@ def training(study: Study, arm: str, setting: Setting, seed: int) -> Job:
 
 
 def train(study: Study, jobs: Iterable[Job]) -> None:
-    """Train the jobs that have not been trained before; two jobs of one group run at the same time."""
-    missing = [job for job in jobs if not Path(f"{job.name}.json").exists()]
-    for groups in (1, 2):
-        if some := [asdict(job) for job in missing if job.groups == groups]:
-            path = study.folder("jobs.json")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(some))
-            loop = ROOT / "benchmarks" / "averaging_loop.py"
-            subprocess.run(["mpirun", "-np", "2", sys.executable, loop, path], check=True)
+    """Train the jobs that have not been trained before, in one start of two ranks."""
+    if missing := [asdict(job) for job in jobs if not Path(f"{job.name}.json").exists()]:
+        path = study.folder("jobs.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(missing))
+        loop = ROOT / "benchmarks" / "averaging_loop.py"
+        subprocess.run(["mpirun", "-np", "2", sys.executable, loop, path], check=True)
 
 
 def result(job: Job) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def main() -> None:
     tried = {arm: {setting: loss(training(study, arm, setting, 0)) for setting in SETTINGS} for arm in ARMS}
     best = {arm: min(its, key=its.__getitem__) for arm, its in tried.items()}
     jobs = {arm: [training(study, arm, best[arm], seed) for seed in SEEDS] for arm in ARMS}
-    train(study, (job for its in jobs.values() for job in its))
+    train(study, (jobs[arm][number] for number in range(len(SEEDS)) for arm in ARMS))
     losses = {arm: [loss(job) for job in its] for arm, its in jobs.items()}
     losses |= {f"{arm}, merged": [loss(job, "merged") for job in its] for arm, its in jobs.items() if its[0].strength}
     base = min((arm for arm in ARMS if not jobs[arm][0].strength), key=lambda arm: fmean(losses[arm]))
