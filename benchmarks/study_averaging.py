@@ -11,7 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data import topics
@@ -29,6 +29,10 @@ COST = 4500
 BURN_IN = 0.25
 INTERVAL = 10
 RATES = (3e-3, 1e-2)
+FACTS = {
+    **{"cost": COST, "batch": BATCH, "length": LENGTH, "average": AVERAGE},
+    **{"interval": INTERVAL, "burn_in": BURN_IN},
+}
 
 ARMS = {
     "one": Arm("one"),
@@ -115,33 +119,50 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nbytes", type=int, default=111_000, help="bytes of the text that are read")
 
 
+def tune(study: Study) -> dict[str, Setting]:
+    """Train each arm with all settings, write the results, and return the best setting of each."""
+    jobs = {arm: {setting: training(study, arm, setting, 0) for setting in SETTINGS} for arm in ARMS}
+    train(study, (job for its in jobs.values() for job in its.values()))
+    rows = [
+        (arm, setting.describe(arm), f"{loss(job):.3f}") for arm, its in jobs.items() for setting, job in its.items()
+    ]
+    titles = ("arm", "setting", "nats per byte")
+    study.write_results({}, markdown(titles, rows), "tuning", settings=FACTS, arms=as_json(jobs))
+    return {arm: min(its, key=lambda setting: loss(its[setting])) for arm, its in jobs.items()}
+
+
+def as_json(jobs: Mapping[str, Mapping[Any, Job]]) -> dict[str, Any]:
+    """Return the trainings of each arm and their results as JSON values, without paths."""
+    paths = {"name", "text"}
+    return {
+        arm: [
+            {"training": {key: value for key, value in asdict(job).items() if key not in paths}} | result(job)
+            for job in its.values()
+        ]
+        for arm, its in jobs.items()
+    }
+
+
 def main() -> None:
     """Tune all arms, train them with other seeds, and write the results."""
     study = Study("averaging", __doc__, add_options)
-    train(study, (training(study, arm, setting, 0) for arm in ARMS for setting in SETTINGS))
-    tried = {arm: {setting: loss(training(study, arm, setting, 0)) for setting in SETTINGS} for arm in ARMS}
-    best = {arm: min(its, key=its.__getitem__) for arm, its in tried.items()}
-    jobs = {arm: [training(study, arm, best[arm], seed) for seed in SEEDS] for arm in ARMS}
-    train(study, (jobs[arm][number] for number in range(len(SEEDS)) for arm in ARMS))
-    losses = {arm: [loss(job) for job in its] for arm, its in jobs.items()}
-    losses |= {f"{arm}, merged": [loss(job, "merged") for job in its] for arm, its in jobs.items() if its[0].strength}
-    base = min((arm for arm in ARMS if not jobs[arm][0].strength), key=lambda arm: fmean(losses[arm]))
+    best = tune(study)
+    jobs = {arm: {seed: training(study, arm, best[arm], seed) for seed in SEEDS} for arm in ARMS}
+    train(study, (jobs[arm][seed] for seed in SEEDS for arm in ARMS))
+    losses = {arm: [loss(job) for job in its.values()] for arm, its in jobs.items()}
+    base = min((arm for arm in ARMS if "averaged" not in arm), key=lambda arm: fmean(losses[arm]))
+    for arm in ARMS:
+        if "averaged" in arm:
+            losses[f"{arm}, merged"] = [loss(job, "merged") for job in jobs[arm].values()]
     rows = []
     for name, values in losses.items():
         arm = name.removesuffix(", merged")
         less = [mine - other for mine, other in zip(values, losses[base], strict=True)]
+        steps, _ = affordable(ARMS[arm], COST, BURN_IN)
         difference = "-" if name == base else format_mean(less)
-        rows.append((name, best[arm].describe(arm), jobs[arm][0].steps, format_mean(values), difference))
-    titles = ("arm", "best of its settings", "steps", "nats per byte", f"less that of {base}")
-    settings = {"cost": COST, "batch": BATCH, "length": LENGTH, "average": AVERAGE, "interval": INTERVAL}
-    arms = {
-        arm: {
-            "tried": {setting.describe(arm): value for setting, value in tried[arm].items()},
-            "trainings": [result(job) | {"seed": job.seed} for job in its],
-        }
-        for arm, its in jobs.items()
-    }
-    study.write_results({}, markdown(titles, rows), settings=settings | {"burn_in": BURN_IN}, arms=arms)
+        rows.append((name, best[arm].describe(arm), steps, format_mean(values), difference))
+    titles = ("arm", "best setting", "steps", "nats per byte", f"less that of {base}")
+    study.write_results({}, markdown(titles, rows), settings=FACTS, arms=as_json(jobs))
 
 
 if __name__ == "__main__":
