@@ -1,10 +1,10 @@
 """Churn on click data or a table: how much predictions change when a model is trained again with another seed.
 
-Arms are one DNN, an ensemble of two, a DNN that learns from its own model at an earlier step, and one of two that
-codistil, all with moving averages of the weights. All see the same data, each in its own order. The churn is the mean
-absolute difference of the predictions of two trainings (Anil et al. 2018, Section 3). All arms have five independent
-pairs or more. The learning rate and the weight decay of each arm are the best, by log loss, of the same settings, tried
-with another seed.
+Arms are one DNN, one trained for as much as two that codistil cost, an ensemble of two, a DNN that learns from its own
+model at an earlier step, and one of two that codistil at two weights, all with moving averages of the weights. All see
+the same data, each in its own order. The churn is the mean absolute difference of the predictions of two trainings
+(Anil et al. 2018, Section 3). All arms have five independent pairs or more. The learning rate and the weight decay of
+each arm are the best, by log loss, of the same settings, tried with another seed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product, zip_longest
+from itertools import chain, product, zip_longest
 from pathlib import Path
 from statistics import fmean
 
@@ -28,22 +28,51 @@ from study import CLICKS, RUNS, Run, Study, format_mean, markdown, prepare, prep
 from study_tuned import Setting
 
 TUNING_SEED = 100
+VARIED_SEEDS = (0, 1)
+TOGETHER = 15
+"""Trainings that one job makes, one after another."""
+BURN_IN = 0.5
+"""Fraction of the steps."""
 OBJECTIVE = Binary()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Training of two models at the same time."""
+    """Training of several models at the same time."""
 
     name: str
     options: tuple[str, ...]
-    seeds: range
+    seeds: Sequence[int]
+    groups: int = 2
+    length: float = 1.0
+    """Steps, as a multiple of those of the study's data."""
 
 
 PLAIN = Kind("plain", ("--codistill.weight=0",), range(10))
 CODISTILLED = Kind("codistilled", ("--codistill.weight=1.5",), range(10))
+STRONGER = Kind("codistilled-2", ("--codistill.weight=2",), range(10))
 SELF = Kind("self", ("--codistill.weight=1.5", "--codistill.teachers=self"), range(5))
-KINDS = (PLAIN, CODISTILLED, SELF)
+LONGER = Kind("longer", PLAIN.options, range(5), length=2 * (3 + 1 - BURN_IN) / 3)
+"""Plain trainings each of whose models costs as much as two that codistil: a step costs three forward passes, and a
+teacher one more after the burn-in."""
+KINDS = (PLAIN, CODISTILLED, STRONGER, SELF, LONGER)
+VARIED = {
+    "weight 1": "--codistill.weight=1",
+    "weight 4": "--codistill.weight=4",
+    "temperature 2": "--codistill.temperature=2",
+    "no moving average": "--train.average=0",
+    "constant rate": "--optimizer.decay=none",
+    "no burn-in": "--codistill.burn_in=0",
+    "burn-in of 150 steps": "--codistill.burn_in=150",
+    "ramp of 300 steps": "--codistill.ramp=300",
+    "interval 10": "--codistill.exchange_interval=10",
+    "disjoint data": "--data.partition=disjoint",
+}
+"""Options that are changed one at a time, for click data."""
+VARIATIONS = (
+    *(Kind(name, (*CODISTILLED.options, option), VARIED_SEEDS) for name, option in VARIED.items()),
+    *(Kind(f"{groups} groups", CODISTILLED.options, VARIED_SEEDS, groups) for groups in (3, 4)),
+)
 
 
 @dataclass(frozen=True)
@@ -60,9 +89,11 @@ class Arm:
 BASE = "one DNN"
 ARMS = {
     BASE: Arm(PLAIN, is_independent=True),
+    "one DNN at the cost of two that codistil": Arm(LONGER, is_independent=True),
     "ensemble of two": Arm(PLAIN, is_ensemble=True),
-    "one that learns from itself": Arm(SELF, is_independent=True),
-    "one of two that codistil": Arm(CODISTILLED),
+    "one that learns from itself, weight 1.5": Arm(SELF, is_independent=True),
+    "one of two that codistil, weight 1.5": Arm(CODISTILLED),
+    "one of two that codistil, weight 2": Arm(STRONGER),
 }
 TITLES = ("arm", "models to serve", "rate, weight decay", "log loss", "less one DNN's", "churn", "churn / one DNN's")
 
@@ -74,21 +105,26 @@ class Data:
     path: Path
     part: str
     """Name of its results."""
+    steps: int
     options: tuple[str, ...]
     """Options of all trainings."""
     settings: tuple[Setting, ...]
     """Learning rates and weight decays that are tried."""
 
     def training(self, kind: Kind, setting: Setting, seed: int) -> Run:
-        """Return the training of two models."""
+        """Return a training."""
+        steps = round(self.steps * kind.length)
         options = (
             *self.options,
-            *(f"--data.path={self.path}", "--data.partition=same", f"--seed={seed}"),
+            *(f"--train.steps={steps}", f"--train.validate_every={steps // 4}", f"--checkpoint.interval={steps}"),
+            *(f"--codistill.burn_in={round(self.steps * BURN_IN)}", "--train.average=0.98"),
+            *(f"--data.path={self.path}", "--data.partition=same", f"--seed={seed}", f"--groups={kind.groups}"),
             *(f"--optimizer.lr={setting.rate:g}", f"--optimizer.weight_decay={setting.decay:g}"),
             *kind.options,
         )
-        name = f"{self.part or 'clicks'}/{kind.name}-lr{setting.rate:g}-wd{setting.decay:g}-{seed}"
-        return Run(name, "clicks", options, ranks=2)
+        kind_name = kind.name.replace(" ", "-")
+        name = f"{self.part or 'clicks'}/{kind_name}-lr{setting.rate:g}-wd{setting.decay:g}-{seed}"
+        return Run(name, "clicks", options, kind.groups)
 
 
 @dataclass
@@ -104,15 +140,6 @@ class Found:
     """Churn by pair; of two trainings with two models each, the mean over the four combinations."""
 
 
-def length(steps: int) -> tuple[str, ...]:
-    """Return the options of a training of `steps` steps."""
-    return (
-        *(f"--train.steps={steps}", f"--train.validate_every={steps // 4}", f"--checkpoint.interval={steps}"),
-        f"--codistill.burn_in={steps * 3 // 20}",
-        "--train.average=0.98",
-    )
-
-
 def settings(*pairs: tuple[float, float]) -> tuple[Setting, ...]:
     """Return settings from pairs of a learning rate and a weight decay."""
     return tuple(Setting(*pair) for pair in pairs)
@@ -122,22 +149,23 @@ def open_data(options: argparse.Namespace) -> Data:
     """Prepare the synthetic clicks, or the table that is named."""
     if options.table is None:
         prepare_clicks()
-        return Data(CLICKS, "", length(1000), settings((8e-3, 0.5), (16e-3, 0.3)))
-    path = RUNS / "data" / f"{options.table.stem}.h5"
-    prepare(path, "table", "--input", str(options.table), "--label", options.label)
-    sizes = ("--model.widths=64,32", *length(720))
-    return Data(path, options.table.stem, sizes, settings((2e-3, 0.1), (4e-3, 0.3)))
+        return Data(CLICKS, "", 1000, (), settings((8e-3, 0.5), (8e-3, 1.0), (16e-3, 0.3)))
+    file, label = options.table
+    path = RUNS / "data" / f"{Path(file).stem}.h5"
+    prepare(path, "table", "--input", file, "--label", label)
+    widths = ("--model.widths=64,32",)
+    return Data(path, path.stem, 720, widths, settings((2e-3, 0.1), (4e-3, 0.1), (4e-3, 0.3)))
 
 
 def predict(study: Study, data: Data, runs: Sequence[Run]) -> tuple[Tensor, Tensor]:
-    """Return the logits [runs, 2, rows] of the trainings' best models for the validation rows, and the labels."""
+    """Return the logits [runs, groups, rows] of the trainings' best models for the validation rows, and the labels."""
     paths = [path for run in runs for path in named_checkpoints(str(study.folder(run.name)), "best").values()]
     saved = [SavedModel.load(path) for path in paths]
     task = open_validation_data(saved, data.path)
     with task.store:
         batches = [(torch.stack(outputs), target) for outputs, target in validation_outputs(task, saved)]
     logits, labels = zip(*batches, strict=True)
-    return torch.cat(logits, 1).unflatten(0, (len(runs), 2)), torch.cat(labels)
+    return torch.cat(logits, 1).unflatten(0, (len(runs), -1)), torch.cat(labels)
 
 
 def measure(arm: Arm, setting: Setting, logits: Tensor, labels: Tensor) -> Found:
@@ -146,7 +174,7 @@ def measure(arm: Arm, setting: Setting, logits: Tensor, labels: Tensor) -> Found
     Args:
         arm: the arm.
         setting: its setting.
-        logits: of the trainings' models, float32 [trainings, 2, rows].
+        logits: of the trainings' models, float32 [trainings, groups, rows].
         labels: float32 [rows].
     """
     models = [[OBJECTIVE.ensemble([*run])] if arm.is_ensemble else [*run] for run in logits]
@@ -161,7 +189,7 @@ def measure(arm: Arm, setting: Setting, logits: Tensor, labels: Tensor) -> Found
 
 def tune(study: Study, data: Data) -> dict[str, dict[Setting, float]]:
     """Return the log loss of each kind of training at each setting, the mean of its two models."""
-    study.train(data.training(kind, each, TUNING_SEED) for each in data.settings for kind in KINDS)
+    study.train((data.training(kind, each, TUNING_SEED) for each in data.settings for kind in KINDS), TOGETHER)
     tried: dict[str, dict[Setting, float]] = {}
     for kind in KINDS:
         found = {each: study.metrics(data.training(kind, each, TUNING_SEED).name) for each in data.settings}
@@ -198,10 +226,34 @@ def table(found: dict[str, Found]) -> str:
     return markdown(TITLES, rows)
 
 
+def vary(study: Study, data: Data, best: dict[Kind, Setting]) -> None:
+    """Train variations of the codistilled arm at its setting, a pair of each, and write the results."""
+    settings_of = {kind: best.get(kind, best[CODISTILLED]) for kind in (PLAIN, CODISTILLED, *VARIATIONS)}
+    runs = {kind: [data.training(kind, each, seed) for seed in VARIED_SEEDS] for kind, each in settings_of.items()}
+    done = study.train(chain(*runs.values()), TOGETHER)
+    found = {
+        kind.name: measure(Arm(kind), each, *predict(study, data, runs[kind])) for kind, each in settings_of.items()
+    }
+    base, rows = found[PLAIN.name], []
+    for name, each in found.items():
+        less = fmean(each.log_loss) - fmean(base.log_loss)
+        rows.append((name, f"{less:+.4f}", f"{each.churn[0] / base.churn[0]:.2f}"))
+    facts = {name: {"log_loss": each.log_loss, "churn": each.churn} for name, each in found.items()}
+    titles = ("codistilled, with", "log loss, less one DNN's", "churn / one DNN's")
+    study.write_results(done, markdown(titles, rows), "variations", options=data.options, found=facts)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name a table."""
-    parser.add_argument("--table", type=Path, metavar="FILE", help="CSV or Parquet table, instead of synthetic clicks")
-    parser.add_argument("--label", metavar="COLUMN", help="column of the table to predict; it has two values")
+    """Add the options of this study."""
+    parser.add_argument(
+        "--table",
+        nargs=2,
+        metavar=("FILE", "COLUMN"),
+        help="CSV or Parquet table and its column to predict, which has two values, instead of synthetic clicks",
+    )
+    parser.add_argument(
+        "--variations", action="store_true", help="instead, change one option of the codistilled arm at a time"
+    )
 
 
 def main() -> None:
@@ -210,9 +262,12 @@ def main() -> None:
     data = open_data(study.options)
     tried = tune(study, data)
     best = {kind: min(tried[kind.name], key=lambda each: tried[kind.name][each]) for kind in KINDS}
+    if study.options.variations:
+        vary(study, data, best)
+        return
     runs = {kind: [data.training(kind, best[kind], seed) for seed in kind.seeds] for kind in KINDS}
     by_seed = zip_longest(*runs.values())
-    done = study.train(run for of_seed in by_seed for run in of_seed if run is not None)
+    done = study.train((run for of_seed in by_seed for run in of_seed if run is not None), TOGETHER)
     predicted = {kind: predict(study, data, runs[kind]) for kind in KINDS}
     found = {name: measure(arm, best[arm.kind], *predicted[arm.kind]) for name, arm in ARMS.items()}
     study.write_figure(draw(found), data.part)
