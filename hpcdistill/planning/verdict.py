@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hpcdistill.planning.draws import Draws, Interval, interval, probability, short
 from hpcdistill.planning.inputs import Inputs
+from hpcdistill.planning.laws import steps_of_batch
 
 SURE = 0.8
 """Least share of the draws that have to agree with a verdict."""
@@ -74,7 +75,11 @@ def _answer(inputs: Inputs, workers: Draws, group: Draws | None) -> tuple[str, s
             f"the validation loss neither falls nor rises clearly (slope {interval(inputs.slope)} nats per ln(step)); "
             "more steps and validations before teachers teach would decide"
         )
-    times = f"one group with twice the ranks would take {_times(workers)} of the time to the same loss"
+    steps = interval(steps_of_batch(inputs.noise_share, 2)).value
+    times = (
+        f"to the same loss one group with twice the ranks would take {steps:.2f} of the steps and {_times(workers)} of "
+        "the time"
+    )
     noise = f"the gradient noise scale is {_quotient(inputs)} times the batch"
     if group is None:
         if probability(workers < PAYS) >= SURE:
