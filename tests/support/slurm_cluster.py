@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 DAEMONS = Path(__file__).with_name("slurm_daemons.sh")
 NODES = 4
-PATIENCE = 150
+PATIENCE = 300
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 NEEDED = ("sbatch", "srun", "slurmctld", "slurmd", "munged", "unshare")
 MISSING = [name for name in NEEDED if not shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")]
