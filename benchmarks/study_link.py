@@ -224,7 +224,7 @@ def main() -> None:
 
     study = Study("link", __doc__, add_options)
     prepare_text()
-    done = study.train(curve_run(arm, seed) for seed in SEEDS for arm in ARMS)
+    done = study.train([curve_run(arm, seed) for arm in ARMS for seed in SEEDS], together=len(SEEDS))
     if study.options.measure:
         shutil.rmtree(study.folder("times"), ignore_errors=True)
     all_times = measure_all(study)
