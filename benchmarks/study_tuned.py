@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -195,7 +196,8 @@ def _loss(study: Study, arm: Arm, run: Run) -> float:
     if not arm.is_ensemble:
         return fmean(group.best for group in study.metrics(run.name))
     folder = study.folder(run.name)
-    scores = evaluate([str(folder)], None).scores[f"mean of {folder}"]
+    paths = [Path(each.removeprefix("--data.path=")) for each in run.options if each.startswith("--data.path=")]
+    scores = evaluate([str(folder)], paths[-1] if paths else None).scores[f"mean of {folder}"]  # runs may have moved
     return scores["log_loss" if "log_loss" in scores else "loss"]
 
 
