@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import equal_cost
 import study_link
 import study_little_data
 import study_saturated
-import study_tuned
 from study import ALONE, CLICKS, TEXT, Run
 
 PILOT_STEPS = 300
@@ -146,7 +146,7 @@ def tuned_clicks() -> Regime:
         folder="clicks-tuned",
         workload=little.workload,
         batch=little.batch,
-        steps=little.cost // study_tuned.TRAINING,
+        steps=little.cost // equal_cost.TRAINING,
         seeds=range(1, 6),
         options=(*little.options, "--optimizer.lr=4e-3", "--optimizer.weight_decay=1"),
         source="little_data-clicks-cpu",

@@ -19,8 +19,8 @@ from statistics import fmean
 from typing import Any
 
 from averaging_loop import AVERAGE, LENGTH, Job
+from equal_cost import Arm, affordable
 from study import ROOT, Study, format_mean, markdown
-from study_tuned import Arm, affordable
 
 SEEDS = range(1, 6)
 BATCH = 16

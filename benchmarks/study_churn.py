@@ -20,12 +20,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from equal_cost import Setting
 from hpcdistill.evaluation.predictions import open_validation_data, validation_outputs
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.run_dir import named_checkpoints
 from hpcdistill.tasks.objective import Binary
 from study import CLICKS, RUNS, Run, Study, format_mean, markdown, prepare, prepare_clicks
-from study_tuned import Setting
 
 TUNING_SEED = 100
 VARIED_SEEDS = (0, 1)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from equal_cost import Arm, Found, Regime, as_json, best_of, compare, table
 from hpcdistill.data.rows.store import RowStore, write_rows
 from study import CLICKS, RUNS, Study, interval, prepare, prepare_clicks
-from study_tuned import Arm, Found, Regime, as_json, best_of, compare, table
 
 ONE, DOUBLE = "one", "one, twice the batch"
 WEIGHTS = {"language": (0.1, 0.3), "clicks": (0.3, 1.0), "images": (0.1, 0.3, 1.0)}

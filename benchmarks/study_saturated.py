@@ -13,8 +13,8 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
+from equal_cost import Arm, Found, Regime, affordable, as_json, compare, training
 from study import ALONE, Run, Study, format_mean, markdown
-from study_tuned import Arm, Found, Regime, affordable, as_json, compare, training
 
 BATCH = 1024
 STEPS = 250

@@ -13,8 +13,8 @@ from repository import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from averaging_loop import Averaging
+from equal_cost import affordable, cost_of
 from study_averaging import ARMS, BURN_IN, CHOICES, COST
-from study_tuned import affordable, cost_of
 
 pytestmark = pytest.mark.alone
 

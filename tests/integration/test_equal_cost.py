@@ -8,8 +8,8 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from equal_cost import Arm, Found, Regime, Setting, affordable, cost_of, table, training
 from study_little_data import arms
-from study_tuned import Arm, Found, Regime, Setting, affordable, cost_of, table, training
 
 pytestmark = pytest.mark.alone
 
