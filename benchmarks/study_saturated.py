@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from equal_cost import Arm, Found, Regime, affordable, as_json, compare, training
 from study import ALONE, Run, Study, format_mean, markdown
 
-BATCH = 1024
-STEPS = 250
+BATCH = 16384
+"""Ten times the noise scale of the first 250 steps with a batch of 1024, which is 1100 to 1800 examples."""
+STEPS = 120
 """Steps of one model with 2B."""
 SEEDS = range(1, 6)
 DOUBLED = "one of 2B"
