@@ -67,7 +67,7 @@ ACROSS = Arm("one group across both", 1, 2 * BATCH, 2, 60)
 EACH = Arm("one group on each", 2, BATCH, 2, 300)
 ARMS = (ONE_NODE, ACROSS, EACH)
 TIMED_BURN_IN = 100
-"""Burn-in of a measurement of `EACH`."""
+"""Burn-in of a measurement with teachers, in steps."""
 
 
 @dataclass(frozen=True)
@@ -126,20 +126,32 @@ def part_seconds(groups: Sequence[GroupMetrics], first: int, last: int, part: st
     return sum(seconds * steps for seconds, steps in found) / sum(steps for _, steps in found)
 
 
+def times_of(arm: Arm, groups: Sequence[GroupMetrics]) -> Times:
+    """Return the times of a measurement; without teachers, all steps take as long as those of the burn-in."""
+    end = timed_burn_in(arm)
+    burn_in = part_seconds(groups, WARM_UP, end)
+    later = part_seconds(groups, end + WARM_UP, arm.timed_steps) if arm.groups > 1 else burn_in
+    averaging = part_seconds(groups, WARM_UP, end, "averaging") if arm.groups < arm.ranks else None
+    return Times(burn_in, later, averaging)
+
+
+def timed_burn_in(arm: Arm) -> int:
+    """Return the burn-in of a measurement, in steps."""
+    return TIMED_BURN_IN if arm.groups > 1 else arm.timed_steps
+
+
 def measure(study: Study, arm: Arm, link: str, repetition: int) -> Times:
     """Measure the times of an arm's steps over a link."""
-    steps, burn_in = arm.timed_steps, TIMED_BURN_IN if arm is EACH else arm.timed_steps
+    steps = arm.timed_steps
     groups = train_between_nodes(
         study,
         arm,
         link,
         f"times/{arm.name}-{link}-{repetition}".replace(" ", "_").replace("/s", ""),
         *(f"--train.steps={steps}", f"--train.validate_every={steps}", "--train.validation_items=64"),
-        *(f"--codistill.burn_in={burn_in}", f"--checkpoint.interval={steps}"),
+        *(f"--codistill.burn_in={timed_burn_in(arm)}", f"--checkpoint.interval={steps}"),
     )
-    later = part_seconds(groups, burn_in + WARM_UP, steps) if arm is EACH else 0.0
-    averaging = part_seconds(groups, WARM_UP, burn_in, "averaging") if arm is ACROSS else None
-    return Times(part_seconds(groups, WARM_UP, burn_in), later, averaging)
+    return times_of(arm, groups)
 
 
 def measure_all(study: Study) -> dict[tuple[Arm, str], list[Times]]:
@@ -207,7 +219,7 @@ def rows(done: Runs, times: dict[tuple[Arm, str], Times]) -> list[tuple[object, 
     """Return the lines of the table."""
     lines: list[tuple[object, ...]] = []
     for (arm, link), taken in times.items():
-        later = f"{1e3 * taken.later:.1f}" if taken.later else "-"
+        later = f"{1e3 * taken.later:.1f}" if arm is EACH else "-"
         averaging = "-" if taken.averaging is None else f"{1e3 * taken.averaging:.1f}"
         steps = [steps_of(done, arm, seed) for seed in SEEDS]
         seconds = [taken.to(count, BURN_IN) for count in steps]
