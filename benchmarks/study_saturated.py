@@ -17,7 +17,7 @@ from equal_cost import Arm, Found, Regime, affordable, as_json, compare, trainin
 from study import ALONE, Run, Study, format_mean, markdown
 
 BATCH = 16384
-"""Ten times the noise scale of the first 250 steps with a batch of 1024, which is 1100 to 1800 examples."""
+"""Nine to fifteen times the average noise scale of the first 250 steps with a batch of 1024, 1100 to 1800 examples."""
 STEPS = 120
 """Steps of one model with 2B."""
 SEEDS = range(1, 6)
