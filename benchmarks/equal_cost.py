@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from hpcdistill.evaluation.evaluate import evaluate
-from study import Run, Runs, Study, format_mean, markdown, steps_to
+from study import ROOT, Run, Runs, Study, format_mean, markdown, steps_to
 
 TRAINING = 3
 """Cost of a training step, in forward passes of its batch: the backward pass costs two of them."""
@@ -208,11 +208,11 @@ def table(found: Mapping[str, Found], base: str) -> str:
     for name, each in found.items():
         less = [loss - other for loss, other in zip(each.losses, found[base].losses, strict=True)]
         cells = (
-            "-" if name == base else format_mean(less),
+            "-" if name == base else format_mean(less, 4),
             format_mean(each.best_steps, 0) if each.best_steps else "-",
             format_mean(each.costs, 2) if each.costs else "-",
         )
-        rows.append((name, each.setting, each.steps, format_mean(each.losses), *cells))
+        rows.append((name, each.setting, each.steps, format_mean(each.losses, 4), *cells))
     return markdown(titles, rows)
 
 
@@ -223,6 +223,7 @@ def best_of(found: Mapping[str, Found], names: Sequence[str]) -> str:
 
 def as_json(regime: Regime, found: Mapping[str, Found]) -> dict[str, Any]:
     """Return a regime and its results as JSON values."""
-    facts = {"options": regime.options, "batch": regime.batch, "cost": regime.cost, "burn_in": regime.burn_in}
+    options = [option.replace(f"{ROOT}/", "") for option in regime.options]
+    facts = {"options": options, "batch": regime.batch, "cost": regime.cost, "burn_in": regime.burn_in}
     arms = {name: vars(each) | {"setting": vars(each.setting)} for name, each in found.items()}
     return {"regime": facts, "settings": len(regime.settings), "arms": arms}

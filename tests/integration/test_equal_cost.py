@@ -77,5 +77,5 @@ def test_differences_are_paired_by_seed() -> None:
     one = Found(setting, {}, 400, [2.0, 4.0], [300, 400], [1.0, 1.0])
     other = Found(setting, {}, 200, [1.0, 3.0], [200, 200], [0.5, 0.7])
     lines = table({"one": one, "other": other}, "one").splitlines()
-    assert lines[3].split(" | ")[4] == "-1.000 ± 0.000"
+    assert lines[3].split(" | ")[4] == "-1.0000 ± 0.0000"
     assert lines[2].split(" | ")[4] == "-"
