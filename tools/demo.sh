@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 RUN=runs/demo
 train_clicks() { # FOLDER OPTIONS…
   mpirun -np 2 python -m hpcdistill train configs/clicks.toml --resume --run_dir=$RUN/clicks/"$1" "${@:2}" \
-    --data.path=$RUN/clicks.h5 --train.steps=900 --train.validate_every=300 --checkpoint.interval=300 --codistill.burn_in=450
+    --data.path=$RUN/clicks.h5
 }
 train_text() { # OPTIONS…
   mpirun -np 4 python -m hpcdistill train configs/demo.toml --resume "$@"
