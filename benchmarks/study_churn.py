@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, product, zip_longest
+from math import hypot
 from pathlib import Path
 from statistics import fmean
 
@@ -25,7 +26,7 @@ from hpcdistill.evaluation.predictions import open_validation_data, validation_o
 from hpcdistill.models.saved import SavedModel
 from hpcdistill.storage.run_dir import named_checkpoints
 from hpcdistill.tasks.objective import Binary
-from study import CLICKS, RUNS, Run, Study, format_mean, markdown, prepare, prepare_clicks
+from study import CLICKS, RUNS, Run, Study, format_mean, interval, markdown, prepare, prepare_clicks
 
 TUNING_SEED = 100
 VARIED_SEEDS = (0, 1)
@@ -215,15 +216,21 @@ def table(found: dict[str, Found]) -> str:
     base, rows = found[BASE], []
     for name, each in found.items():
         less = [loss - other for loss, other in zip(each.log_loss, base.log_loss, strict=False)]
-        ratio = [churn / fmean(base.churn) for churn in each.churn]
         rows.append(
             (
                 *(name, each.models, each.setting, format_mean(each.log_loss, 4)),
                 "-" if each is base else format_mean(less, 4),
-                *(format_mean(each.churn, 4), format_mean(ratio, 2)),
+                *(format_mean(each.churn, 4), "1" if each is base else _ratio(each.churn, base.churn)),
             )
         )
     return markdown(TITLES, rows)
+
+
+def _ratio(values: Sequence[float], base: Sequence[float]) -> str:
+    """Format the ratio of two means with its 95 % interval, to which both contribute."""
+    (one, one_half), (other, other_half) = interval(values), interval(base)
+    ratio = one / other
+    return f"{ratio:.2f} ± {ratio * hypot(one_half / one, other_half / other):.2f}"
 
 
 def vary(study: Study, data: Data, best: dict[Kind, Setting]) -> None:
