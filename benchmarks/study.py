@@ -198,14 +198,20 @@ def curve(group: GroupMetrics) -> dict[str, Any]:
 
 def steps_to(group: GroupMetrics, target: float) -> float:
     """Return the steps to the validation loss `target`, interpolated linearly; all steps if it was not reached."""
+    steps = reached(*group.column("validation_loss"), target)
+    return float(group.records[-1]["step"]) if steps is None else steps
+
+
+def reached(steps: Sequence[int], losses: Sequence[float], target: float) -> float | None:
+    """Return the step at which a curve first had the loss `target`, interpolated linearly; None if it never did."""
     before: tuple[int, float] | None = None
-    for step, loss in zip(*group.column("validation_loss"), strict=True):
+    for step, loss in zip(steps, losses, strict=True):
         if loss <= target:
             if before is None or before[1] == loss:
                 return float(step)
             return float(before[0] + (step - before[0]) * (before[1] - target) / (before[1] - loss))
         before = (step, loss)
-    return float(group.records[-1]["step"])
+    return None
 
 
 def steps_ratio(groups: Sequence[GroupMetrics], one: GroupMetrics) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
@@ -21,7 +22,7 @@ from hpcdistill.planning.laws import Link
 from hpcdistill.planning.plan import Plan, plan
 from hpcdistill.planning.verdict import ANOTHER_GROUP, MORE_WORKERS, NEITHER, PAYS, REGULARIZE
 from plan_regimes import Regime, regimes
-from study import RESULTS, ROOT, Study, curve, format_mean, markdown, prepare_clicks, prepare_text
+from study import RESULTS, ROOT, Study, curve, format_mean, markdown, prepare_clicks, prepare_text, reached
 
 PAGE = ROOT / "docs" / "planning.md"
 BEGIN, END = "<!-- judged -->", "<!-- end of judged -->"
@@ -74,21 +75,15 @@ def find_truth(
     """
     losses = one["validation_loss"]
     best = min(losses)
-    alone = reached(one, best)
-    costs = [reached(each, best) / alone * step_of_two for each in two]
-    return Truth(reached(double, best) / alone * step_of_double, fmean(costs), losses[-1] > (1 + RISES) * best)
+    alone = steps_of(one, best)
+    costs = [steps_of(each, best) / alone * step_of_two for each in two]
+    return Truth(steps_of(double, best) / alone * step_of_double, fmean(costs), losses[-1] > (1 + RISES) * best)
 
 
-def reached(of_group: Curve, target: float) -> float:
-    """Return the steps to a validation loss, interpolated linearly; infinite if it was not reached."""
-    before: tuple[int, float] | None = None
-    for step, loss in zip(of_group["steps"], of_group["validation_loss"], strict=True):
-        if loss <= target:
-            if before is None or before[1] == loss:
-                return float(step)
-            return float(before[0] + (step - before[0]) * (before[1] - target) / (before[1] - loss))
-        before = (step, loss)
-    return float("inf")
+def steps_of(of_group: Curve, target: float) -> float:
+    """Return the steps to a validation loss; infinite if it was not reached."""
+    steps = reached(of_group["steps"], of_group["validation_loss"], target)
+    return math.inf if steps is None else steps
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hpcdistill.planning.plan import plan
 from hpcdistill.planning.verdict import ANOTHER_GROUP, MORE_WORKERS, NEITHER, REGULARIZE
 from pilots import write_pilot
 from plan_regimes import LINKS, links
-from study_plans import Judged, Truth, find_run, find_truth, reached, replace_section, step_ratios, summary
+from study_plans import Judged, Truth, find_run, find_truth, replace_section, step_ratios, steps_of, summary
 
 pytestmark = pytest.mark.alone
 
@@ -44,9 +44,9 @@ def test_two_groups_pay_for_their_teacher() -> None:
 
 
 def test_steps_lie_on_the_line_between_validations() -> None:
-    assert reached(ONE, 3.5) == 150
-    assert reached(ONE, 4.5) == 100
-    assert reached(ONE, 1.0) == float("inf")
+    assert steps_of(ONE, 3.5) == 150
+    assert steps_of(ONE, 4.5) == 100
+    assert steps_of(ONE, 1.0) == float("inf")
 
 
 def test_the_table_counts_right_verdicts(tmp_path: Path) -> None:

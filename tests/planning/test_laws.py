@@ -27,7 +27,7 @@ def test_more_groups_have_a_larger_gap() -> None:
 
 
 def test_the_gap_is_worth_steps_on_the_curve_of_the_loss() -> None:
-    """With λ = 0.2 a loss of 0.3 · 0.2 less is that of exp(0.3) times as many steps."""
+    """A loss that is lower by 0.3 · 0.2, at λ = 0.2, is that of exp(0.3) times as many steps."""
     ratio = laws.steps_after_burn_in(np.array([0.2, 0.2]), np.array([0.2, 0.0]), np.array([0.3, 0.3]))
     assert ratio[0] == pytest.approx(math.exp(-0.3))
     assert math.isnan(ratio[1])
