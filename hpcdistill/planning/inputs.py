@@ -77,12 +77,18 @@ class Inputs:
         target: Draws = self.pilot.last_loss - self.slope * np.log(self.steps / self.pilot.last_validation)
         return target
 
-    def step_seconds(self, groups: int, factor: int) -> Draws:
-        """Return the seconds per step of `groups`, each with `factor` times the pilot's ranks."""
+    def step_seconds(self, groups: int, factor: int, teachers: int) -> Draws:
+        """Return the seconds per step of `groups`, each with `factor` times the pilot's ranks.
+
+        Args:
+            groups: number of groups, which publish to all others.
+            factor: ranks of a group, in units of the pilot's.
+            teachers: number of each group's teachers; 0 during the burn-in.
+        """
         pilot = self.pilot
         ranks = factor * pilot.ranks
         busy = self._load(groups * ranks) / self._load(pilot.groups * pilot.ranks)
-        own = self.parts["compute"] + self.parts["data"] + (groups - 1) * self.teacher
+        own = self.parts["compute"] + self.parts["data"] + teachers * self.teacher
         exchange = self.parts["exchange"] * (groups - 1) / max(1, pilot.groups - 1)
         return busy * own + exchange + self._averaging(ranks)
 

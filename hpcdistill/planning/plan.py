@@ -27,6 +27,7 @@ class Row:
     batch: int
     """Examples per group and step: in proportion to the ranks."""
     step_seconds: Interval
+    """Seconds per step; with teachers, where there are several groups."""
     steps: Interval
     """Steps to the loss."""
     seconds: Interval
@@ -92,12 +93,10 @@ def plan(
 @dataclass(frozen=True)
 class _Prediction:
     step: Draws
-    """Seconds per step."""
+    """Seconds per step, with teachers."""
     steps: Draws
-
-    @property
-    def seconds(self) -> Draws:
-        return self.step * self.steps
+    seconds: Draws
+    """Time of all steps."""
 
 
 def _compare_groups(predicted: dict[tuple[int, int], _Prediction]) -> tuple[Draws | None, Draws | None]:
@@ -124,14 +123,17 @@ def _divisions(pilot: Pilot, total: int) -> Iterator[tuple[int, int]]:
 
 def _predict(inputs: Inputs, groups: int, factor: int) -> _Prediction:
     """Predict one division into `groups`, each with `factor` times the pilot's ranks and batch."""
-    workers = laws.steps_of_batch(inputs.noise_share, factor)
-    steps = inputs.steps * workers
-    if groups > 1:
-        assert inputs.gap is not None
-        gap = laws.gap_of_groups(inputs.gap, inputs.pilot.groups, groups)
-        alone = min(inputs.burn_in / inputs.steps, 1.0)
-        steps = steps * (alone + (1 - alone) * laws.steps_after_burn_in(gap, inputs.slope, inputs.earned))
-    return _Prediction(inputs.step_seconds(groups, factor), steps)
+    steps = inputs.steps * laws.steps_of_batch(inputs.noise_share, factor)
+    step = inputs.step_seconds(groups, factor, teachers=groups - 1)
+    if groups == 1:
+        return _Prediction(step, steps, step * steps)
+    assert inputs.gap is not None
+    gap = laws.gap_of_groups(inputs.gap, inputs.pilot.groups, groups)
+    alone = inputs.burn_in / inputs.steps
+    before = alone * steps
+    after = (1 - alone) * steps * laws.steps_after_burn_in(gap, inputs.slope, inputs.earned)
+    seconds = before * inputs.step_seconds(groups, factor, teachers=0) + after * step
+    return _Prediction(step, before + after, seconds)
 
 
 def _row(pilot: Pilot, groups: int, factor: int, predicted: _Prediction, one: Draws) -> Row:

@@ -55,7 +55,7 @@ def test_the_table_counts_right_verdicts(tmp_path: Path) -> None:
     text = summary([Judged("a", found, seeds), Judged("b", None, seeds), Judged("c", found, [Truth(1, 1, False)])])
     lines = text.splitlines()
     assert lines[2].endswith(
-        "| 0.55 ± 0.64 | 1.26 (1.22 to 1.30) | 1.20 (not reached by 1 of 2) | more workers | more workers | yes |"
+        "| 0.55 ± 0.64 | 1.23 (1.19 to 1.27) | 1.20 (not reached by 1 of 2) | more workers | more workers | yes |"
     )
     assert lines[3].endswith("| none | more workers | no |")
     assert lines[4].endswith("| more workers | neither | **no** |")

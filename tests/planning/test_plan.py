@@ -83,6 +83,13 @@ def test_steps_of_two_groups_take_a_teacher_more(tmp_path: Path) -> None:
     assert row(found, 4, 1).step_seconds.value == pytest.approx(0.064)
 
 
+def test_teachers_cost_nothing_during_the_burn_in(tmp_path: Path) -> None:
+    """Of 4000 steps 400 are burn-in, as many as without a gain: 0.032 s each, later 0.042 s."""
+    found = row(plan([write_pilot(tmp_path / "pilot", noise_scale=0, gap=0.0)]), 2, 1)
+    assert found.steps.value == pytest.approx(4000)
+    assert found.seconds.value == pytest.approx(400 * 0.032 + 3600 * 0.042)
+
+
 def test_a_teacher_s_time_is_measured_where_teachers_taught(tmp_path: Path) -> None:
     found = plan([write_pilot(tmp_path / "run", groups=3, until=600, teacher=0.02)])
     assert row(found, 2, 1).step_seconds.value == pytest.approx(0.031 + 0.02 + 0.001 / 2)
