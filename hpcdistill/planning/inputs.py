@@ -93,15 +93,17 @@ class Inputs:
         return busy * own + exchange + self._averaging(ranks)
 
     def _load(self, total: int) -> float:
-        """Return the ranks on each core, at least 1, in a world of `total` ranks.
-
-        A world on one node stays there; one on several nodes gets more of them.
-        """
+        """Return the ranks on each core, at least 1, in a world of `total` ranks."""
         pilot = self.pilot
         if pilot.device != "cpu":
             return 1.0
-        on_node = total if pilot.ranks_on_node >= pilot.groups * pilot.ranks else min(total, pilot.ranks_on_node)
+        on_node = total if self._is_one_node else min(total, pilot.ranks_on_node)
         return max(1.0, on_node / pilot.cores)
+
+    @property
+    def _is_one_node(self) -> bool:
+        """True if all ranks share the pilot's node; otherwise more ranks get more nodes."""
+        return self.link is None and self.pilot.ranks_on_node >= self.pilot.groups * self.pilot.ranks
 
     def _averaging(self, ranks: int) -> Draws:
         """Return the seconds per step in which gradients are averaged over `ranks` ranks."""
@@ -143,9 +145,11 @@ class Inputs:
         return "assumed: 10 Gbit/s Ethernet; --link tells another network"
 
     def _cores(self) -> str:
-        if self.pilot.device != "cpu":
+        pilot = self.pilot
+        if pilot.device != "cpu":
             return "assumed: each rank has a device of its own"
-        return f"measured: {self.pilot.ranks_on_node} of the pilot's ranks on a node with {self.pilot.cores} cores"
+        more = "share these" if self._is_one_node else "get more nodes"
+        return f"measured: {pilot.ranks_on_node} ranks on a node with {pilot.cores} cores; assumed: more ranks {more}"
 
 
 def estimate(pilot: Pilot, steps: int | None, link: laws.Link | None) -> Inputs:

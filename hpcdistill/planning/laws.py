@@ -40,7 +40,7 @@ class Link:
         """Parse `GB/s,µs`, such as 1.25,50.
 
         Raises:
-            UserError: the text is not two numbers, or no network has these.
+            UserError: the text is not two numbers, or they are those of no network.
         """
         example = "; give bandwidth and latency as GB/s,µs, such as 1.25,50 for 10 Gbit/s Ethernet"
         try:
@@ -48,12 +48,10 @@ class Link:
         except ValueError:
             raise UserError(f"--link {text} is not two numbers{example}") from None
         if not 1e-6 <= bandwidth <= 1e5:
-            raise UserError(f"--link {text}: no network has {bandwidth:g} GB/s, but 0.000001 to 100,000{example}")
+            raise UserError(f"--link {text}: the bandwidth is {bandwidth:g} GB/s, not 0.000001 to 100,000{example}")
         if not 0.05 <= latency <= 1e7:
-            unit = f"{latency:g} s would be {latency * 1e6:g}" if 0 < latency < 0.05 else "it is a positive number"
-            raise UserError(
-                f"--link {text}: no network has a latency of {latency:g} µs, but 0.05 to 10,000,000 ({unit}){example}"
-            )
+            unit = f" ({latency:g} s are {latency * 1e6:g} µs)" if 0 < latency < 0.05 else ""
+            raise UserError(f"--link {text}: the latency is {latency:g} µs, not 0.05 to 10,000,000{unit}{example}")
         return cls(bandwidth * 1e9, latency * 1e-6)
 
 

@@ -109,6 +109,8 @@ def test_ranks_beyond_the_cores_share_them(tmp_path: Path) -> None:
     found = plan([write_pilot(tmp_path / "pilot", cores=2)])
     assert row(found, 1, 2).step_seconds.value < 0.035
     assert row(found, 4, 1).step_seconds.value == pytest.approx(2 * (0.031 + 3 * 0.01) + 3 * 0.001)
+    on_more_nodes = plan([tmp_path / "pilot"], link=Link.parse("1.25,50"))
+    assert row(on_more_nodes, 4, 1).step_seconds.value == pytest.approx(0.064)
     on_gpus = plan([write_pilot(tmp_path / "gpus", cores=2, device="cuda:0")])
     assert row(on_gpus, 4, 1).step_seconds.value == pytest.approx(0.064)
 
