@@ -97,9 +97,9 @@ def read_pilot(runs: Sequence[Path]) -> Pilot:
             measurements are not finite.
     """
     metrics = [group for run in runs for group in read_run(run)]
+    settings, *_ = map(_codistill, metrics)
     _require_same(metrics)
     first = metrics[0]
-    settings = _codistill(first)
     burn_in, teaches = settings["burn_in"], bool(settings.get("weight"))
     steps = [record["step"] for group in metrics for record in group.records]
     made = min(max(steps, default=0), burn_in if teaches else sys.maxsize)
@@ -149,25 +149,15 @@ def slope_curves(pilot: Pilot) -> tuple[str, list[Curve]]:
     return "training losses", pilot.losses
 
 
-def _fact(metrics: GroupMetrics, name: str) -> Any:
-    value: Any = metrics.header
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def _codistill(metrics: GroupMetrics) -> dict[str, Any]:
     """Return the section `codistill` of the run's configuration.
 
     Raises:
         UserError: the first line does not tell it.
     """
-    settings = _fact(metrics, "config.codistill")
+    settings = metrics.fact("config.codistill")
     if not isinstance(settings, dict) or not isinstance(settings.get("burn_in"), int):
-        raise UserError(
-            f"{metrics.path} does not tell config.codistill in its first line, which is damaged; start the run again "
-            "with --resume, which writes that line anew, or move the file away"
-        )
+        raise metrics.damage("config.codistill")
     return settings
 
 
@@ -197,8 +187,9 @@ def _part_seconds(records: Iterable[Iterable[Record]]) -> dict[str, list[float]]
 
 
 def _teacher_seconds(metrics: Sequence[GroupMetrics], burn_in: int) -> list[float]:
-    """Return the seconds per step and teacher of each record of steps in which teachers taught."""
-    taught = [r for group in metrics for r in group.records if r["step"] > burn_in and r.get("staleness")]
+    """Return the seconds per step and teacher of each record, of those without steps of the burn-in."""
+    records = [r for group in metrics for r in group.records if r.get("staleness")]
+    taught = [r for r in records if r["step"] - r.get("steps", 0) >= burn_in]
     seconds = [(r.get("part_seconds", {}), len(r["staleness"])) for r in taught]
     return [parts["teachers"] / teachers for parts, teachers in seconds if "teachers" in parts]
 
@@ -211,12 +202,15 @@ def _require_same(metrics: Sequence[GroupMetrics]) -> None:
     first = metrics[0]
     for other in metrics[1:]:
         for name in SAME:
-            one, another = _fact(first, name), _fact(other, name)
-            if one != another:
-                raise UserError(
-                    f"{other.path} is of another training than {first.path}: {name} is {_short(another)}, not "
-                    f"{_short(one)}; name runs that differ in nothing but --seed"
-                )
+            one, another = first.fact(name), other.fact(name)
+            if one == another:
+                continue
+            text = f"{other.path} is of another training than {first.path}"
+            remedy = "name runs that differ in nothing but --seed"
+            if other.path.parent == first.path.parent:
+                text = f"groups {first.group} and {other.group} of {first.path.parent} are not alike"
+                remedy = "train a pilot whose groups have equal ranks, data and settings"
+            raise UserError(f"{text}: {name} is {_short(another)}, not {_short(one)}; {remedy}")
 
 
 def _short(value: Any) -> str:
@@ -230,7 +224,7 @@ def _require_finite(metrics: Sequence[GroupMetrics], made: int) -> None:
             loss = record.get("validation_loss", 0.0)
             skipped = record.get("noise_skipped", 0)
             if not math.isfinite(loss) or skipped:
-                found = f"{skipped} gradient noises that are" if skipped else "a validation loss that is"
+                found = f"{skipped} gradient noise measurements that are" if skipped else "a validation loss that is"
                 raise UserError(
                     f"{group.path} has at step {record['step']} {found} not finite, so no plan can be made; lower "
                     "--optimizer.lr, or set --train.clip_norm, and train the pilot again"
@@ -240,8 +234,8 @@ def _require_finite(metrics: Sequence[GroupMetrics], made: int) -> None:
 def _require_micro_batches(metrics: GroupMetrics) -> None:
     if metrics.number("parts") == 1:
         raise UserError(
-            f"{metrics.path}: a step of a group has one gradient, of one rank without accumulation, but the gradient "
-            "noise is the difference of two or more; train the pilot with --train.accumulate=2"
+            "the gradient noise was not measured, because a step of a group has one gradient only (one rank, "
+            "train.accumulate = 1), and it takes two; train with --train.accumulate=2, which keeps the batch"
         )
 
 
@@ -272,7 +266,7 @@ def _require_length(pilot: Pilot, metrics: Sequence[GroupMetrics]) -> None:
         return
     more = max(needed - pilot.made, 10)
     if pilot.teaches and pilot.made >= pilot.burn_in:
-        remedy = f"train a pilot with --codistill.burn_in={pilot.made + more}"
+        remedy = f"train a pilot with --train.steps={pilot.made + more} --codistill.burn_in={pilot.made + more}"
     elif pilot.made >= pilot.steps:
         remedy = f"go on with --resume --train.steps={pilot.made + more}"
     else:

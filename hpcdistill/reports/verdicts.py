@@ -6,7 +6,6 @@ import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpcdistill.errors import UserError
 from hpcdistill.planning.plan import Plan, plan
@@ -59,8 +58,6 @@ def _verdict(run: Path) -> RunVerdict:
 
 
 def _is_codistilled(metrics: GroupMetrics) -> bool:
-    config: Any = metrics.header.get("config")
-    settings = config.get("codistill") if isinstance(config, dict) else None
-    if not isinstance(settings, dict):
+    if metrics.fact("config.groups") == 1 or metrics.fact("config.codistill.teachers") != "peers":
         return False
-    return config.get("groups") != 1 and settings.get("teachers") == "peers" and bool(settings.get("weight"))
+    return bool(metrics.fact("config.codistill.weight"))

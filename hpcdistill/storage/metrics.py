@@ -203,21 +203,30 @@ class GroupMetrics:
     header: Record
     records: list[Record]
 
+    def fact(self, key: str) -> Any:
+        """Return a value of the header, such as "config.train.steps"; None if it has none."""
+        value: Any = self.header
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
     def number(self, key: str) -> int:
         """Return a positive number of the header, such as "config.train.steps".
 
         Raises:
             UserError: the header has no such number.
         """
-        value: Any = self.header
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
+        value = self.fact(key)
         if not _is_step(value) or value == 0:
-            raise UserError(
-                f"{self.path} does not tell {key} in its first line, which is damaged; start the run again with "
-                "--resume, which writes that line anew, or move the file away"
-            )
+            raise self.damage(key)
         return int(value)
+
+    def damage(self, key: str) -> UserError:
+        """Return the error that the header lacks a usable value."""
+        return UserError(
+            f"{self.path} does not tell {key} in its first line, which is damaged; start the run again with "
+            "--resume, which writes that line anew, or move the file away"
+        )
 
     def column(self, key: str) -> tuple[list[int], list[Any]]:
         """Return the steps and values of the records that have `key`."""

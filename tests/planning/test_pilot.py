@@ -34,10 +34,13 @@ def test_the_slope_is_that_of_the_training_losses_where_validations_are_few_and_
             "too short for a plan: the second half of its 60 steps before teachers teach has 4 of 6 noise "
             "measurements and 8 of 16 training losses; it takes 80 steps more: wait for them$",
         ),
-        ({"validate_every": 500}, "0 of 1 validations and 0 of 2 ensemble gaps.*--codistill.burn_in="),
+        (
+            {"validate_every": 500},
+            "0 of 1 validations and 0 of 2 ensemble gaps.* a pilot with --train.steps=(.*) --codistill.burn_in=\\1,",
+        ),
         ({"validate_every": 200, "passes": 3.0}, "has 4 of 6 validations; it takes 400 steps more: train a pilot with"),
         ({"until": 30, "steps": 30, "groups": 1}, "go on with --resume --train.steps="),
-        ({"parts": 1}, "one gradient, of one rank without accumulation.*train the pilot with --train.accumulate=2"),
+        ({"parts": 1}, "a step of a group has one gradient only .*, and it takes two; train with --train.accumulate=2"),
     ],
 )
 def test_too_little_is_named_with_the_steps_that_it_takes(
@@ -67,8 +70,25 @@ def test_groups_of_another_training_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metrics-g0.jsonl is of another .* config.data.batch_size is 32, not 16"):
         read_pilot([run, other])
     rewrite(run, 1, data_source="another book")
-    with pytest.raises(UserError, match="data_source is another book, not a book; name runs that differ in"):
+    with pytest.raises(UserError, match=r"groups 0 and 1 of .*/run are not alike: data_source is another book, not a"):
         read_pilot([run])
+
+
+def test_groups_of_unequal_ranks_are_refused(tmp_path: Path) -> None:
+    run = write_pilot(tmp_path / "run")
+    rewrite(run, 1, ranks_per_group=2)
+    with pytest.raises(UserError, match="are not alike: ranks_per_group is 2, not 1; train a pilot whose groups"):
+        read_pilot([run])
+
+
+def test_a_teacher_s_time_is_that_of_records_without_steps_of_the_burn_in(tmp_path: Path) -> None:
+    """Of the records of steps 401 to 410 and 411 to 420, the first has five steps of a burn-in of 405."""
+    run = write_pilot(tmp_path / "run", until=420, teacher=0.02)
+    settings = {"burn_in": 405, "weight": 1.0, "teachers": "peers"}
+    for group in range(2):
+        header = json.loads(RunDir(run).metrics(group).read_text().splitlines()[0])
+        rewrite(run, group, config=header["config"] | {"codistill": settings})
+    assert read_pilot([run]).teacher_seconds == [0.02, 0.02]  # one record of each group
 
 
 def test_losses_and_noises_that_are_not_finite_are_named(tmp_path: Path) -> None:
@@ -94,7 +114,6 @@ def test_a_damaged_first_line_is_named(key: str, tmp_path: Path) -> None:
 
 def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
     run = write_pilot(tmp_path / "run")
-    for group in range(2):
-        rewrite(run, group, config={"train": 3})
-    with pytest.raises(UserError, match=r"does not tell config.codistill in its first line"):
+    rewrite(run, 1, config={"train": 3})
+    with pytest.raises(UserError, match=r"metrics-g1.jsonl does not tell config.codistill in its first line"):
         read_pilot([run])
