@@ -11,15 +11,12 @@ import study_little_data
 import study_saturated
 from study import ALONE, CLICKS, TEXT, Run
 
-PILOT_STEPS = 300
-PILOT = (
-    *(f"--train.steps={PILOT_STEPS}", f"--codistill.burn_in={PILOT_STEPS}", "--train.accumulate=2"),
-    *("--train.validate_every=25", "--optimizer.decay=none", "--groups=2"),
-)
 CLICK_OPTIONS = ("--optimizer.lr=2e-3", "--optimizer.weight_decay=0", "--train.average=0", "--codistill.weight=1")
 """Options of the click model, whatever its configuration says."""
 LINKS = {"unlimited": "", "1 Gbit/s": "0.125,100", "100 Mbit/s": "0.0125,100", "20 Mbit/s": "0.0025,100"}
 """Network between two nodes for `--link`, by its name in the study of slow links."""
+LANGUAGE_BURN_IN = 150
+"""Burn-in of the studies of the language model on one node, in steps."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,8 @@ class Regime:
     batch: int
     steps: int
     """Steps of the full training of one group with batch B."""
+    burn_in: int
+    """Steps before teachers teach in the full training of two groups."""
     seeds: Sequence[int]
     """Seeds of the full trainings."""
     options: tuple[str, ...] = ()
@@ -43,6 +42,7 @@ class Regime:
     names: tuple[str, str, str] = ("one-{seed}", "double-{seed}", "two-{seed}")
     """Names of the full trainings of one group, of one with twice the batch, and of two groups; * stands for the
     settings that the study has found best."""
+    pilot_steps: int = 300
     link: str = ""
     """Network that a larger group spans, for `--link`."""
     rate: str = ""
@@ -50,7 +50,11 @@ class Regime:
 
     def pilot(self) -> Run:
         """Return the pilot, which regimes that differ in their schedules share."""
-        options = (*self.options, f"--data.batch_size={self.batch}", *PILOT)
+        options = (
+            *(*self.options, f"--data.batch_size={self.batch}", "--groups=2", "--train.accumulate=2"),
+            *(f"--train.steps={self.pilot_steps}", f"--codistill.burn_in={self.pilot_steps}"),
+            *(f"--train.validate_every={self.pilot_steps // 12}", "--optimizer.decay=none"),
+        )
         return Run(f"{self.folder}/pilot", self.workload, options, ranks=2)
 
     def trainings(self, seed: int) -> list[Run]:
@@ -63,7 +67,7 @@ class Regime:
             f"--seed={seed}",
             f"--train.validate_every={self.steps // 30}",
         )
-        burn_in = f"--codistill.burn_in={self.steps // 5}"
+        burn_in = f"--codistill.burn_in={self.burn_in}"
         kinds = ((1, self.batch, ALONE), (1, 2 * self.batch, ALONE), (2, self.batch, (burn_in,)))
         return [
             Run(
@@ -76,79 +80,119 @@ class Regime:
         ]
 
 
-def language(
-    name: str, folder: str, batch: int, seeds: Sequence[int], source: str, names: tuple[str, str, str], *options: str
-) -> Regime:
-    """Return a regime of the language model whose full trainings are a study's."""
-    return Regime(name, folder, "language", batch, 1500, seeds, (f"--data.path={TEXT}", *options), source, names)
-
-
 def regimes() -> list[Regime]:
     """Return all regimes."""
-    found = []
+    return [*language(), *own(), *links(), tuned_clicks(), saturated()]
+
+
+def language() -> Iterator[Regime]:
+    """Yield the regimes of the language model on one node, whose full trainings are those of three studies."""
+    text = f"--data.path={TEXT}"
     for batch, seeds in ((8, 1), (32, 5), (128, 1)):
         for decay in ("none", "cosine"):
-            name, folder = f"language, B = {batch}, {decay}", f"language-{batch}"
             names = (f"1x{batch}-{decay}-{{seed}}", f"1x{2 * batch}-{decay}-{{seed}}", f"2x{batch}-{decay}-{{seed}}")
-            found.append(language(name, folder, batch, range(seeds), "batch-cpu", names))
-    names = ("one-{seed}", "double-{seed}", "codistil-{seed}")
-    found.append(language("language, B = 16, cosine", "language-16", 16, range(3), "baselines-cpu", names))
-    names = ("one-averaged-{seed}", "one-twice_the_batch-averaged-{seed}", "two_codistilled-averaged-{seed}")
-    average = "--train.average=0.99"
-    found.append(
-        language("language, B = 16, averaged", "language-16-averaged", 16, range(5), "beyond-cpu", names, average)
+            yield Regime(
+                name=f"language, B = {batch}, {decay}",
+                folder=f"language-{batch}",
+                workload="language",
+                batch=batch,
+                steps=1500,
+                burn_in=LANGUAGE_BURN_IN,
+                seeds=range(seeds),
+                options=(text,),
+                source="batch-cpu",
+                names=names,
+            )
+    yield Regime(
+        name="language, B = 16, cosine",
+        folder="language-16",
+        workload="language",
+        batch=16,
+        steps=1500,
+        burn_in=LANGUAGE_BURN_IN,
+        seeds=range(3),
+        options=(text,),
+        source="baselines-cpu",
+        names=("one-{seed}", "double-{seed}", "codistil-{seed}"),
     )
-    return [*found, *own(), *links(), tuned_clicks()]
+    yield Regime(
+        name="language, B = 16, averaged",
+        folder="language-16-averaged",
+        workload="language",
+        batch=16,
+        steps=1500,
+        burn_in=LANGUAGE_BURN_IN,
+        seeds=range(5),
+        options=(text, "--train.average=0.99"),
+        source="beyond-cpu",
+        names=("one-averaged-{seed}", "one-twice_the_batch-averaged-{seed}", "two_codistilled-averaged-{seed}"),
+    )
 
 
-def own() -> list[Regime]:
-    """Return the regimes whose full trainings are this study's."""
+def own() -> Iterator[Regime]:
+    """Yield the regimes whose full trainings are this study's."""
     many = (f"--data.path={CLICKS}", "--data.partition=disjoint", *CLICK_OPTIONS)
     few = (study_little_data.clicks().options[0], "--data.partition=same", *CLICK_OPTIONS)
-    rule = study_saturated.REGIME
-    return [
-        Regime("clicks, B = 64", "clicks-64", "clicks", 64, 900, range(1), many),
-        Regime("clicks, 20,000 rows", "clicks-few", "clicks", 128, 1600, range(1), few),
-        Regime("a rule without noise", "rule", rule.workload, rule.batch, 400, range(1), ("--optimizer.lr=3e-2",)),
-    ]
+    rule = (study_saturated.REGIME.workload, 1024, 400, 80, range(5), ("--optimizer.lr=3e-2",))
+    yield Regime("clicks, B = 64", "clicks-64", "clicks", 64, 900, 180, range(5), many)
+    yield Regime("clicks, 20,000 rows", "clicks-few", "clicks", 128, 1600, 320, range(5), few)
+    yield Regime("a rule without noise, B = 1024", "rule", *rule)
 
 
 def links() -> Iterator[Regime]:
     """Yield the regimes of two nodes with a link between them."""
-    names = ("16x1-{seed}", "32x1-{seed}", "16x2-{seed}")
-    weight = f"--codistill.weight={study_link.WEIGHT}"
-    for rate, link in (
-        ("unlimited", ""),
-        ("1 Gbit/s", "0.125,100"),
-        ("100 Mbit/s", "0.0125,100"),
-        ("20 Mbit/s", "0.0025,100"),
-    ):
+    for rate, link in LINKS.items():
         yield Regime(
-            f"language, hidden 128, link {rate}",
-            "language-link",
-            "language",
-            study_link.BATCH,
-            study_link.STEPS,
-            study_link.SEEDS,
-            (*study_link.MODEL, weight),
-            "link-cpu",
-            names,
-            link,
-            rate,
+            name=f"language, hidden 128, link {rate}",
+            folder="language-link",
+            workload="language",
+            batch=study_link.BATCH,
+            steps=study_link.STEPS,
+            burn_in=study_link.BURN_IN,
+            seeds=study_link.SEEDS,
+            options=(*study_link.MODEL, f"--codistill.weight={study_link.WEIGHT}"),
+            source="link-cpu",
+            names=("16x1-{seed}", "32x1-{seed}", "16x2-{seed}"),
+            link=link,
+            rate=rate,
         )
 
 
 def tuned_clicks() -> Regime:
     """Return the regime of few rows, in which each use is tuned over the rate and the weight decay."""
     little = study_little_data.clicks()
+    two = study_little_data.arms((0.3,))["two codistilled, weight 0.3"]
     return Regime(
         name="clicks, 20,000 rows, tuned",
         folder="clicks-tuned",
         workload=little.workload,
         batch=little.batch,
         steps=little.cost // equal_cost.TRAINING,
+        burn_in=equal_cost.affordable(two, little.cost, little.burn_in)[1],
         seeds=range(1, 6),
         options=(*little.options, "--optimizer.lr=4e-3", "--optimizer.weight_decay=1"),
         source="little_data-clicks-cpu",
         names=("clicks/one-lr*-{seed}", "clicks/double-lr*-{seed}", "clicks/codistilled0.3-lr*-{seed}"),
+    )
+
+
+def saturated() -> Regime:
+    """Return the regime in which a doubled batch saves little, each use tuned over the rate.
+
+    Its one group has half of the cost of the other two uses, which have twice the ranks, and so the same time.
+    """
+    rule = study_saturated.REGIME
+    two = study_saturated.ARMS["two of B that codistil, burn-in 25 %"]
+    return Regime(
+        name=f"a rule without noise, B = {rule.batch}, tuned",
+        folder=f"rule-{rule.batch}",
+        workload=rule.workload,
+        batch=rule.batch,
+        steps=study_saturated.STEPS,
+        burn_in=equal_cost.affordable(two, rule.cost, rule.burn_in)[1],
+        seeds=study_saturated.SEEDS,
+        options=(f"--optimizer.lr={rule.rates[1]:g}",),
+        source="saturated-cpu",
+        names=("half/one-lr*-{seed}", "rule/doubled-lr*-{seed}", "rule/two-lr*-{seed}"),
+        pilot_steps=study_saturated.STEPS,
     )

@@ -2,7 +2,8 @@
 
 Each regime has a pilot of two groups that never teach each other, at a constant learning rate, and full trainings of
 one group with batch B, of one with 2B, and of two codistilling groups with B each: those of the studies in
-benchmarks/results/studies, or trainings of this script's own. The table goes into docs/planning.md.
+benchmarks/results/studies, or trainings of this script's own. `plan_truth.py` has the rule for the right verdict. The
+table goes into docs/planning.md.
 """
 
 from __future__ import annotations
@@ -10,80 +11,34 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import study_link
 from hpcdistill.errors import UserError
 from hpcdistill.planning.draws import Interval, short
 from hpcdistill.planning.laws import Link
-from hpcdistill.planning.plan import Plan, plan
-from hpcdistill.planning.verdict import ANOTHER_GROUP, MORE_WORKERS, NEITHER, PAYS, REGULARIZE
+from hpcdistill.planning.plan import Plan, Row, plan
+from hpcdistill.planning.verdict import REGULARIZE
 from plan_regimes import Regime, regimes
-from study import RESULTS, ROOT, Study, curve, format_mean, markdown, prepare_clicks, prepare_text, reached
+from plan_truth import Cost, Curve, StepTimes, Truth, find_answer, find_truth
+from study import RESULTS, ROOT, Study, curve, format_mean, markdown, prepare_clicks, prepare_text
 
 PAGE = ROOT / "docs" / "planning.md"
 BEGIN, END = "<!-- judged -->", "<!-- end of judged -->"
-TEACHER = 1 / 3
-"""Cost of a teacher in a step, relative to a step of one group."""
-RISES = 0.01
-"""Relative rise of the validation loss after its lowest value from which a model has overfitted."""
+CLOSE = 0.25
+"""Largest relative error of a good prediction."""
 TITLES = (
-    *("regime", "noise scale / B", "ensemble gap", "time with 2B, predicted", "found"),
+    *("regime", "seeds", "noise scale / B", "ensemble gap", "time with 2B, predicted", "found"),
     *("time of two groups, predicted", "found", "verdict of the pilot", "full trainings", "right"),
 )
-TIME_TITLES = ("regime", "use of two ranks", "step, predicted", "measured", "quotient")
-
-Curve = dict[str, Any]
-"""Steps and validation losses of one group, as in the results of studies."""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Findings of the full trainings of one seed."""
-
-    double: float
-    """Cost in time of one group with 2B to the lowest loss of one with B, relative to that; infinite if not reached."""
-    two: float
-    """Cost of two codistilling groups, a teacher's forward pass in each step included; the mean of the groups."""
-    overfits: bool
-    """True if the validation loss of one group with B had risen again at its end."""
-
-    @property
-    def answer(self) -> str:
-        """Verdict that would have been right."""
-        if self.overfits:
-            return REGULARIZE
-        if min(self.double, self.two) >= PAYS:
-            return NEITHER
-        return MORE_WORKERS if self.double <= self.two else ANOTHER_GROUP
-
-
-def find_truth(
-    one: Curve, double: Curve, two: Sequence[Curve], step_of_double: float = 1.0, step_of_two: float = 1 + TEACHER
-) -> Truth:
-    """Compare full trainings of one seed.
-
-    Args:
-        one: one group with batch B.
-        double: one group with 2B.
-        two: both codistilling groups.
-        step_of_double: time of a step of the second, relative to the first.
-        step_of_two: time of a step of the third, likewise.
-    """
-    losses = one["validation_loss"]
-    best = min(losses)
-    alone = steps_of(one, best)
-    costs = [steps_of(each, best) / alone * step_of_two for each in two]
-    return Truth(steps_of(double, best) / alone * step_of_double, fmean(costs), losses[-1] > (1 + RISES) * best)
-
-
-def steps_of(of_group: Curve, target: float) -> float:
-    """Return the steps to a validation loss; infinite if it was not reached."""
-    steps = reached(of_group["steps"], of_group["validation_loss"], target)
-    return math.inf if steps is None else steps
+TIME_TITLES = ("regime", "use of the ranks", "ms per step, predicted", "measured", "quotient")
+ONE, DOUBLE, TWO = "one group", "one group, 2B", "two groups"
+DIVISIONS = {ONE: (1, 1), DOUBLE: (1, 2), TWO: (2, 1)}
+"""Groups, and ranks of each group, of each use of the ranks; pilots have one rank in each group."""
 
 
 @dataclass(frozen=True)
@@ -94,50 +49,61 @@ class Judged:
     plan: Plan | None
     """None if the pilot did not suffice."""
     truths: list[Truth]
-    steps: tuple[float, float] | None = None
-    """Measured time of a step of one group with 2B and of two groups, relative to one group; None if it was not."""
-
-    @property
-    def answers(self) -> list[str]:
-        """Answers that at least one seed supports."""
-        return sorted({truth.answer for truth in self.truths})
+    """Findings of each seed."""
+    answer: str
+    """Right verdict."""
+    is_decided: bool
+    """False if the full trainings do not decide between that verdict and another one."""
+    seconds: dict[str, float]
+    """Measured seconds of a step by use of the ranks; empty if they were not measured."""
 
     @property
     def is_right(self) -> bool:
-        """True if the verdict is one of the answers."""
-        return self.plan is not None and self.plan.verdict.answer in self.answers
+        """True if the verdict of the pilot is the right one."""
+        return self.plan is not None and self.plan.verdict.answer == self.answer
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """Rows of the plan by use of the ranks; empty without a plan."""
+        found = {} if self.plan is None else {(row.groups, row.ranks): row for row in self.plan.rows}
+        return {use: found[division] for use, division in DIVISIONS.items() if found}
+
+    def costs(self, use: str) -> list[Cost]:
+        """Return the costs of one group with 2B or of two groups, by seed."""
+        return [truth.double if use == DOUBLE else truth.two for truth in self.truths]
 
     def cells(self) -> tuple[str, ...]:
         """Return the cells of the table."""
-        answers = " or ".join(map(short_answer, self.answers))
-        found = [format_ratio([getattr(truth, kind) for truth in self.truths]) for kind in ("double", "two")]
-        if self.plan is None:
-            return (self.regime, "-", "-", "-", found[0], "-", found[1], "none", answers, "no")
-        inputs = {source.name.split(" of ")[0]: source.value for source in self.plan.inputs}
-        relative = {(row.groups, row.ranks): row.relative for row in self.plan.rows}
-        noise, gap = inputs["gradient noise scale"], inputs["ensemble gap"]
-        batch = self.plan.rows[0].batch
+        noise, gap, verdict = "-", "-", "none"
+        if self.plan is not None:
+            inputs = {source.name.split(" of ")[0]: source.value for source in self.plan.inputs}
+            scale, nats = inputs["gradient noise scale"], inputs["ensemble gap"]
+            noise = "-" if scale is None else short(scale.value / self.plan.rows[0].batch)
+            gap = "-" if nats is None else f"{nats.value:.3f}"
+            verdict = short_answer(self.plan.verdict.answer)
+        rows = self.rows
+        predicted = {use: format_interval(rows[use].relative) if rows else "-" for use in (DOUBLE, TWO)}
+        found = {use: format_costs(self.costs(use)) for use in predicted}
+        right = ("yes" if self.is_right else "**no**") if self.is_decided else "undecided"
         return (
-            self.regime,
-            "-" if noise is None else short(noise.value / batch),
-            "-" if gap is None else f"{gap.value:.3f}",
-            format_interval(relative[1, 2]),
-            found[0],
-            format_interval(relative[2, 1]),
-            found[1],
-            short_answer(self.plan.verdict.answer),
-            answers,
-            "yes" if self.is_right else "**no**",
+            *(self.regime, str(len(self.truths)), noise, gap),
+            *(predicted[DOUBLE], found[DOUBLE], predicted[TWO], found[TWO]),
+            *(verdict, short_answer(self.answer), right),
         )
 
-    def time_cells(self) -> Iterator[tuple[str, ...]]:
-        """Yield the cells of the table of step times, relative to one group."""
-        if self.plan is None or self.steps is None:
-            return
-        rows = {(row.groups, row.ranks): row.step_seconds.value for row in self.plan.rows}
-        for name, row, measured in zip(("one group, 2B", "two groups"), ((1, 2), (2, 1)), self.steps, strict=True):
-            predicted = rows[row] / rows[1, 1]
-            yield self.regime, name, f"{predicted:.2f}", f"{measured:.2f}", f"{predicted / measured:.2f}"
+    def quotient(self, use: str) -> float | None:
+        """Return the predicted relative time to the loss, divided by the one found; None if either is not known."""
+        costs = self.costs(use)
+        if not self.rows or not all(cost.is_reached for cost in costs):
+            return None
+        quotient = self.rows[use].relative.value / fmean(cost.time for cost in costs)
+        return None if math.isnan(quotient) else quotient
+
+    def step_seconds(self) -> Iterator[tuple[str, float, float]]:
+        """Yield each use of the ranks with its predicted and its measured seconds per step."""
+        if self.rows:
+            for use, measured in self.seconds.items():
+                yield use, self.rows[use].step_seconds.value, measured
 
 
 def short_answer(answer: str) -> str:
@@ -150,12 +116,11 @@ def format_interval(value: Interval) -> str:
     return f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})"
 
 
-def format_ratio(values: Sequence[float]) -> str:
-    """Format a ratio of each seed as their mean and its interval, and the seeds in which the loss was not reached."""
-    known = [value for value in values if value != float("inf")]
-    missing = len(values) - len(known)
-    text = format_mean(known, 2) if known else ""
-    return " ".join(filter(None, [text, f"(not reached by {missing} of {len(values)})" if missing else ""]))
+def format_costs(costs: Sequence[Cost]) -> str:
+    """Format the mean of the seeds' costs with its 95 % interval, and the number of seeds that missed the loss."""
+    text = format_mean([cost.time for cost in costs], 2)
+    missing = sum(not cost.is_reached for cost in costs)
+    return f"≥ {text} (not reached by {missing} of {len(costs)})" if missing else text
 
 
 def judge(study: Study, regime: Regime) -> Judged:
@@ -168,7 +133,9 @@ def judge(study: Study, regime: Regime) -> Judged:
         print(f"{regime.name}: {error}")
         found = None
     results = read_results(regime)
-    steps = step_ratios(results["times"], regime.rate) if regime.rate else (1.0, 1 + TEACHER)
+    times, seconds = measured_times(results["times"], regime.rate) if regime.rate else (StepTimes(), {})
+    if regime.link:
+        del seconds[ONE]  # the same over all links
     truths = []
     for seed in regime.seeds:
         if regime.source:
@@ -176,8 +143,8 @@ def judge(study: Study, regime: Regime) -> Judged:
         else:
             curves = [[curve(group) for group in study.metrics(run.name)] for run in regime.trainings(seed)]
         (one,), (double,), two = curves
-        truths.append(find_truth(one, double, two, *steps))
-    return Judged(regime.name, found, truths, steps if regime.rate else None)
+        truths.append(find_truth(one, double, two, regime.burn_in, times))
+    return Judged(regime.name, found, truths, *find_answer(truths), seconds)
 
 
 def read_results(regime: Regime) -> dict[str, Any]:
@@ -203,21 +170,24 @@ def find_run(runs: dict[str, list[Curve]], pattern: str) -> list[Curve]:
     return runs[name]
 
 
-def step_ratios(times: Sequence[dict[str, Any]], rate: str) -> tuple[float, float]:
-    """Return the measured time of a step of one group across both nodes, and of one on each, relative to one node's.
+def measured_times(times: Sequence[dict[str, Any]], rate: str) -> tuple[StepTimes, dict[str, float]]:
+    """Return times of steps, the medians of their measurements: relative to one group, and in seconds for each use.
 
     Args:
         times: those of the study of slow links.
-        rate: name of the link.
+        rate: name of the link between the two nodes.
     """
     found = {
-        (each["arm"], each["link"]): {
-            key: median(measured[key] for measured in each["measured"]) for key in ("burn_in", "later")
-        }
+        (each["arm"], each["link"]): study_link.medians([study_link.Times(**one) for one in each["measured"]])
         for each in times
     }
-    one = found[study_link.ONE_NODE.name, "unlimited"]["burn_in"]
-    return found[study_link.ACROSS.name, rate]["burn_in"] / one, found[study_link.EACH.name, rate]["later"] / one
+    one = found[study_link.ONE_NODE.name, "unlimited"].burn_in
+    double = found[study_link.ACROSS.name, rate].burn_in
+    two = found[study_link.EACH.name, rate]
+    return (
+        StepTimes(double / one, two.burn_in / one, two.later / one),
+        {ONE: one, DOUBLE: double, TWO: two.later},
+    )
 
 
 def replace_section(page: str, content: str) -> str:
@@ -227,13 +197,42 @@ def replace_section(page: str, content: str) -> str:
     return f"{before}{BEGIN}\n{content}\n{END}{after}"
 
 
-def summary(judged: Iterable[Judged]) -> str:
-    """Return the table in Markdown, and the number of right verdicts."""
-    judged = list(judged)
-    right = sum(each.is_right for each in judged)
-    verdicts = f"{markdown(TITLES, [each.cells() for each in judged])}\n\nRight: {right} of {len(judged)}."
-    times = [cells for each in judged for cells in each.time_cells()]
-    return f"{verdicts}\n\n{markdown(TIME_TITLES, times)}" if times else verdicts
+def summary(judged: Sequence[Judged]) -> str:
+    """Return the table in Markdown, the numbers of right verdicts and predictions, and the table of step times."""
+    verdicts = markdown(TITLES, [each.cells() for each in judged])
+    times = [
+        (each.regime, use, f"{1e3 * predicted:.1f}", f"{1e3 * measured:.1f}", f"{predicted / measured:.2f}")
+        for each in judged
+        for use, predicted, measured in each.step_seconds()
+    ]
+    text = f"{verdicts}\n\n{count_verdicts(judged)}\n\n{count_predictions(judged)}"
+    return f"{text}\n\n{markdown(TIME_TITLES, times)}" if times else text
+
+
+def count_verdicts(judged: Sequence[Judged]) -> str:
+    """Return the numbers of right verdicts, of all and by their kinds."""
+    decided = [each for each in judged if each.is_decided]
+    right = Counter(each.answer for each in decided if each.is_right)
+    kinds = Counter(each.answer for each in decided)
+    by_kind = ", ".join(f"{short_answer(kind)} {right[kind]} of {count}" for kind, count in kinds.most_common())
+    return f"Right: {right.total()} of {len(decided)} ({by_kind}). Undecided: {len(judged) - len(decided)}."
+
+
+def count_predictions(judged: Sequence[Judged]) -> str:
+    """Return the numbers of good predictions of times to the loss and of a step."""
+    double, two = ([each.quotient(use) for each in judged] for use in (DOUBLE, TWO))
+    steps = [predicted / measured for each in judged for _, predicted, measured in each.step_seconds()]
+    return (
+        f"Predicted within {100 * CLOSE:.0f} %, where all seeds reached the loss: the time with 2B in "
+        f"{count_close(double)} regimes, that of two groups in {count_close(two)}; the time of a step in "
+        f"{count_close(steps)} cases."
+    )
+
+
+def count_close(quotients: Sequence[float | None]) -> str:
+    """Return how many of the known quotients are close to 1."""
+    known = [quotient for quotient in quotients if quotient is not None]
+    return f"{sum(abs(quotient - 1) <= CLOSE for quotient in known)} of {len(known)}"
 
 
 def main() -> None:
