@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from hpcdistill.planning.draws import Draws, Interval, interval, probability, short
+from hpcdistill.planning.draws import Draws, interval, probability, short
 from hpcdistill.planning.inputs import Inputs
 from hpcdistill.planning.laws import steps_of_batch
 
@@ -80,11 +81,14 @@ def _answer(inputs: Inputs, workers: Draws, group: Draws | None) -> tuple[str, s
         f"to the same loss one group with twice the ranks would take {steps:.2f} of the steps and {_times(workers)} of "
         "the time"
     )
-    noise = f"the gradient noise scale is {_quotient(inputs)} times the batch"
+    noise = _noise(inputs)
     if group is None:
         if probability(workers < PAYS) >= SURE:
-            return MORE_WORKERS, f"{noise}, and {times}"
-        return UNKNOWN, f"{times}, but a second group was not measured: train the pilot with --groups=2"
+            return MORE_WORKERS, f"{noise}, and {times}; a second group was not measured"
+        return UNKNOWN, (
+            f"{times}, but a second group was not measured: train a pilot of two groups that are peers (--groups=2, "
+            "codistill.teachers = 'peers', codistill.weight > 0)"
+        )
     both = f"{times}, two groups {_times(group)}"
     gap = f"the ensemble gap is {interval(inputs.gap)} nats" if inputs.gap is not None else ""
     if probability((workers < PAYS) & (workers < group)) >= SURE:
@@ -130,8 +134,13 @@ def _times(draws: Draws) -> str:
     return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-def _quotient(inputs: Inputs) -> Interval:
-    return interval(inputs.noise_scale / inputs.pilot.batch)
+def _noise(inputs: Inputs) -> str:
+    """Describe the noise scale, in units of the batch."""
+    found = interval(inputs.noise_scale / inputs.pilot.batch)
+    if math.isinf(found.low):
+        return "the gradient cannot be told from its noise"
+    size = f"more than {short(found.low)}" if math.isinf(found.value) else str(found)
+    return f"the gradient noise scale is {size} times the batch"
 
 
 def _advice(inputs: Inputs) -> str:

@@ -30,11 +30,9 @@ def row(found: Plan, groups: int, ranks: int) -> Row:
         ({"noise_scale": 1.6, "gap": 0.1, "slope": 0.06}, UNKNOWN, "for the ensemble gap and the slope"),
         ({"slope": -0.002}, UNKNOWN, "neither falls nor rises clearly"),
         ({"groups": 1, "noise_scale": 320}, MORE_WORKERS, "the gradient noise scale is 19"),
-        (
-            {"groups": 1, "noise_scale": 1.6},
-            UNKNOWN,
-            "a second group was not measured: train the",
-        ),
+        ({"groups": 1, "noise_scale": 1.6}, UNKNOWN, "not measured: train a pilot of two groups that are peers (--gr"),
+        ({"square": -0.1}, MORE_WORKERS, "the gradient cannot be told from its noise: to the"),
+        ({"square": -0.1, "noise": 0.5}, MORE_WORKERS, "the gradient noise scale is more than "),
         # The language study: a doubled batch takes 0.4 to 0.6 of the steps, so the noise is several times the batch;
         # two models apart have an ensemble 0.05 nats better, and the loss falls by 0.2 nats per ln(step).
         ({"noise_scale": 96, "gap": 0.05, "slope": 0.2, "noise": 0.3}, MORE_WORKERS, "two groups 1.2"),

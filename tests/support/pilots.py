@@ -19,6 +19,7 @@ def write_pilot(
     groups: int = 2,
     noise_scale: float = 16.0,
     noise: float = 0.05,
+    square: float = 1.0,
     gap: float = 0.05,
     slope: float = 0.2,
     training_slope: float | None = None,
@@ -65,8 +66,8 @@ def write_pilot(
             values: dict[str, Any] = {"loss": loss + 0.001 * rng.standard_normal(), "steps": 10, "part_seconds": now}
             values["staleness"] = {str(each): 50 for each in range(groups) if each != group} if taught else {}
             if step % 20 == 0 and not taught:
-                square, variance = 1 + noise * rng.standard_normal(2)
-                values |= {"gradient_square": square, "gradient_variance": noise_scale * variance}
+                errors = noise * rng.standard_normal(2)
+                values |= {"gradient_square": square + errors[0], "gradient_variance": noise_scale * (1 + errors[1])}
             records.append({"step": step, "seconds": step / 20, **values})
             if step % validate_every == 0:
                 validation = 3.1 - slope * math.log(step) + 0.001 * rng.standard_normal()
