@@ -21,6 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from hpcdistill.storage.json_text import to_json
 from hpcdistill.storage.metrics import GroupMetrics, read_run
 from hpcdistill.storage.run_dir import RunDir
 from measure import machine, make_parser
@@ -44,9 +45,8 @@ SCALES: dict[str, dict[str, list[str]]] = {
 }
 """Options beyond those of configs/*.toml, by workload."""
 
-# Student's t for a two-sided 95 % interval, by number of samples less one.
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
-
+"""Student's t for a two-sided 95 % interval, by number of samples less one."""
 
 ALONE = ("--groups=1", "--codistill.weight=0")
 """Options of plain synchronous SGD."""
@@ -168,7 +168,7 @@ class Study:
         }
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"{self._stem(part)}.json"
-        path.write_text(json.dumps(content, indent=None).replace('"runs"', '\n"runs"').replace('], "', '],\n"') + "\n")
+        path.write_text(to_json(content).replace('"runs"', '\n"runs"').replace('], "', '],\n"') + "\n")
         print(f"\n{path}")
 
     def write_figure(self, figure: Figure, part: str = "") -> None:
@@ -219,8 +219,20 @@ def steps_ratio(groups: Sequence[GroupMetrics], one: GroupMetrics) -> float:
     return fmean(steps_to(group, one.best) for group in groups) / steps_to(one, one.best)
 
 
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--seeds`, a number of seeds that has an interval."""
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        choices=range(min(T95) + 1, max(T95) + 2),
+        default=5,
+        metavar="N",
+        help="trainings of each arm or case, after any tuning: 2 to 10 (default: 5)",
+    )
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of two values or more and the half-width of its 95 % interval by Student's t."""
+    """Return the mean of two to ten values and the half-width of its 95 % interval by Student's t."""
     return fmean(values), T95[len(values) - 1] * stdev(values) / len(values) ** 0.5
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from equal_cost import Arm, Found, Regime, as_json, best_of, compare, table
 from hpcdistill.data.rows.store import RowStore, write_rows
-from study import CLICKS, RUNS, Study, interval, prepare, prepare_clicks
+from study import CLICKS, RUNS, Study, add_seeds, interval, prepare, prepare_clicks
 
 ONE, DOUBLE = "one", "one, twice the batch"
 WEIGHTS = {"language": (0.1, 0.3), "clicks": (0.3, 1.0), "images": (0.1, 0.3, 1.0)}
@@ -150,7 +150,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="text (default: the standard library's source)")
     add_images(parser)
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each arm after its tuning (default: 5)")
+    add_seeds(parser)
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:

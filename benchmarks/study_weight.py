@@ -13,7 +13,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from study import TEXT, Run, Runs, Study, format_mean, interval, markdown, prepare_text
+from study import TEXT, Run, Runs, Study, add_seeds, format_mean, interval, markdown, prepare_text
 from study_little_data import add_images, prepare_subset
 
 WEIGHTS = (0.05, 0.1, 0.3, 1.0)
@@ -98,7 +98,7 @@ def draw(found: dict[str, dict[Case, list[float]]]) -> Figure:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the study's options."""
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["language"], help="default: language")
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each case (default: 5)")
+    add_seeds(parser)
     add_images(parser)
 
 

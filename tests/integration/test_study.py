@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from hpcdistill.storage.metrics import GroupMetrics
 from measure import make_parser
-from study import Run, _jobs, format_mean, markdown, steps_to
+from study import T95, Run, _jobs, add_seeds, format_mean, interval, markdown, steps_to
 
 pytestmark = pytest.mark.alone
 
@@ -41,6 +41,16 @@ def test_the_interval_of_a_mean_is_student_s() -> None:
     """The deviation of 1, 2, 3 is 1, and t for two degrees of freedom is 4.30."""
     assert format_mean([1.0, 2.0, 3.0], 2) == f"2.00 ± {4.30 / 3**0.5:.2f}"
     assert format_mean([1.25]) == "1.250"
+
+
+@pytest.mark.parametrize("seeds", [1, 11])
+def test_a_number_of_seeds_without_an_interval_is_refused(seeds: int, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = make_parser("")
+    add_seeds(parser)
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args([f"--seeds={seeds}"])
+    assert f"invalid choice: {seeds}" in capsys.readouterr().err
+    assert all(interval([1.0, *[2.0] * (seeds - 1)])[1] > 0 for seeds in range(2, len(T95) + 2))
 
 
 @pytest.mark.parametrize("rows", [[], [("a", 1)]])
