@@ -89,9 +89,9 @@ class Text:
 
 
 class Averaging:
-    """Moves the weights of a group's model towards the mean of all groups' stale snapshots, when a new one arrives.
+    """Moves of a model's weights towards the mean of all groups' stale snapshots, when a new one arrives.
 
-    The snapshots of one's own model and of the peer's are of the same step where possible. The model moves by their
+    The snapshots of the own model and of the peer's are of the same step where possible. The model moves by their
     difference, so that it keeps what it has learned since.
 
     Args:

@@ -1,6 +1,6 @@
 """Churn on click data or a table: how much predictions change when a model is trained again with another seed.
 
-Arms are one DNN, one trained for as much as two that codistil cost, an ensemble of two, a DNN that learns from its own
+Arms are one DNN, one trained at the cost of two that codistil, an ensemble of two, a DNN that learns from its own
 model at an earlier step, and one of two that codistil at two weights, all with moving averages of the weights. All see
 the same data, each in its own order. The churn is the mean absolute difference of the predictions of two trainings
 (Anil et al. 2018, Section 3). All arms have five independent pairs or more. The learning rate and the weight decay of

@@ -101,18 +101,21 @@ def prepare_subset(folders: Sequence[Path] | None, count: int) -> Path:
         count: number of training images; the first of each class are taken.
 
     Raises:
-        SystemExit: there are no folders.
+        SystemExit: no folders are named, or one has too few files.
     """
     if folders is None:
-        raise SystemExit("images are wanted; name their folders with --images TRAINING VALIDATION")
+        raise SystemExit("no folders of images are named; use --images TRAINING VALIDATION")
     training, validation = folders
     path = RUNS / "data" / f"images-{count}.h5"
     if not path.exists():
         chosen = path.with_suffix("")
         classes = sorted(each for each in training.iterdir() if each.is_dir())
         for each in classes:
+            files = sorted(each.iterdir())[: count // len(classes)]
+            if len(files) < count // len(classes):
+                raise SystemExit(f"{each} has {len(files)} files, fewer than {count} / {len(classes)}; add more")
             (chosen / each.name).mkdir(parents=True, exist_ok=True)
-            for file in sorted(each.iterdir())[: count // len(classes)]:
+            for file in files:
                 link = chosen / each.name / file.name
                 if not link.exists():
                     link.symlink_to(file.resolve())
@@ -160,7 +163,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs=2,
         metavar=("TRAINING", "VALIDATION"),
-        help="folders of images, each with a folder for each class; wanted where images are trained on",
+        help="folders of images, each with a folder for each class; needed for images",
     )
 
 

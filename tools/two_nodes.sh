@@ -4,7 +4,7 @@
 #   . tools/env.sh
 #   tools/two_nodes.sh [--rate RATE] -n RANKS COMMAND...
 #
-# RATE limits what each node sends, in the units of tc, such as 100mbit; the kernel needs the filter tbf for it.
+# RATE limits what each node sends, in the units of tc, such as 100mbit; it needs the kernel's queueing discipline tbf.
 #
 # The first half of the ranks is on node-a, the rest on node-b. Each node has its own host name, network, /dev/shm and
 # /sys; they share files, processors and processes, and their network connects them only. With MPICH or Open MPI 5.

@@ -20,14 +20,18 @@ def add_parser(commands: Subparsers) -> None:
         help="say what pays: more workers, or another group",
         description="Predict the time to the same loss with more workers and with more groups, from what a training "
         "has measured before its groups teach each other: the gradient noise, the ensemble gap, the slope of the loss "
-        "and the time of a step. The training may still be running, or be a short pilot. Printed are a table with "
-        "95 % intervals, all inputs, measured or assumed, and a verdict in one sentence. Several runs, which differ "
-        "in their seeds only, give narrower intervals. docs/planning.md explains the formulas.",
+        "and the time of a step. The training may still be running, or be a short pilot. The answer is a table with "
+        "95 % intervals, all inputs, measured or assumed, and a verdict in one sentence. Several runs that differ "
+        "in their seeds only give narrower intervals. docs/planning.md explains the formulas.",
         example="plan runs/pilot --steps 20000 --ranks 8,16 --link 1.25,50",
     )
     parser.add_argument("runs", type=input_path, nargs="+", metavar="RUN_DIR", help="folder of the training or pilot")
     parser.add_argument(
-        "--steps", type=positive_int, metavar="N", help="length of the training (default: that of its configuration)"
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        help="length of the training (default: that of its configuration; ten times that of a pilot whose groups never "
+        "teach each other)",
     )
     parser.add_argument(
         "--ranks",

@@ -22,7 +22,7 @@ class SelfTeacher:
     """Replica of the model that a group would publish, at its last snapshot: self-distillation.
 
     Snapshots are taken when peers would publish theirs, also during the burn-in, and teach after it. So a run with this
-    teacher differs from one with peers in whose snapshots teach.
+    teacher differs from one with peers only in the model that teaches.
 
     Args:
         student: the model of which the replica is made.

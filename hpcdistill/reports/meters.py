@@ -15,7 +15,7 @@ STYLES = {"data": ":", "teachers": "--", "exchange": "-.", "averaging": "-"}
 
 
 def meter_figures(curves: Sequence[Curve]) -> list[str]:
-    """Return the HTML of the figures, each of those curves that have its metrics; those without curves are left out."""
+    """Return the HTML of the figures: each shows the curves that have its metrics, and is left out if none has."""
     loss = nats(curves)
     figures = [
         ("Gradient noise scale and batch size", "noise_scale", [Panel("step", "examples", _noise)]),
