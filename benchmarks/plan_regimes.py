@@ -25,7 +25,7 @@ class Regime:
 
     name: str
     folder: str
-    """Folder of its trainings; regimes that differ in their schedule share it, and so the pilot."""
+    """Folder of its trainings; regimes that differ in their schedule share it, and so the pilots."""
     workload: str
     """Name of its configuration in configs/."""
     batch: int
@@ -36,26 +36,34 @@ class Regime:
     seeds: Sequence[int]
     """Seeds of the full trainings."""
     options: tuple[str, ...] = ()
-    """Options of the pilot and of the full trainings."""
+    """Options of the pilots and of the full trainings."""
     source: str = ""
     """File with the results of the study that has made the full trainings; without it, they are made here."""
     names: tuple[str, str, str] = ("one-{seed}", "double-{seed}", "two-{seed}")
     """Names of the full trainings of one group, of one with twice the batch, and of two groups; * stands for the
     settings that the study has found best."""
     pilot_steps: int = 300
+    pilot_seeds: Sequence[int] = range(1)
     link: str = ""
     """Network that a larger group spans, for `--link`."""
     rate: str = ""
     """Name of that network in the study, which has measured the times of steps there."""
 
-    def pilot(self) -> Run:
-        """Return the pilot, which regimes that differ in their schedules share."""
-        options = (
-            *(*self.options, f"--data.batch_size={self.batch}", "--groups=2", "--train.accumulate=2"),
+    def pilots(self) -> list[Run]:
+        """Return the pilots, which regimes that differ in their schedules share.
+
+        Where the times of steps were measured, one more pilot does without accumulation, as the full trainings do.
+        """
+        shared = (
+            *(*self.options, f"--data.batch_size={self.batch}", "--groups=2", "--optimizer.decay=none"),
             *(f"--train.steps={self.pilot_steps}", f"--codistill.burn_in={self.pilot_steps}"),
-            *(f"--train.validate_every={self.pilot_steps // 12}", "--optimizer.decay=none"),
+            f"--train.validate_every={self.pilot_steps // 12}",
         )
-        return Run(f"{self.folder}/pilot", self.workload, options, ranks=2)
+        seeds = {f"pilot-{seed}" if seed else "pilot": f"--seed={seed}" for seed in self.pilot_seeds}
+        options = {name: (*shared, seed, "--train.accumulate=2") for name, seed in seeds.items()}
+        if self.rate:
+            options["timed"] = (*shared, f"--seed={len(seeds)}")
+        return [Run(f"{self.folder}/{name}", self.workload, each, ranks=2) for name, each in options.items()]
 
     def trainings(self, seed: int) -> list[Run]:
         """Return the full trainings of a seed; none where a study has made them."""
@@ -195,4 +203,5 @@ def saturated() -> Regime:
         source="saturated-cpu",
         names=("half/one-lr*-{seed}", "rule/doubled-lr*-{seed}", "rule/two-lr*-{seed}"),
         pilot_steps=study_saturated.STEPS,
+        pilot_seeds=range(3),
     )

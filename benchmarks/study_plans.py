@@ -127,8 +127,8 @@ def judge(study: Study, regime: Regime) -> Judged:
     """Judge one regime, whose trainings are there."""
     try:
         link = Link.parse(regime.link) if regime.link else None
-        pilot = regime.pilot().name
-        found = replace(plan([study.folder(pilot)], steps=regime.steps, link=link), runs=[pilot])
+        pilots = [run.name for run in regime.pilots()]
+        found = replace(plan([study.folder(name) for name in pilots], steps=regime.steps, link=link), runs=pilots)
     except UserError as error:
         print(f"{regime.name}: {error}")
         found = None
@@ -242,7 +242,7 @@ def main() -> None:
     prepare_clicks()
     chosen = [each for each in regimes() if is_there(each)]
     full = [run for regime in chosen for seed in regime.seeds for run in regime.trainings(seed)]
-    runs = study.train([*(regime.pilot() for regime in chosen), *full])
+    runs = study.train([*(run for regime in chosen for run in regime.pilots()), *full])
     judged = [judge(study, regime) for regime in chosen]
     text = summary(judged)
     PAGE.write_text(replace_section(PAGE.read_text(), text))

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -87,7 +88,10 @@ class Pilot:
 
 
 def read_pilot(runs: Sequence[Path]) -> Pilot:
-    """Read a pilot from the metrics of runs that differ at most in their seeds.
+    """Read a pilot from the metrics of runs that differ at most in their seeds and in gradient accumulation.
+
+    Accumulation, without which one rank measures no gradient noise, makes steps longer. So the times are those of the
+    runs that accumulate least.
 
     Args:
         runs: run folders; runs may be going on, or have gone on with teachers.
@@ -108,6 +112,8 @@ def read_pilot(runs: Sequence[Path]) -> Pilot:
     validations = [_curve(records, "validation_loss") for records in second]
     last = [curve[-1] for curve in validations if curve]
     _require_finite(metrics, made)
+    gradients = [group.number("parts") for group in metrics]
+    is_timed = [each == min(gradients) for each in gradients]
     count = first.number("config.groups")
     pilot = Pilot(
         groups=count,
@@ -131,10 +137,10 @@ def read_pilot(runs: Sequence[Path]) -> Pilot:
         last_validation=max((step for step, _ in last), default=0),
         passes=max((r["passes"] * made / max(r["step"], 1) for r in _with(second, "passes")), default=0.0),
         train_validation_gap=_last(second, "train_validation_gap"),
-        parts=_part_seconds(second),
-        teacher_seconds=_teacher_seconds(metrics, burn_in) if teaches else [],
+        parts=_part_seconds(compress(second, is_timed)),
+        teacher_seconds=_teacher_seconds(compress(metrics, is_timed), burn_in) if teaches else [],
     )
-    _require_micro_batches(first)
+    _require_micro_batches(gradients)
     _require_length(pilot, metrics)
     return pilot
 
@@ -186,7 +192,7 @@ def _part_seconds(records: Iterable[Iterable[Record]]) -> dict[str, list[float]]
     return {part: [seconds[part] for seconds in measured] for part in PARTS}
 
 
-def _teacher_seconds(metrics: Sequence[GroupMetrics], burn_in: int) -> list[float]:
+def _teacher_seconds(metrics: Iterable[GroupMetrics], burn_in: int) -> list[float]:
     """Return the seconds per step and teacher of each record, of those without steps of the burn-in."""
     records = [r for group in metrics for r in group.records if r.get("staleness")]
     taught = [r for r in records if r["step"] - r.get("steps", 0) >= burn_in]
@@ -206,7 +212,7 @@ def _require_same(metrics: Sequence[GroupMetrics]) -> None:
             if one == another:
                 continue
             text = f"{other.path} is of another training than {first.path}"
-            remedy = "name runs that differ in nothing but --seed"
+            remedy = "name runs that differ in nothing but --seed and --train.accumulate"
             if other.path.parent == first.path.parent:
                 text = f"groups {first.group} and {other.group} of {first.path.parent} are not alike"
                 remedy = "train a pilot whose groups have equal ranks, data and settings"
@@ -231,8 +237,8 @@ def _require_finite(metrics: Sequence[GroupMetrics], made: int) -> None:
                 )
 
 
-def _require_micro_batches(metrics: GroupMetrics) -> None:
-    if metrics.number("parts") == 1:
+def _require_micro_batches(gradients: Sequence[int]) -> None:
+    if max(gradients) == 1:
         raise UserError(
             "the gradient noise was not measured, because a step of a group has one gradient only (one rank, "
             "train.accumulate = 1), and it takes two; train with --train.accumulate=2, which keeps the batch"

@@ -88,6 +88,15 @@ def test_teachers_cost_nothing_during_the_burn_in(tmp_path: Path) -> None:
     assert found.seconds.value == pytest.approx(400 * 0.032 + 3600 * 0.042)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_times_are_those_of_the_pilot_that_accumulates_least(order: int, tmp_path: Path) -> None:
+    pilots = [
+        write_pilot(tmp_path / "noise", seconds={"compute": 0.05}),
+        write_pilot(tmp_path / "times", seconds={"compute": 0.03}, parts=1),
+    ]
+    assert row(plan(pilots[::order]), 1, 1).step_seconds.value == pytest.approx(0.031)
+
+
 def test_a_teacher_s_time_is_measured_where_teachers_taught(tmp_path: Path) -> None:
     found = plan([write_pilot(tmp_path / "run", groups=3, until=600, teacher=0.02)])
     assert row(found, 2, 1).step_seconds.value == pytest.approx(0.031 + 0.02 + 0.001 / 2)
