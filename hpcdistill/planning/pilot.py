@@ -97,9 +97,12 @@ def read_pilot(runs: Sequence[Path]) -> Pilot:
         runs: run folders; runs may be going on, or have gone on with teachers.
 
     Raises:
-        UserError: the runs have no metrics, or are of different data or settings; the pilot is too short; or its
-            measurements are not finite.
+        UserError: the runs have no metrics, or are of different data or settings; one is named twice; the pilot is too
+            short; or its measurements are not finite.
     """
+    folders = [run.resolve() for run in runs]
+    if twice := next((run for run in runs if folders.count(run.resolve()) > 1), None):
+        raise UserError(f"{twice} is named twice, and would count as two pilots; name each run once")
     metrics = [group for run in runs for group in read_run(run)]
     settings, *_ = map(_codistill, metrics)
     _require_same(metrics)

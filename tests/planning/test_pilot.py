@@ -74,6 +74,13 @@ def test_groups_of_another_training_are_refused(tmp_path: Path) -> None:
         read_pilot([run])
 
 
+def test_a_run_counts_once(tmp_path: Path) -> None:
+    run, link = write_pilot(tmp_path / "run"), tmp_path / "link"
+    link.symlink_to(run)
+    with pytest.raises(UserError, match="run is named twice, and would count as two pilots"):
+        read_pilot([run, link])
+
+
 def test_groups_of_unequal_ranks_are_refused(tmp_path: Path) -> None:
     run = write_pilot(tmp_path / "run")
     rewrite(run, 1, ranks_per_group=2)
