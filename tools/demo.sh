@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 RUN=runs/demo
 train_clicks() { # FOLDER OPTIONS…
   mpirun -np 2 python -m hpcdistill train configs/clicks.toml --resume --run_dir=$RUN/clicks/"$1" "${@:2}" \
-    --data.path=$RUN/clicks.h5 > /dev/null # its report, as that of the demo has the results
+    --data.path=$RUN/clicks.h5 > /dev/null # the demo's own report has the results
 }
 train_text() { # OPTIONS…
   mpirun -np 4 python -m hpcdistill train configs/demo.toml --resume "$@"

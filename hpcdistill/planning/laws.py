@@ -6,8 +6,8 @@
     averaging over K ranks          2 (K − 1) (bytes / K / bandwidth + latency)
 
 The first is (1 + Bn/(mB)) / (1 + Bn/B) of McCandlish et al. 2018 (arXiv 1812.06162, Section 2.2), with the noise scale
-Bn and the batch B. The second holds for the variance of an average. The third takes the share η of the gap to be
-earned, and counts the steps that would have earned the same loss. The last is a ring allreduce.
+Bn and the batch B. The second holds for the variance of an average. The third assumes that the share η of the gap is
+earned, and converts this loss into steps. The last is a ring allreduce.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Link:
         """Parse `GB/s,µs`, such as 1.25,50.
 
         Raises:
-            UserError: the text is not two numbers, or they are those of no network.
+            UserError: the text is not two numbers, or one is out of range.
         """
         example = "; give bandwidth and latency as GB/s,µs, such as 1.25,50 for 10 Gbit/s Ethernet"
         try:

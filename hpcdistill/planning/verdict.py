@@ -27,12 +27,12 @@ UNKNOWN = "the pilot cannot tell"
 
 @dataclass(frozen=True)
 class Verdict:
-    """Answer to the question for which twice the ranks should be used."""
+    """Answer to the question what twice the ranks are best used for."""
 
     answer: str
     """One of the constants of this module."""
     advice: str
-    """How to do it: for another group the data and the weight; else empty."""
+    """Data and weight for another group; else empty."""
     reason: str
     churn: str
     """Price of a second group for those to whom reproducible predictions matter."""
