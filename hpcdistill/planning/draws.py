@@ -66,10 +66,15 @@ def mean(rng: np.random.Generator, values: Sequence[float]) -> Draws:
     return found
 
 
-def bootstrap_means(rng: np.random.Generator, pairs: Sequence[tuple[float, float]]) -> tuple[Draws, Draws]:
-    """Return draws of the means of the first and of the second of each pair; pairs are drawn with replacement."""
-    chosen = rng.integers(len(pairs), size=(DRAWS, len(pairs)))
-    first, second = np.asarray(pairs, dtype=np.float64)[chosen].mean(1).T
+def pair_means(rng: np.random.Generator, pairs: Sequence[tuple[float, float]]) -> tuple[Draws, Draws]:
+    """Return draws of the means of the first and of the second of each pair, two or more, by Student's t.
+
+    Their errors are correlated as the pairs are: sums of the deviations with normal weights have their covariance.
+    """
+    values = np.asarray(pairs, dtype=np.float64)
+    count = len(values)
+    errors = rng.standard_normal((DRAWS, count)) @ (values - values.mean(0))
+    first, second = (values.mean(0) + errors / (count * rng.chisquare(count - 1, (DRAWS, 1))) ** 0.5).T
     return first, second
 
 

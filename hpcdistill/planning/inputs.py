@@ -164,7 +164,7 @@ def estimate(pilot: Pilot, steps: int | None, link: laws.Link | None) -> Inputs:
         UserError: the planned training is not longer than the pilot.
     """
     rng = np.random.default_rng(SEED)
-    square, variance = (np.maximum(draw, 0.0) for draw in draws.bootstrap_means(rng, pilot.noise))
+    square, variance = (np.maximum(draw, 0.0) for draw in draws.pair_means(rng, pilot.noise))
     known = square > 0
     length, origin = _length(pilot, steps)
     parts = {part: np.maximum(draws.mean(rng, values), 0.0) for part, values in pilot.parts.items()}

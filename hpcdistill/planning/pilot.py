@@ -15,7 +15,10 @@ from hpcdistill.errors import UserError
 from hpcdistill.planning.draws import Curve
 from hpcdistill.storage.metrics import GroupMetrics, Record, read_run
 
-NOISE_MEASUREMENTS = 6
+NOISE_EVERY = 50
+"""Steps between two noise measurements of a group, where its metrics have fewer than two."""
+
+NOISE_MEASUREMENTS = 4
 """Least number of measured noise scales, of all groups together."""
 
 GAP_MEASUREMENTS = 2
@@ -254,26 +257,23 @@ def _require_length(pilot: Pilot, metrics: Sequence[GroupMetrics]) -> None:
     Raises:
         UserError: it has not; the message tells what is missing, and the steps that it takes.
     """
-    noise, validations = metrics[0].column(NOISE[1])[0], metrics[0].column("validation_loss")[0]
-    missing, needed = [], 0
+    validate_every = metrics[0].number("config.train.validate_every")
     checks = [
-        ("noise measurements", len(pilot.noise), NOISE_MEASUREMENTS, _spacing(noise, 20)),
+        ("noise measurements", len(pilot.noise), NOISE_MEASUREMENTS, _noise_every(metrics[0])),
         ("step times", len(pilot.parts["compute"]), 2, 10),
-        ("validations", _count(pilot.validations), 1, _spacing(validations, 200)),
+        ("validations", _count(pilot.validations), 1, validate_every),
     ]
     if pilot.with_peers:
-        checks.append(("ensemble gaps", len(pilot.gaps), GAP_MEASUREMENTS, _spacing(validations, 200)))
+        checks.append(("ensemble gaps", len(pilot.gaps), GAP_MEASUREMENTS, validate_every))
     checks.append(("training losses", _count(pilot.losses), RECORDS * len(metrics), 10))
     if slope_curves(pilot)[1] is pilot.losses and pilot.passes > 1:
         least = len(metrics) + 1 + FREEDOM
-        checks.append(("validations", _count(pilot.validations), least, _spacing(validations, 200)))
-    for name, found, least, every in checks:
-        if found < least:
-            missing.append(f"{found} of {least} {name}")
-            needed = max(needed, 2 * every * max(1, math.ceil(least / len(metrics)) - 1))
+        checks.append(("validations", _count(pilot.validations), least, validate_every))
+    missing = [f"{found} of {least} {name}" for name, found, least, _ in checks if found < least]
     if not missing:
         return
-    more = max(needed - pilot.made, 10)
+    needs = [(math.ceil(least / len(metrics)), every) for _, _, least, every in checks]
+    more = _sufficient(pilot.made + 10, needs) - pilot.made
     if pilot.teaches and pilot.made >= pilot.burn_in:
         remedy = f"train a pilot with --train.steps={pilot.made + more} --codistill.burn_in={pilot.made + more}"
     elif pilot.made >= pilot.steps:
@@ -288,5 +288,20 @@ def _require_length(pilot: Pilot, metrics: Sequence[GroupMetrics]) -> None:
     )
 
 
-def _spacing(steps: Sequence[int], default: int) -> int:
-    return max(1, (steps[-1] - steps[0]) // (len(steps) - 1)) if len(steps) > 1 else default
+def _sufficient(steps: int, needs: Sequence[tuple[int, int]]) -> int:
+    """Return the least number of steps, `steps` or more, whose second half has enough measurements of each kind.
+
+    Args:
+        steps: lower bound.
+        needs: for each kind, the least number of measurements in a group, and the steps from one to the next.
+    """
+    # There are n // e - ceil(n / 2e) + 1 multiples of e from n / 2 to n.
+    while rare := [every for least, every in needs if steps // every + -steps // (2 * every) + 1 < least]:
+        steps = max(steps // every * every + every for every in rare)
+    return steps
+
+
+def _noise_every(metrics: GroupMetrics) -> int:
+    """Return the mean number of steps from one noise measurement to the next."""
+    steps, _ = metrics.column(NOISE[1])
+    return max(1, (steps[-1] - steps[0]) // (len(steps) - 1)) if len(steps) > 1 else NOISE_EVERY

@@ -35,14 +35,8 @@ RECORD_EVERY = 10
 TERMS_EVERY = 100
 """Steps between two measurements of the terms of the loss, each of which costs a few percent of a step."""
 
-NOISE_EVERY = 20
-"""Steps between two measurements of the gradient noise, each of which costs about a tenth of a step, at first."""
-
-NOISE_EVERY_LATER = 100
-"""Steps between two of them after `NOISE_EARLY` steps."""
-
-NOISE_EARLY = 500
-"""Number of steps in which the noise is measured often: a pilot or a burn-in should suffice."""
+NOISE_EVERY = 50
+"""Steps between two measurements of the gradient noise, each of which costs about a tenth of a step."""
 
 
 @dataclass
@@ -117,14 +111,12 @@ class Recorder:
     def watch_gradients(self, weight: float) -> Iterator[None]:
         """Measure the backward passes of a step in the `with` block: waits for averages, and gradients when due.
 
-        Gradients are due every `NOISE_EVERY` steps, later `NOISE_EVERY_LATER`, in groups that have several
-        micro-batches in a step.
+        Gradients are due every `NOISE_EVERY` steps, in groups that have several micro-batches in a step.
 
         Args:
             weight: weight of the distillation term; only the gradient of the labels' loss alone is measured.
         """
-        every = NOISE_EVERY if self._step < NOISE_EARLY else NOISE_EVERY_LATER
-        is_due = (self._step + 1) % every == 0 and self._parts_per_step > 1 and not weight
+        is_due = (self._step + 1) % NOISE_EVERY == 0 and self._parts_per_step > 1 and not weight
         with self._norms.watch() if is_due else nullcontext():
             yield
         if self._wait_began is not None:

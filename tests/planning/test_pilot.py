@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from hpcdistill.errors import UserError
-from hpcdistill.planning.pilot import read_pilot, slope_curves
+from hpcdistill.planning.pilot import NOISE_EVERY, read_pilot, slope_curves
 from hpcdistill.storage.run_dir import RunDir
+from hpcdistill.training import recorder
 from pilots import write_pilot
 
 pytestmark = pytest.mark.alone
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.alone
 
 def test_only_the_second_half_before_teachers_teach_counts(tmp_path: Path) -> None:
     pilot = read_pilot([write_pilot(tmp_path / "run", until=800, teacher=0.02)])
-    assert (pilot.made, len(pilot.noise), len(pilot.gaps)) == (400, 22, 10)  # steps 200, 220 to 400; 200, 250 to 400
+    assert (pilot.made, len(pilot.noise), len(pilot.gaps)) == (400, 10, 10)  # steps 200, 250 to 400
     assert {step for curve in pilot.validations for step, _ in curve} == {200, 250, 300, 350, 400}
 
 
@@ -31,12 +32,12 @@ def test_the_slope_is_that_of_the_training_losses_where_validations_are_few_and_
     [
         (
             {"until": 60},
-            "too short for a plan: the second half of its 60 steps before teachers teach has 4 of 6 noise "
-            "measurements and 8 of 16 training losses; it takes 80 steps more: wait for them$",
+            "too short for a plan: the second half of its 60 steps before teachers teach has 2 of 4 noise "
+            "measurements and 8 of 16 training losses; it takes 90 steps more: wait for them$",
         ),
         (
             {"validate_every": 500},
-            "0 of 1 validations and 0 of 2 ensemble gaps.* a pilot with --train.steps=(.*) --codistill.burn_in=\\1,",
+            "0 of 1 validations and 0 of 2 ensemble gaps.* a pilot with --train.steps=500 --codistill.burn_in=500,",
         ),
         ({"validate_every": 200, "passes": 3.0}, "has 4 of 6 validations; it takes 400 steps more: train a pilot with"),
         ({"until": 30, "steps": 30, "groups": 1}, "go on with --resume --train.steps="),
@@ -48,6 +49,31 @@ def test_too_little_is_named_with_the_steps_that_it_takes(
 ) -> None:
     with pytest.raises(UserError, match=message):
         read_pilot([write_pilot(tmp_path / "run", **settings)])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"until": 60},
+        {"until": 40, "groups": 1, "steps": 40},
+        {"until": 250, "groups": 1, "noise_every": 100},  # as the metrics have it
+        {"until": 110, "validate_every": 60, "passes": 6.0},
+        {"until": 150, "validate_every": 300},
+    ],
+)
+def test_the_steps_that_it_takes_suffice_and_fewer_do_not(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        read_pilot([write_pilot(tmp_path / "short", **settings)])
+    found = re.search(r"it takes (\d+) steps more", str(raised.value))
+    assert found
+    needed = settings["until"] + int(found[1])
+    read_pilot([write_pilot(tmp_path / "enough", **settings | {"until": needed})])
+    with pytest.raises(UserError, match="it takes 10 steps more"):
+        read_pilot([write_pilot(tmp_path / "nearly", **settings | {"until": needed - 10})])
+
+
+def test_the_interval_of_noise_measurements_is_that_of_training() -> None:
+    assert NOISE_EVERY == recorder.NOISE_EVERY
 
 
 def rewrite(run: Path, group: int, **values: Any) -> None:

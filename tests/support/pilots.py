@@ -19,6 +19,7 @@ def write_pilot(
     groups: int = 2,
     noise_scale: float = 16.0,
     noise: float = 0.05,
+    noise_every: int = 50,
     square: float = 1.0,
     gap: float = 0.05,
     slope: float = 0.2,
@@ -42,7 +43,7 @@ def write_pilot(
         "groups": groups,
         "seed": seed,
         "data": {"batch_size": batch, "partition": "disjoint"},
-        "train": {"steps": steps},
+        "train": {"steps": steps, "validate_every": validate_every},
         "codistill": codistill,
     }
     facts = {
@@ -65,7 +66,7 @@ def write_pilot(
             loss = 3.0 - (slope if training_slope is None else training_slope) * math.log(step)
             values: dict[str, Any] = {"loss": loss + 0.001 * rng.standard_normal(), "steps": 10, "part_seconds": now}
             values["staleness"] = {str(each): 50 for each in range(groups) if each != group} if taught else {}
-            if step % 20 == 0 and not taught:
+            if step % noise_every == 0 and not taught:
                 errors = noise * rng.standard_normal(2)
                 values |= {"gradient_square": square + errors[0], "gradient_variance": noise_scale * (1 + errors[1])}
             records.append({"step": step, "seconds": step / 20, **values})
