@@ -7,22 +7,31 @@ take turns, on one thread; a meter costs the median of their differences, divide
 """
 
 import copy
+import itertools
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from mpi4py import MPI
 
 from hpcdistill.codistill.fixed_teachers import FixedTeachers
+from hpcdistill.codistill.peer_teachers import LOOK_EVERY, PeerTeachers
+from hpcdistill.codistill.quarantine import Quarantine
 from hpcdistill.codistill.session import Codistillation
 from hpcdistill.config.load import load_config
 from hpcdistill.distributed.groups import Groups
+from hpcdistill.exchange.base import Exchange, Payload, Snapshot
+from hpcdistill.exchange.topology import Topology
+from hpcdistill.exchange.weights import WeightPayload
 from hpcdistill.models.registry import config_class
 from hpcdistill.training.ensemble import Ensemble, affordable
-from hpcdistill.training.recorder import NOISE_EVERY, NOISE_EVERY_LATER, RECORD_EVERY, TERMS_EVERY, Recorder
+from hpcdistill.training.recorder import NOISE_EVERY, RECORD_EVERY, TERMS_EVERY, Recorder
 from hpcdistill.training.setup import build_parts
 from hpcdistill.training.step import train_step
 from measure import machine, make_parser, write_json
@@ -30,6 +39,45 @@ from measure import machine, make_parser, write_json
 CPU = torch.device("cpu")
 SPANS = 6
 """Parts that are timed in a step; the teachers twice."""
+
+
+class Delivery(Exchange):
+    """Exchange that delivers a snapshot of group 1, with what the ranks of a group do to agree on it and gather it.
+
+    Args:
+        payload: its present state is the snapshot.
+        ranks: ranks of each group.
+        arrives: False for an exchange to which no snapshot ever comes.
+    """
+
+    def __init__(self, payload: Payload, ranks: int, arrives: bool) -> None:
+        super().__init__()
+        self._wires = [torch.zeros(payload.nbytes(rank, ranks), dtype=torch.uint8) for rank in range(ranks)]
+        for rank, wire in enumerate(self._wires):
+            payload.encode(rank, ranks, wire)
+        self._gathered = [torch.zeros_like(wire) for wire in self._wires]
+        self._arrives = arrives
+
+    def collect(self) -> Iterator[Snapshot]:
+        """See `Exchange`."""
+        staged = np.zeros((2, 1), np.int64)
+        MPI.COMM_SELF.Iallreduce(MPI.IN_PLACE, staged, op=MPI.MIN).Wait()
+        if self._arrives:
+            torch._foreach_copy_(self._gathered, self._wires)
+            yield Snapshot(1, 0, self._gathered)
+
+    def set_peers(self, peers: list[int]) -> None:
+        """Do nothing."""
+
+    def publish(self, step: int) -> bool:
+        """Do nothing."""
+        return True
+
+    def free(self) -> None:
+        """Do nothing."""
+
+    def abandon(self) -> None:
+        """Do nothing."""
 
 
 def in_turns(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
@@ -44,7 +92,7 @@ def in_turns(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, lis
 
 
 def measure(config: Any, rounds: int, ranks: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of steps, and of what a validation and the timers add."""
+    """Return the CPU seconds of steps, and of what a validation, snapshots and the timers add."""
     groups = Groups.single()
     parts = build_parts(config, groups, trust=False)
     teacher = FixedTeachers([copy.deepcopy(parts.model).eval().requires_grad_(False)], parts.objective.outputs)
@@ -73,6 +121,20 @@ def measure(config: Any, rounds: int, ranks: int) -> dict[str, list[float]]:
 
         return work
 
+    def look(arrives: bool) -> Callable[[], None]:
+        payload = WeightPayload(parts.model, config.exchange.codec)
+        teachers = PeerTeachers(
+            parts.model,
+            Delivery(payload, ranks, arrives),
+            payload,
+            Topology("all", 0, 2),
+            Quarantine(groups, patience=1),
+            interval=LOOK_EVERY,
+            burn_in=sys.maxsize,
+        )
+        steps = itertools.count(LOOK_EVERY, LOOK_EVERY)
+        return lambda: teachers.step(next(steps))
+
     def spans() -> None:
         with Recorder(config, groups, parts, {}, 0) as recorder:
             for _ in range(SPANS * 1000):
@@ -82,6 +144,8 @@ def measure(config: Any, rounds: int, ranks: int) -> dict[str, list[float]]:
     works = {
         "step": step(alone, 3 * RECORD_EVERY),
         "step, noise": step(alone, NOISE_EVERY),
+        "look": look(arrives=False),
+        "look, snapshot": look(arrives=True),
         "step with a teacher": step(taught, 3 * RECORD_EVERY),
         "step with a teacher, terms": step(taught, TERMS_EVERY),
         "validation batch": validate({}),
@@ -113,18 +177,18 @@ def main() -> None:
         "noise": ("step", NOISE_EVERY),
         "terms": ("step with a teacher", TERMS_EVERY),
         "ensemble": ("validation batch", config.train.validate_every),
+        "snapshot": ("look", config.codistill.exchange_interval),
     }
     costs = {}
     for name, (without, steps) in every.items():
         pairs = zip(seconds[f"{without}, {name}"], seconds[without], strict=True)
         costs[name] = statistics.median(more - less for more, less in pairs) / steps
-    costs["noise later"] = costs["noise"] * NOISE_EVERY / NOISE_EVERY_LATER
+    costs["snapshot"] += statistics.median(seconds["look"]) / LOOK_EVERY
     costs["timers"] = statistics.median(seconds["timers of 1000 steps"]) / 1000
     print(f"{machine(CPU)}\n\nstep: {1e3 * step:.2f} ms\n\n{'meter':<18}{'µs per step':>12}{'% of a step':>13}")
     always = costs["ensemble"] + costs["timers"]
     sums = {
-        "burn-in, at first": always + costs["noise"],
-        "burn-in, later": always + costs["noise later"],
+        "burn-in": always + costs["noise"] + costs["snapshot"],
         "with teachers": always + costs["terms"],
     }
     for name, cost in (costs | sums).items():

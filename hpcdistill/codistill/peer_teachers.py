@@ -19,6 +19,9 @@ from hpcdistill.models.outputs import model_outputs
 
 logger = logging.getLogger(__name__)
 
+LOOK_EVERY = 10
+"""Steps between two looks for snapshots during the burn-in, when only measurements need them; each is an allreduce."""
+
 
 class PeerTeachers:
     """Replicas of the peers' models at their last known snapshots (Anil et al. 2018, Algorithm 1).
@@ -33,8 +36,8 @@ class PeerTeachers:
         topology: the peers of this group.
         quarantine: decides which peers teach.
         interval: steps between two publishes.
-        burn_in: steps before peers teach; snapshots are adopted from the first one on, so that the models can be
-            compared.
+        burn_in: steps before peers teach; snapshots are adopted from the first one on, every `LOOK_EVERY` steps, so
+            that the models can be compared.
         outputs: computes a model's outputs, as for `Codistillation`.
         precision: "full", or "bf16" for autocast to bfloat16 where the caller uses no autocast.
     """
@@ -116,8 +119,9 @@ class PeerTeachers:
             self._peers = self._topology.peers(interval)
             self._exchange.set_peers(self._peers)
         self._teaches = step >= self._burn_in
-        for snapshot in self._exchange.collect():
-            self._adopt(snapshot, step)
+        if self._teaches or step // LOOK_EVERY > last // LOOK_EVERY:
+            for snapshot in self._exchange.collect():
+                self._adopt(snapshot, step)
         if self._teaches:
             self._quarantine.expire(step)
 

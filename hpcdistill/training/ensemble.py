@@ -14,7 +14,7 @@ from hpcdistill.data.batches import Batch
 from hpcdistill.distributed.groups import Groups
 from hpcdistill.tasks.objective import EvaluationObjective, TrainingObjective
 
-SHARE = 0.002
+SHARE = 0.001
 """Maximum cost of the peers' forward passes, of that of the training steps between two validations."""
 
 MOST, FEWEST = 8, 4

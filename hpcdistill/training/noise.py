@@ -116,12 +116,7 @@ class _Preconditioner(NamedTuple):
         if gradient.is_sparse:
             moment, gradient = moment.sparse_mask(gradient).values(), gradient.values()
         divisor = moment.float().clamp(min=self.floor)
-        return _dot(gradient, torch.div(gradient, divisor, out=divisor)) * self.correction
-
-
-def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """Return the sum of the products of the elements, []; by BLAS, which is several times faster than a sum."""
-    return one.float().flatten().dot(other.float().flatten())
+        return torch.div(gradient, divisor, out=divisor).mul_(gradient).sum() * self.correction
 
 
 class GradientNorms:
@@ -186,8 +181,7 @@ class GradientNorms:
         if gradient.is_sparse:
             gradient = gradient.coalesce()
         if self._preconditioners is None:
-            values = gradient.values() if gradient.is_sparse else gradient
-            return _dot(values, values)
+            return (gradient.values() if gradient.is_sparse else gradient).float().square().sum()
         if parameter in self._preconditioners:
             return self._preconditioners[parameter].square(gradient)
         return torch.zeros((), device=gradient.device)  # of its first gradient nothing is known

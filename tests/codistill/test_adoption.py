@@ -65,19 +65,23 @@ def flattened(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     return modules
 
 
-def test_a_snapshot_makes_the_host_wait_once_before_its_memory_is_reused(flattened: list[nn.Module]) -> None:
-    student, *models = Recurrent(), Recurrent(), Recurrent()
-    exchange = Delivery({peer: WeightPayload(model) for peer, model in enumerate(models, 1)})
-    groups = Groups.single()
-    teachers = PeerTeachers(
+def teachers_of(student: nn.Module, exchange: Delivery, burn_in: int) -> PeerTeachers:
+    """Return the teachers of group 0 of three groups, which publish in each step."""
+    return PeerTeachers(
         student,
         cast(Exchange, exchange),
         WeightPayload(student),
         Topology("all", 0, 3),
-        Quarantine(groups, 100),
+        Quarantine(Groups.single(), 100),
         interval=1,
-        burn_in=1,
+        burn_in=burn_in,
     )
+
+
+def test_a_snapshot_makes_the_host_wait_once_before_its_memory_is_reused(flattened: list[nn.Module]) -> None:
+    student, *models = Recurrent(), Recurrent(), Recurrent()
+    exchange = Delivery({peer: WeightPayload(model) for peer, model in enumerate(models, 1)})
+    teachers = teachers_of(student, exchange, burn_in=1)
     flattened.clear()
     for step in (1, 2):
         with recorded_synchronizations() as found:
@@ -96,6 +100,19 @@ def test_a_snapshot_makes_the_host_wait_once_before_its_memory_is_reused(flatten
             assert torch.equal(outputs, model(inputs))
     replicas = [cast(Any, replica).lstm for replica in teachers._replicas.values()]
     assert flattened == replicas  # each replica once, when it is made
+
+
+def test_during_the_burn_in_snapshots_are_looked_for_in_few_steps() -> None:
+    exchange = Delivery({peer: WeightPayload(Recurrent()) for peer in (1, 2)})
+    teachers = teachers_of(Recurrent(), exchange, burn_in=23)
+    looked = []
+    for step in (*range(1, 16), 22, 23, 24):
+        teachers.step(step)
+        if exchange.done:
+            looked.append(step)
+            exchange.done.clear()
+        assert list(teachers.models) == ([1, 2] if looked else [])
+    assert looked == [10, 22, 23, 24]
 
 
 @pytest.mark.parametrize("codec", CODECS)

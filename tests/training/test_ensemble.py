@@ -1,6 +1,7 @@
 """Ensemble of all groups' models on a sample of the validation data, by any number of ranks."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.tasks.linear_objective import FusedSoftmax
 from hpcdistill.tasks.objective import Binary, Softmax
 from hpcdistill.training import ensemble
-from hpcdistill.training.ensemble import Ensemble, choose
+from hpcdistill.training.ensemble import Ensemble, affordable, choose
 
 CLASSES, TIME = 5, 3
 
@@ -104,3 +105,12 @@ def test_what_has_no_ensemble() -> None:
 )
 def test_a_sample_has_few_examples_from_everywhere(batches: int, examples: int, sampled: tuple[set[int], int]) -> None:
     assert choose(batches, examples) == sampled
+
+
+@pytest.mark.parametrize(("validate_every", "examples"), [(1000, 48), (10, 1)])
+def test_peers_predict_for_a_thousandth_of_what_the_training_costs(validate_every: int, examples: int) -> None:
+    """Count 1000 steps of 64 examples as 192,000 forward passes, of which each of 4 ranks may add 48."""
+    config: Any = SimpleNamespace(
+        train=SimpleNamespace(validate_every=validate_every), data=SimpleNamespace(batch_size=64)
+    )
+    assert affordable(config, 4) == examples
