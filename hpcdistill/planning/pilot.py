@@ -236,10 +236,13 @@ def _require_finite(metrics: Sequence[GroupMetrics], made: int) -> None:
             loss = record.get("validation_loss", 0.0)
             skipped = record.get("noise_skipped", 0)
             if not math.isfinite(loss) or skipped:
-                found = f"{skipped} gradient noise measurements that are" if skipped else "a validation loss that is"
+                step = record["step"]
+                found = f"the validation loss of step {step} is"
+                if skipped:
+                    found = f"of the gradient noise measurements up to step {step}, {skipped} are"
                 raise UserError(
-                    f"{group.path} has at step {record['step']} {found} not finite, so no plan can be made; lower "
-                    "--optimizer.lr, or set --train.clip_norm, and train the pilot again"
+                    f"{group.path}: {found} not finite, so no plan can be made; lower --optimizer.lr, or set "
+                    "--train.clip_norm, and train the pilot again"
                 )
 
 

@@ -127,13 +127,14 @@ def test_a_teacher_s_time_is_that_of_records_without_steps_of_the_burn_in(tmp_pa
 def test_losses_and_noises_that_are_not_finite_are_named(tmp_path: Path) -> None:
     run = write_pilot(tmp_path / "run")
     rewrite(run, 1, validation_loss=None)
-    with pytest.raises(UserError, match=r"metrics-g1.jsonl has at step 50 a validation loss that is not finite.*lower"):
+    with pytest.raises(UserError, match=r"metrics-g1.jsonl: the validation loss of step 50 is not finite.*lower"):
         read_pilot([run])
     rewrite(run, 1, validation_loss=3.0, learning_rate=0.1)
     rewrite(run, 0, gradient_square=-1.0)
-    assert all(
-        square in (-1.0,) or square > 0 for square, _ in read_pilot([run]).noise
-    )  # a negative estimate is finite
+    assert {square for square, _ in read_pilot([run]).noise} > {-1.0}  # a negative estimate is finite, and counts
+    rewrite_first(run, noise_skipped=2)
+    with pytest.raises(UserError, match=r"metrics-g0.jsonl: of the gradient noise .* up to step 10, 2 are not finite"):
+        read_pilot([run])
 
 
 @pytest.mark.parametrize("key", ["cores", "ranks_on_node", "gradient_bytes", "parts", "ranks_per_group"])
