@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import equal_cost
 import study_link
@@ -15,6 +15,10 @@ CLICK_OPTIONS = ("--optimizer.lr=2e-3", "--optimizer.weight_decay=0", "--train.a
 """Options of the click model, whatever its configuration says."""
 LINKS = {"unlimited": "", "1 Gbit/s": "0.125,100", "100 Mbit/s": "0.0125,100", "20 Mbit/s": "0.0025,100"}
 """Network between two nodes for `--link`, by its name in the study of slow links."""
+LINK_TIMES = "link-cpu"
+"""File with the results of that study, times of steps among them."""
+SEEDS = range(5)
+"""Seeds of this study's own full trainings."""
 LANGUAGE_BURN_IN = 150
 """Burn-in of the studies of the language model on one node, in steps."""
 
@@ -140,30 +144,50 @@ def language() -> Iterator[Regime]:
 def own() -> Iterator[Regime]:
     """Yield the regimes whose full trainings are this study's."""
     many = (f"--data.path={CLICKS}", "--data.partition=disjoint", *CLICK_OPTIONS)
-    few = (study_little_data.clicks().options[0], "--data.partition=same", *CLICK_OPTIONS)
-    rule = (study_saturated.REGIME.workload, 1024, 400, 80, range(5), ("--optimizer.lr=3e-2",))
-    yield Regime("clicks, B = 64", "clicks-64", "clicks", 64, 900, 180, range(5), many)
-    yield Regime("clicks, 20,000 rows", "clicks-few", "clicks", 128, 1600, 320, range(5), few)
-    yield Regime("a rule without noise, B = 1024", "rule", *rule)
+    yield Regime("clicks, B = 64", "clicks-64", "clicks", 64, 900, 180, SEEDS, many)
+    for rows, steps, folder in (
+        (5000, 900, "clicks-5000"),
+        (20_000, 1600, "clicks-few"),
+        (50_000, 1600, "clicks-50000"),
+    ):
+        few = (f"--data.path={study_little_data.prepare_rows(rows)}", "--data.partition=same", *CLICK_OPTIONS)
+        yield Regime(f"clicks, {rows:,} rows", folder, "clicks", 128, steps, steps // 5, SEEDS, few)
+    rule = study_saturated.REGIME.workload
+    yield Regime("a rule without noise, B = 1024", "rule", rule, 1024, 400, 80, SEEDS, ("--optimizer.lr=3e-2",))
+    slow = ("--optimizer.lr=1e-3", "--optimizer.decay=none")
+    yield Regime("a rule without noise, B = 16384, low rate", "rule-16384-slow", rule, 16384, 400, 80, SEEDS, slow)
 
 
 def links() -> Iterator[Regime]:
-    """Yield the regimes of two nodes with a link between them."""
-    for rate, link in LINKS.items():
-        yield Regime(
-            name=f"language, hidden 128, link {rate}",
-            folder="language-link",
-            workload="language",
-            batch=study_link.BATCH,
-            steps=study_link.STEPS,
-            burn_in=study_link.BURN_IN,
-            seeds=study_link.SEEDS,
-            options=(*study_link.MODEL, f"--codistill.weight={study_link.WEIGHT}"),
-            source="link-cpu",
-            names=("16x1-{seed}", "32x1-{seed}", "16x2-{seed}"),
-            link=link,
-            rate=rate,
-        )
+    """Yield the regimes of two nodes with a link between them, with the times that the study of slow links measured.
+
+    With a high rate a model is soon at a floor, below which teachers help it; these trainings are this script's own.
+    """
+    own = Regime(
+        name="language, hidden 128, rate 0.03",
+        folder="language-high",
+        workload="language",
+        batch=study_link.BATCH,
+        steps=1200,
+        burn_in=240,
+        seeds=SEEDS,
+        options=(*study_link.MODEL, "--train.average=0", "--optimizer.lr=3e-2"),
+    )
+    averaged = Regime(
+        name="language, hidden 128, averaged",
+        folder="language-link",
+        workload="language",
+        batch=study_link.BATCH,
+        steps=study_link.STEPS,
+        burn_in=study_link.BURN_IN,
+        seeds=study_link.SEEDS,
+        options=(*study_link.MODEL, f"--codistill.weight={study_link.WEIGHT}"),
+        source=LINK_TIMES,
+        names=("16x1-{seed}", "32x1-{seed}", "16x2-{seed}"),
+    )
+    for regime, rates in ((averaged, LINKS), (own, ("1 Gbit/s", "100 Mbit/s"))):
+        for rate in rates:
+            yield replace(regime, name=f"{regime.name}, link {rate}", link=LINKS[rate], rate=rate)
 
 
 def tuned_clicks() -> Regime:

@@ -57,16 +57,21 @@ def arms(weights: Sequence[float]) -> dict[str, Arm]:
 
 
 def clicks() -> Regime:
-    """Return the regime of few rows: the first of the synthetic clicks."""
+    """Return the regime of few rows."""
+    options = (f"--data.path={prepare_rows(CLICK_ROWS)}", "--optimizer.decay=linear", *COMMON)
+    return Regime("clicks", "clicks", options, 128, 3000, rates=(3e-3, 6e-3), decays=(0.5, 2.0))
+
+
+def prepare_rows(count: int) -> Path:
+    """Prepare a store of the first `count` rows of the synthetic clicks, and return its path."""
     prepare_clicks()
-    path = RUNS / "data" / f"clicks-{CLICK_ROWS}.h5"
+    path = RUNS / "data" / f"clicks-{count}.h5"
     if not path.exists():
         with RowStore(CLICKS) as store:
-            sizes = {"train": CLICK_ROWS, "validation": VALIDATION_ROWS}
+            sizes = {"train": count, "validation": VALIDATION_ROWS}
             pieces = [(part, store.read(part, 0, size)) for part, size in sizes.items()]
             write_rows(path, pieces, store.fields, f"the first rows of {CLICKS.name}")
-    options = (f"--data.path={path}", "--optimizer.decay=linear", *COMMON)
-    return Regime("clicks", "clicks", options, 128, 3000, rates=(3e-3, 6e-3), decays=(0.5, 2.0))
+    return path
 
 
 def text(file: Path | None) -> Regime:

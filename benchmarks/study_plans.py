@@ -23,7 +23,7 @@ from hpcdistill.planning.draws import Interval, short
 from hpcdistill.planning.laws import Link
 from hpcdistill.planning.plan import Plan, Row, plan
 from hpcdistill.planning.verdict import REGULARIZE
-from plan_regimes import Regime, regimes
+from plan_regimes import LINK_TIMES, Regime, regimes
 from plan_truth import Cost, Curve, StepTimes, Truth, find_answer, find_truth
 from study import RESULTS, ROOT, Study, curve, format_mean, markdown, prepare_clicks, prepare_text
 
@@ -132,14 +132,16 @@ def judge(study: Study, regime: Regime) -> Judged:
     except UserError as error:
         print(f"{regime.name}: {error}")
         found = None
-    results = read_results(regime)
-    times, seconds = measured_times(results["times"], regime.rate) if regime.rate else (StepTimes(), {})
+    trained = read_results(regime.source)["runs"] if regime.source else {}
+    times, seconds = StepTimes(), dict[str, float]()
+    if regime.rate:
+        times, seconds = measured_times(read_results(LINK_TIMES)["times"], regime.rate)
     if regime.link:
         del seconds[ONE]  # the same over all links
     truths = []
     for seed in regime.seeds:
         if regime.source:
-            curves = [find_run(results["runs"], name.format(seed=seed)) for name in regime.names]
+            curves = [find_run(trained, name.format(seed=seed)) for name in regime.names]
         else:
             curves = [[curve(group) for group in study.metrics(run.name)] for run in regime.trainings(seed)]
         (one,), (double,), two = curves
@@ -147,17 +149,19 @@ def judge(study: Study, regime: Regime) -> Judged:
     return Judged(regime.name, found, truths, *find_answer(truths), seconds)
 
 
-def read_results(regime: Regime) -> dict[str, Any]:
-    """Return the results of the study that has trained a regime; empty for trainings of this script."""
-    return json.loads((RESULTS / f"{regime.source}.json").read_text()) if regime.source else {}
+def read_results(source: str) -> dict[str, Any]:
+    """Return the results of another study."""
+    results: dict[str, Any] = json.loads((RESULTS / f"{source}.json").read_text())
+    return results
 
 
 def is_there(regime: Regime) -> bool:
-    """Return True if the regime's study has been made; say so if not."""
-    if not regime.source or (RESULTS / f"{regime.source}.json").exists():
-        return True
-    print(f"{regime.name} is left out: make {regime.source} first")
-    return False
+    """Return True if the studies that a regime needs have been made; say so if not."""
+    sources = {regime.source, LINK_TIMES if regime.rate else ""} - {""}
+    missing = [source for source in sources if not (RESULTS / f"{source}.json").exists()]
+    if missing:
+        print(f"{regime.name} is left out: make {' and '.join(missing)} first")
+    return not missing
 
 
 def find_run(runs: dict[str, list[Curve]], pattern: str) -> list[Curve]:
