@@ -179,7 +179,8 @@ def test_click_models_teach_each_other(train: Run, tmp_path: Path) -> None:
 def test_a_saved_model_teaches(train: Run, data: Path, tmp_path: Path) -> None:
     """Compare a student with a large distillation weight to one without a teacher."""
     long = ("--groups=1", "--train.steps=150", "--codistill.burn_in=0")
-    assert train(1, *long, "--codistill.weight=0", "--seed=1", "--train.average=0.9").returncode == 0
+    alone = ("--codistill.weight=0", "--exchange.topology=pairs")  # a group without peers needs no partner
+    assert train(1, *long, *alone, "--seed=1", "--train.average=0.9").returncode == 0
     teacher = tmp_path / "run" / "checkpoints" / "g0-best.h5"
     taught = ("--codistill.teachers=checkpoints", f"--codistill.checkpoints={teacher}", "--codistill.weight=10")
     for name, options in (("taught", taught), ("alone", ("--codistill.weight=0",))):
@@ -338,6 +339,7 @@ def test_a_run_is_never_overwritten_by_accident(train: Run, finished: Path, tmp_
 SLOW_TO_VALIDATE = """
 import os, sys, time
 from pathlib import Path
+import torch
 from torch import nn
 from hpcdistill.cli.main import main
 
@@ -347,8 +349,8 @@ class Model(nn.Module):
         self.embedding = nn.Embedding(store.vocabulary, store.vocabulary)
 
     def forward(self, tokens):
-        if not self.training and "IS_SLOW" in os.environ:
-            Path(os.environ["IS_SLOW"]).touch()
+        if not self.training and "SLOW" in os.environ:
+            torch.save(self.state_dict(), Path(os.environ["SLOW"]) / str(os.getpid()))
             time.sleep(1)
         return self.embedding(tokens)
 
@@ -359,19 +361,26 @@ if __name__ == "__main__":
 
 
 def test_a_validation_that_a_signal_ends_is_made_by_the_next_start(mpirun: Run, data: Path, tmp_path: Path) -> None:
-    """Interrupt a validation that takes a second for each of its batches."""
+    """Interrupt a validation that takes a second for each of its batches, and for which each rank saves its weights."""
     config, path = tmp_path / "small.toml", RunDir(tmp_path / "run").metrics(0)
     model = '[model]\nname = "factory"\nfactory = "slow_to_validate:Model"\n'
     config.write_text(f'run_dir = "{tmp_path / "run"}"\n{SMALL.replace(LSTM, model)}')
+    weights = tmp_path / "weights"
+    weights.mkdir()
     run = partial(mpirun, 2, "-c", SLOW_TO_VALIDATE, "train", config, f"--data.path={data}", *ALONE)
     with ThreadPoolExecutor() as pool:
-        job = pool.submit(run, "--train.steps=20", env={"IS_SLOW": str(tmp_path / "slow")})
-        wait_until(lambda: job.done() or (tmp_path / "slow").exists())
+        job = pool.submit(run, "--train.steps=20", env={"SLOW": str(weights)})
+        wait_until(lambda: job.done() or any(weights.iterdir()))
         os.kill(read_metrics(path)[0]["starts"][0]["pid"], signal.SIGTERM)
         result = job.result()
     assert result.returncode == os.EX_TEMPFAIL, result.stderr
     assert "stopped as asked, with checkpoints" in result.stdout
-    assert load(tmp_path / "run" / "checkpoints" / "g0-step0000000020.h5")["state"]["owes_validation"]
+    saved = load(tmp_path / "run" / "checkpoints" / "g0-step0000000020.h5")["state"]
+    assert saved["owes_validation"]
+    of_ranks = [torch.load(path) for path in weights.iterdir()]
+    assert len(of_ranks) == 2
+    for of_rank in of_ranks:
+        assert_equal(of_rank, saved["model"])
     assert not (tmp_path / "run" / "checkpoints" / "g0-best.h5").exists()
     result = run("--train.steps=20", "--train.validation_items=30", "--resume")
     assert result.returncode == 0, result.stderr
