@@ -61,7 +61,7 @@ class Regime:
         shared = (
             *(*self.options, f"--data.batch_size={self.batch}", "--groups=2", "--optimizer.decay=none"),
             *(f"--train.steps={self.pilot_steps}", f"--codistill.burn_in={self.pilot_steps}"),
-            f"--train.validate_every={self.pilot_steps // 12}",
+            "--train.validate_every=25",
         )
         seeds = {f"pilot-{seed}" if seed else "pilot": f"--seed={seed}" for seed in self.pilot_seeds}
         options = {name: (*shared, seed, "--train.accumulate=2") for name, seed in seeds.items()}
