@@ -148,11 +148,11 @@ class GradientNorms:
         """Measure the gradients of the backward passes in the block.
 
         Hooks of tensors see them before those of Horovod and DistributedDataParallel, which are at the accumulation.
+        Autograd calls hooks without recording what they compute.
         """
         self._preconditioners = _preconditioners(self._optimizer)
         squares: list[Tensor] = []
 
-        @torch.no_grad()
         def note(parameter: nn.Parameter, gradient: Tensor) -> None:
             squares.append(self._square(parameter, gradient))
 
@@ -166,7 +166,6 @@ class GradientNorms:
         # The step's gradient is the sum of the micro-batches', each of which is 1 / micro_batches of its own.
         self.of_parts = self._micro_batches * self._sum(squares)
 
-    @torch.no_grad()
     def measure_average(self) -> None:
         """Measure the gradients of the parameters, which are averages now, after a block of `watch`."""
         squares = [self._square(each, each.grad) for each in self._parameters if each.grad is not None]
