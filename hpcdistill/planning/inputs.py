@@ -205,5 +205,5 @@ def _length(pilot: Pilot, steps: int | None) -> tuple[int, str]:
             )
         return steps, "as given"
     if pilot.groups == 1 or pilot.steps > pilot.burn_in:
-        return max(pilot.steps, pilot.made), "as configured"
+        return pilot.steps, "as configured"
     return LONGER * pilot.made, f"assumed: {LONGER} times the pilot's; --steps tells another length"

@@ -64,6 +64,16 @@ def test_slopes_are_those_of_all_curves_whatever_their_levels() -> None:
     assert (found.low, found.value, found.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
+def test_the_interval_of_a_slope_is_student_s() -> None:
+    """Four losses have two degrees of freedom, for which t is 4.30; x = ln(step) is -3, -1, 1, 3 around its mean."""
+    errors = np.array([0.1, -0.1, -0.1, 0.1])  # of sum 0, and no slope
+    curve = [(round(math.e ** (7 + x)), -0.5 * x + error) for x, error in zip((-3, -1, 1, 3), errors, strict=True)]
+    found = draws.interval(draws.slope(np.random.default_rng(0), [curve]))
+    standard_error = (errors @ errors / 2 / 20) ** 0.5
+    assert found.value == pytest.approx(0.5, rel=0.01)
+    assert (found.high - found.low) / 2 == pytest.approx(4.30 * standard_error, rel=0.25)
+
+
 def test_an_interval_covers_95_percent_of_the_draws() -> None:
     values = np.random.default_rng(0).permutation(np.arange(1.0, 1002.0))
     assert draws.interval(values) == draws.Interval(501, 26, 976)

@@ -25,6 +25,9 @@ def row(found: Plan, groups: int, ranks: int) -> Row:
         ({"noise_scale": 1.6, "gap": 0.2, "slope": 0.05}, ANOTHER_GROUP, "the ensemble gap is 0"),
         ({"slope": -0.15, "training_slope": 0.2}, REGULARIZE, "the validation loss rises, by 0.15"),
         ({"slope": 0.02, "training_slope": 0.2, "passes": 8}, REGULARIZE, "after 8 passes over the data the"),
+        ({"slope": 0.02, "training_slope": 0.2, "passes": 1, "noise_scale": 320, "gap": 0.001}, MORE_WORKERS, "two gr"),
+        ({"noise_scale": 16, "gap": 0.2, "slope": 0.05}, ANOTHER_GROUP, "would take 0.75 of the steps"),  # both pay
+        ({"noise_scale": 60, "gap": 0.12, "slope": 0.05}, UNKNOWN, "for the ensemble gap and the slope"),  # both alike
         ({"noise_scale": 1.6, "gap": 0.001}, NEITHER, "two groups 1.3"),
         ({"noise_scale": 16, "noise": 1.5}, UNKNOWN, "more measurements of the noise scale"),
         ({"noise_scale": 1.6, "gap": 0.08, "slope": 0.06}, UNKNOWN, "for the ensemble gap and the slope"),
@@ -70,7 +73,25 @@ def test_rows_follow_the_laws(tmp_path: Path) -> None:
     assert row(found, 1, 4).steps.value == pytest.approx(2500, rel=0.01)
     assert row(found, 2, 1).steps.low == pytest.approx(400 + 3600 * 0.79, rel=0.02)  # of 46 % of the gap
     assert row(found, 2, 1).steps.high == pytest.approx(400 + 3600 * 0.91, rel=0.02)  # of 18 %
+    two, four = ((row(found, groups, 1).steps.value - 400) / 3600 for groups in (2, 4))
+    assert four == pytest.approx(two**1.5)  # the gap of four groups is 3/2 of that of two
     assert found.loss.value == pytest.approx(3.1 - 0.2 * 8.294, abs=0.01)  # ln 4000
+
+
+def test_the_loss_is_extrapolated_from_the_last_validation(tmp_path: Path) -> None:
+    found = plan([write_pilot(tmp_path / "pilot", validate_every=150)])  # the last one at step 300 of 400
+    assert found.loss.value == pytest.approx(3.1 - 0.2 * 8.294, abs=0.02)
+
+
+def test_groups_that_never_teach_take_as_many_steps_as_one(tmp_path: Path) -> None:
+    found = plan([write_pilot(tmp_path / "pilot", until=300)], steps=350)  # the burn-in has 400
+    assert row(found, 2, 1).steps.value == row(found, 1, 1).steps.value == 350
+
+
+def test_long_trainings_are_told_in_hours(tmp_path: Path) -> None:
+    titles, one, *_ = plan([write_pilot(tmp_path / "pilot", seconds={"compute": 30})]).table()
+    assert titles[4] == "hours"
+    assert float(one[4]) == pytest.approx(4000 * 30.001 / 3600, rel=0.01)
 
 
 def test_steps_of_two_groups_take_a_teacher_more(tmp_path: Path) -> None:
@@ -118,6 +139,8 @@ def test_ranks_beyond_the_cores_share_them(tmp_path: Path) -> None:
     assert row(found, 4, 1).step_seconds.value == pytest.approx(2 * (0.031 + 3 * 0.01) + 3 * 0.001)
     on_more_nodes = plan([tmp_path / "pilot"], link=Link.parse("1.25,50"))
     assert row(on_more_nodes, 4, 1).step_seconds.value == pytest.approx(0.064)
+    crowded = plan([write_pilot(tmp_path / "crowded", cores=1)])  # both ranks of the pilot share a core
+    assert row(crowded, 1, 1).step_seconds.value == pytest.approx(0.031 / 2)
     on_gpus = plan([write_pilot(tmp_path / "gpus", cores=2, device="cuda:0")])
     assert row(on_gpus, 4, 1).step_seconds.value == pytest.approx(0.064)
 
@@ -127,6 +150,10 @@ def test_other_numbers_of_ranks_are_predicted(tmp_path: Path) -> None:
     assert [(each.groups, each.ranks) for each in found.rows][5:] == [(2, 4), (1, 6)]  # 8 x 1 and 2 x 4 are there
     with pytest.raises(UserError, match=r"--ranks 7 is not a multiple of 2, the ranks of a group.*; try 6"):
         plan([tmp_path / "pilot"], totals=[7])
+    with pytest.raises(UserError, match=r"--ranks 1 is not a multiple of 2, .*; try 2"):
+        plan([tmp_path / "pilot"], totals=[1])
+    alone = plan([write_pilot(tmp_path / "alone", groups=1)], totals=[8])
+    assert [(each.groups, each.ranks) for each in alone.rows] == [(1, 1), (1, 2), (1, 4), (1, 8)]
 
 
 def test_the_length_is_given_or_assumed_for_a_pilot_that_never_teaches(tmp_path: Path) -> None:
