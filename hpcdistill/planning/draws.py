@@ -69,11 +69,12 @@ def mean(rng: np.random.Generator, values: Sequence[float]) -> Draws:
 def pair_means(rng: np.random.Generator, pairs: Sequence[tuple[float, float]]) -> tuple[Draws, Draws]:
     """Return draws of the means of the first and of the second of each pair, two or more, by Student's t.
 
-    Their errors are correlated as the pairs are: sums of the deviations with normal weights have their covariance.
+    Their errors are correlated as the pairs are.
     """
     values = np.asarray(pairs, dtype=np.float64)
     count = len(values)
-    errors = rng.standard_normal((DRAWS, count)) @ (values - values.mean(0))
+    _, scales, axes = np.linalg.svd(values - values.mean(0), full_matrices=False)
+    errors = rng.standard_normal((DRAWS, 2)) * scales @ axes  # of the covariance of the deviations, times count - 1
     first, second = (values.mean(0) + errors / (count * rng.chisquare(count - 1, (DRAWS, 1))) ** 0.5).T
     return first, second
 
