@@ -59,7 +59,7 @@ def recorder(alone: Groups, tmp_path: Path) -> Iterator[Recorder]:
     config = config_class()(run_dir=tmp_path, groups=1, data={"path": tmp_path}, codistill={"weight": 0})
     objective = Binary()
     task = SimpleNamespace(unit="row", objective=objective)
-    parts: Any = SimpleNamespace(task=task, objective=objective, model=None, optimizer=None)
+    parts: Any = SimpleNamespace(task=task, objective=objective, model=nn.Identity(), optimizer=None)
     with Recorder(config, alone, parts, {}, step=0) as recorder:
         yield recorder
 
