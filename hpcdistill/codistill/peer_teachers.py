@@ -19,8 +19,8 @@ from hpcdistill.models.outputs import model_outputs
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 10
-"""Steps between two looks for snapshots during the burn-in, when only measurements need them; each is an allreduce."""
+LOOK_EVERY = 25
+"""Steps between two looks for snapshots during the burn-in, when only measurements need them."""
 
 
 class PeerTeachers:
@@ -113,17 +113,22 @@ class PeerTeachers:
         """
         last = step - 1 if self._last is None else self._last
         self._last = step
+        self._teaches = step >= self._burn_in
+        if not self._teaches and step // LOOK_EVERY > last // LOOK_EVERY:  # before the peers change
+            self._collect(step)  # lets the ranks agree on the snapshots that they all have
+            self._collect(step)  # adopts these
         interval = step // self._interval
         if interval > last // self._interval:
             self._exchange.publish(step)
             self._peers = self._topology.peers(interval)
             self._exchange.set_peers(self._peers)
-        self._teaches = step >= self._burn_in
-        if self._teaches or step // LOOK_EVERY > last // LOOK_EVERY:
-            for snapshot in self._exchange.collect():
-                self._adopt(snapshot, step)
         if self._teaches:
+            self._collect(step)
             self._quarantine.expire(step)
+
+    def _collect(self, step: int) -> None:
+        for snapshot in self._exchange.collect():
+            self._adopt(snapshot, step)
 
     def _adopt(self, snapshot: Snapshot, step: int) -> None:
         peer = snapshot.peer

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from hpcdistill.config.schema import Config
@@ -75,9 +76,9 @@ class Ensemble:
             chosen = slice(begin, min(begin + TARGETS, len(targets)))
             target = targets[chosen]
             logits = [self._objective.logits(each, batch.target.ndim, chosen) for each in outputs]
-            logits.append(self._evaluation.ensemble(logits))
-            losses = [self._evaluation.cross_entropy(each, target).double().sum() for each in logits]
-            self._sums[:-1] += [loss.item() for loss in losses]
+            losses = torch.stack([self._evaluation.cross_entropy(each, target).double() for each in logits])
+            of_mean = math.log(len(losses)) - (-losses).logsumexp(0)  # a loss is -ln of the target's probability
+            self._sums[:-1] += [*losses.sum(1).tolist(), of_mean.sum().item()]
         self._sums[-1] += int(first.counted)
 
     def metrics(self, groups: Groups) -> dict[str, Any]:

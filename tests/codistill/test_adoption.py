@@ -104,15 +104,15 @@ def test_a_snapshot_makes_the_host_wait_once_before_its_memory_is_reused(flatten
 
 def test_during_the_burn_in_snapshots_are_looked_for_in_few_steps() -> None:
     exchange = Delivery({peer: WeightPayload(Recurrent()) for peer in (1, 2)})
-    teachers = teachers_of(Recurrent(), exchange, burn_in=23)
+    teachers = teachers_of(Recurrent(), exchange, burn_in=53)
     looked = []
-    for step in (*range(1, 16), 22, 23, 24):
+    for step in (*range(1, 30), 52, 53, 54):
         teachers.step(step)
         if exchange.done:
             looked.append(step)
             exchange.done.clear()
         assert list(teachers.models) == ([1, 2] if looked else [])
-    assert looked == [10, 22, 23, 24]
+    assert looked == [25, 52, 53, 54]
 
 
 @pytest.mark.parametrize("codec", CODECS)
