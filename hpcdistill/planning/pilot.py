@@ -261,21 +261,22 @@ def _require_length(pilot: Pilot, metrics: Sequence[GroupMetrics]) -> None:
         UserError: it has not; the message tells what is missing, and the steps that it takes.
     """
     validate_every = metrics[0].number("config.train.validate_every")
-    checks = [
-        ("noise measurements", len(pilot.noise), NOISE_MEASUREMENTS, _noise_every(metrics[0])),
-        ("step times", len(pilot.parts["compute"]), 2, 10),
-        ("validations", _count(pilot.validations), 1, validate_every),
+    count = len(metrics)
+    noisy = [group for group in metrics if group.number("parts") > 1]
+    checks = [  # name, number found, least number, groups that measure, steps from one measurement to the next
+        ("noise measurements", len(pilot.noise), NOISE_MEASUREMENTS, len(noisy), _noise_every(noisy[0])),
+        ("step times", len(pilot.parts["compute"]), 2, count, 10),
+        ("validations", _count(pilot.validations), 1, count, validate_every),
     ]
     if pilot.with_peers:
-        checks.append(("ensemble gaps", len(pilot.gaps), GAP_MEASUREMENTS, validate_every))
-    checks.append(("training losses", _count(pilot.losses), RECORDS * len(metrics), 10))
+        checks.append(("ensemble gaps", len(pilot.gaps), GAP_MEASUREMENTS, count, validate_every))
+    checks.append(("training losses", _count(pilot.losses), RECORDS * count, count, 10))
     if slope_curves(pilot)[1] is pilot.losses and pilot.passes > 1:
-        least = len(metrics) + 1 + FREEDOM
-        checks.append(("validations", _count(pilot.validations), least, validate_every))
-    missing = [f"{found} of {least} {name}" for name, found, least, _ in checks if found < least]
+        checks.append(("validations", _count(pilot.validations), count + 1 + FREEDOM, count, validate_every))
+    missing = [f"{found} of {least} {name}" for name, found, least, _, _ in checks if found < least]
     if not missing:
         return
-    needs = [(math.ceil(least / len(metrics)), every) for _, _, least, every in checks]
+    needs = [(math.ceil(least / groups), every) for _, _, least, groups, every in checks]
     more = _sufficient(pilot.made + 10, needs) - pilot.made
     if pilot.teaches and pilot.made >= pilot.burn_in:
         remedy = f"train a pilot with --train.steps={pilot.made + more} --codistill.burn_in={pilot.made + more}"

@@ -16,7 +16,7 @@ from hpcdistill.distributed.groups import Groups
 from hpcdistill.tasks.objective import EvaluationObjective, TrainingObjective
 
 SHARE = 0.001
-"""Maximum cost of the peers' forward passes, of that of the training steps between two validations."""
+"""Maximum cost of the peers' forward passes, relative to that of the training steps between two validations."""
 
 MOST, FEWEST = 8, 4
 """Maximum number of a rank's batches that the sample is from; minimum number of examples of each."""

@@ -32,11 +32,11 @@ LARGEST = 1e9
 """Maximum noise scale, in examples: that of gradients in which no signal is found."""
 
 FLOOR = 0.1
-"""Minimum of an element's √v, by the root of its tensor's mean v. Without it a rare word's first gradients, which Adam
-damps as they enter v themselves, outweigh all others a hundred times."""
+"""Minimum of an element's √v, relative to the root of its tensor's mean v. Without it a rare word's first gradients,
+which Adam damps as they enter v themselves, outweigh all others a hundred times."""
 
 OVERHEAD = 0.2
-"""Examples that the critical batch takes above the minimum to reach a loss."""
+"""Share of examples, above the minimum, that a training with the critical batch takes to reach a loss."""
 
 
 class Estimate(NamedTuple):
@@ -102,7 +102,7 @@ class NoiseScale:
 
 
 class _Preconditioner(NamedTuple):
-    """Divisor of a parameter's gradient, after Adam's."""
+    """Divisor of a parameter's gradient, as Adam has it."""
 
     second_moment: Tensor
     correction: Tensor

@@ -72,6 +72,14 @@ def test_the_steps_that_it_takes_suffice_and_fewer_do_not(settings: dict[str, An
         read_pilot([write_pilot(tmp_path / "nearly", **settings | {"until": needed - 10})])
 
 
+def test_noise_is_expected_of_groups_with_several_gradients_in_a_step(tmp_path: Path) -> None:
+    """Take 4 measurements from one group: of steps 150, 200, 250 and 300."""
+    one = write_pilot(tmp_path / "one", until=60, groups=1, parts=1, noise_every=1000)
+    other = write_pilot(tmp_path / "other", until=60, groups=1)
+    with pytest.raises(UserError, match=r"has 1 of 4 noise .*; it takes 240 steps more"):
+        read_pilot([one, other])
+
+
 def test_the_interval_of_noise_measurements_is_that_of_training() -> None:
     assert NOISE_EVERY == recorder.NOISE_EVERY
 
