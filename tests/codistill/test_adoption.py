@@ -36,6 +36,7 @@ class Delivery:
 
     Attributes:
         done: number of synchronizations when the memory was overwritten, for each snapshot.
+        calls: names of the methods called.
     """
 
     def __init__(self, payloads: dict[int, WeightPayload]) -> None:
@@ -43,14 +44,18 @@ class Delivery:
         self._memory = torch.zeros(payloads[1].nbytes(0, 1), dtype=torch.uint8)
         self.found: list[str] = []
         self.done: list[int] = []
+        self.calls: list[str] = []
 
     def publish(self, step: int) -> bool:
+        self.calls.append("publish")
         return True
 
     def set_peers(self, peers: list[int]) -> None:
+        self.calls.append("set_peers")
         assert peers == [1, 2]
 
     def collect(self) -> Iterator[Snapshot]:
+        self.calls.append("collect")
         for peer, payload in self._payloads.items():
             payload.encode(0, 1, self._memory)
             yield Snapshot(peer, 5, [self._memory])
@@ -113,6 +118,16 @@ def test_during_the_burn_in_snapshots_are_looked_for_in_few_steps() -> None:
             exchange.done.clear()
         assert list(teachers.models) == ([1, 2] if looked else [])
     assert looked == [25, 52, 53, 54]
+
+
+def test_snapshots_are_adopted_in_the_burn_in_before_the_peers_change() -> None:
+    """Let the ranks agree in the first call of `collect` and adopt in the second; a former peer's are dropped."""
+    exchange = Delivery({peer: WeightPayload(Recurrent()) for peer in (1, 2)})
+    teachers = teachers_of(Recurrent(), exchange, burn_in=100)
+    teachers.step(24)
+    exchange.calls.clear()
+    teachers.step(25)
+    assert exchange.calls == ["collect", "collect", "publish", "set_peers"]
 
 
 @pytest.mark.parametrize("codec", CODECS)
