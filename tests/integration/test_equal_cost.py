@@ -1,6 +1,12 @@
 """Equal costs and equal tuning of a study's arms."""
 
+import math
+import re
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -8,7 +14,9 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from equal_cost import Arm, Found, Regime, Setting, affordable, cost_of, table, training
+from equal_cost import Arm, Found, Regime, Setting, affordable, compare, cost_of, table, training
+from hpcdistill.storage.metrics import GroupMetrics
+from study import Run, Study
 from study_little_data import arms
 
 pytestmark = pytest.mark.alone
@@ -69,6 +77,40 @@ def test_a_training_has_the_length_that_its_arm_can_pay() -> None:
     assert run.ranks == 2
     assert {"--groups=2", "--train.steps=160", "--codistill.burn_in=40", "--data.batch_size=16"} <= {*run.options}
     assert {"--optimizer.lr=0.01", "--optimizer.weight_decay=0.1", "--seed=3"} <= {*run.options}
+
+
+class Recorded:
+    """Study whose trainings take no time: the loss falls from 4 to 2, with twice the batch to 1, in half of the steps.
+
+    It ends lower by the rate, but is not finite at a rate of 0.1.
+    """
+
+    def train(self, runs: Iterable[Run], together: int) -> dict[str, list[GroupMetrics]]:
+        return {run.name: self.metrics(run.name) for run in runs}
+
+    def metrics(self, name: str) -> list[GroupMetrics]:
+        found = re.fullmatch(r"text/(\w+)-lr([\d.e-]+)-wd[\d.]+-\d+", name)
+        assert found
+        arm, rate = found[1], float(found[2])
+        begin = math.nan if rate == 0.1 else 4.0
+        end = begin - (3.0 if arm == "double" else 2.0) - rate
+        steps = 400 if arm == "one" else 200
+        losses = {0: begin, steps // 2: end, steps: end}
+        return [GroupMetrics(Path(), 0, {}, [{"step": at, "validation_loss": loss} for at, loss in losses.items()])]
+
+
+def test_each_arm_is_judged_at_its_best_finite_setting_and_by_its_cost_to_the_first_arm_s_loss() -> None:
+    regime = replace(REGIME, cost=1202, rates=(1e-1, 1e-2, 1e-3), decays=(0.0,))
+    both = {"one": ONE, "one, twice the batch": Arm("double", batch=2)}
+    found, runs = compare(cast(Study, Recorded()), regime, both, seeds=(1, 2))
+    assert len(runs) == 2 * 3 + 2 * 2
+    assert [each.setting.rate for each in found.values()] == [1e-2, 1e-2]
+    assert [len(each.tried) for each in found.values()] == [3, 3]
+    one, double = found.values()
+    assert one.losses == [1.99] * 2
+    assert double.losses == [0.99] * 2
+    assert one.costs == [0.5] * 2  # at half of its steps
+    assert double.costs == pytest.approx([0.5 * (4 - 1.99) / (4 - 0.99)] * 2)
 
 
 def test_differences_are_paired_by_seed() -> None:

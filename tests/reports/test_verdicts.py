@@ -46,6 +46,12 @@ def test_several_runs_are_named(tmp_path: Path) -> None:
     assert "another group? a&lt;b</h2>" in page
 
 
+@pytest.mark.parametrize("settings", [{"teachers": "self", "weight": 1.0}, {"teachers": "peers", "weight": 0.0}])
+def test_groups_that_do_not_teach_each_other_get_no_verdict(settings: dict[str, Any], tmp_path: Path) -> None:
+    assert not read_verdicts([write_run(tmp_path / "run", config={"groups": 2, "codistill": settings})])
+    assert read_verdicts([write_run(tmp_path / "other")])
+
+
 def test_a_burn_in_that_is_too_short_is_said(tmp_path: Path) -> None:
     (found,) = read_verdicts([write_pilot(tmp_path / "run", until=60)])
     assert found.plan is None
