@@ -99,6 +99,19 @@ class Judged:
         quotient = self.rows[use].relative.value / fmean(cost.time for cost in costs)
         return None if math.isnan(quotient) else quotient
 
+    def covers(self, use: str) -> bool | None:
+        """Return True if the predicted interval has the relative time found inside; None if either is not known.
+
+        A lower bound of that time tells only if it lies above the interval.
+        """
+        costs = self.costs(use)
+        if not self.rows or math.isnan(self.rows[use].relative.value):
+            return None
+        predicted, found = self.rows[use].relative, fmean(cost.time for cost in costs)
+        if all(cost.is_reached for cost in costs):
+            return predicted.low <= found <= predicted.high
+        return False if found > predicted.high else None
+
     def step_seconds(self) -> Iterator[tuple[str, float, float]]:
         """Yield each use of the ranks with its predicted and its measured seconds per step."""
         if self.rows:
@@ -223,20 +236,26 @@ def count_verdicts(judged: Sequence[Judged]) -> str:
 
 
 def count_predictions(judged: Sequence[Judged]) -> str:
-    """Return the numbers of good predictions of times to the loss and of a step."""
-    double, two = ([each.quotient(use) for each in judged] for use in (DOUBLE, TWO))
+    """Return the numbers of good predictions of times to the loss and of a step, as a list in Markdown."""
+    close = f"within {100 * CLOSE:.0f} % in"
     steps = [predicted / measured for each in judged for _, predicted, measured in each.step_seconds()]
-    return (
-        f"Predicted within {100 * CLOSE:.0f} %, where all seeds reached the loss: the time with 2B in "
-        f"{count_close(double)} regimes, that of two groups in {count_close(two)}; the time of a step in "
-        f"{count_close(steps)} cases."
-    )
+    lines = [
+        f"- time {name}: {close} {count_close([each.quotient(use) for each in judged])} regimes, found inside the "
+        f"predicted interval in {count_true([each.covers(use) for each in judged])}"
+        for name, use in (("with 2B", DOUBLE), ("of two groups", TWO))
+    ]
+    return "\n".join([*lines, f"- time of a step: {close} {count_close(steps)} cases"])
+
+
+def count_true(values: Sequence[bool | None]) -> str:
+    """Return how many of the known values are True."""
+    known = [value for value in values if value is not None]
+    return f"{sum(known)} of {len(known)}"
 
 
 def count_close(quotients: Sequence[float | None]) -> str:
     """Return how many of the known quotients are close to 1."""
-    known = [quotient for quotient in quotients if quotient is not None]
-    return f"{sum(abs(quotient - 1) <= CLOSE for quotient in known)} of {len(known)}"
+    return count_true([None if quotient is None else abs(quotient - 1) <= CLOSE for quotient in quotients])
 
 
 def main() -> None:
