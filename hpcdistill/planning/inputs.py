@@ -128,7 +128,7 @@ class Inputs:
             Source("gradient noise scale", interval(self.noise_scale), "examples", measured),
             Source("slope of the loss, -dL/d ln(step)", interval(self.slope), "nats", slope),
             gap,
-            Source("share of the gap that a group earns", interval(self.earned), "", "assumed"),
+            Source("share of the gap that a group earns", interval(self.earned), "", self._share()),
             Source("step", interval(seconds), "s", measured),
             Source("a teacher in a step", interval(self.teacher), "s", teacher),
             Source("averaging of twice the ranks", interval(self._averaging(2 * pilot.ranks)), "s", self._network()),
@@ -136,6 +136,10 @@ class Inputs:
             Source("steps of the training", exact(self.steps), "", self.steps_origin),
             Source("steps of the burn-in", exact(self.burn_in), "", "as configured"),
         ]
+
+    def _share(self) -> str:
+        passes = "at most one pass" if self.passes <= 1 else "several passes"
+        return f"assumed, for {passes} over the data"
 
     def _network(self) -> str:
         if self.link is not None:
@@ -178,7 +182,7 @@ def estimate(pilot: Pilot, steps: int | None, link: laws.Link | None) -> Inputs:
         noise_scale=np.where(known, variance / np.where(known, square, 1.0), np.inf),
         noise_share=variance / np.maximum(pilot.batch * square + variance, np.finfo(np.float64).tiny),
         gap=np.maximum(draws.mean(rng, pilot.gaps), 0.0) if pilot.gaps else None,
-        earned=laws.earned_share(rng),
+        earned=laws.earned_share(rng, pilot.passes * length / pilot.made),
         slope=draws.slope(rng, curves),
         training_slope=draws.slope(rng, pilot.losses),
         parts=parts,

@@ -22,6 +22,10 @@ from hpcdistill.planning.draws import DRAWS, Draws
 EARNED = (0.15, 0.3, 0.5)
 """Least, most probable and largest share η of the ensemble gap that a codistilled model earns: assumed."""
 
+EARNED_IN_ONE_PASS = (-0.4, 0.0, 0.3)
+"""The same for a training of at most one pass over the data. There the gap is mostly noise of the optimization, which a
+falling learning rate removes without peers."""
+
 FORWARD = 1 / 3
 """Time of a teacher's forward pass, as a share of a student's forward and backward pass: assumed until measured."""
 
@@ -92,6 +96,6 @@ def averaging_seconds(ranks: int, size: float, link: Link) -> float:
     return 2 * (ranks - 1) * (size / ranks / link.bandwidth + link.latency)
 
 
-def earned_share(rng: np.random.Generator) -> Draws:
-    """Return draws of η, from a triangular distribution."""
-    return rng.triangular(*EARNED, DRAWS)
+def earned_share(rng: np.random.Generator, passes: float) -> Draws:
+    """Return draws of η, from a triangular distribution, for a training of `passes` over the data."""
+    return rng.triangular(*(EARNED_IN_ONE_PASS if passes <= 1 else EARNED), DRAWS)

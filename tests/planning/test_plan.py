@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from hpcdistill.errors import UserError
+from hpcdistill.planning import laws
 from hpcdistill.planning.laws import Link
 from hpcdistill.planning.plan import Plan, Row, plan
 from hpcdistill.planning.verdict import ANOTHER_GROUP, MORE_WORKERS, NEITHER, REGULARIZE, UNKNOWN
@@ -29,6 +30,11 @@ def row(found: Plan, groups: int, ranks: int) -> Row:
         ({"noise_scale": 16, "gap": 0.2, "slope": 0.05}, ANOTHER_GROUP, "would take 0.75 of the steps"),  # both pay
         ({"noise_scale": 60, "gap": 0.12, "slope": 0.05}, UNKNOWN, "for the ensemble gap and the slope"),  # both alike
         ({"noise_scale": 1.6, "gap": 0.001}, NEITHER, "two groups 1.3"),
+        (
+            {"noise_scale": 1.6, "gap": 0.1, "slope": 0.05, "passes": 0.05},
+            NEITHER,
+            "two groups 1.3",
+        ),  # no gap is earned
         ({"noise_scale": 16, "noise": 1.5}, UNKNOWN, "more measurements of the noise scale"),
         ({"noise_scale": 1.6, "gap": 0.08, "slope": 0.06}, UNKNOWN, "for the ensemble gap and the slope"),
         ({"slope": 0.0005}, UNKNOWN, "neither falls nor rises clearly"),
@@ -52,12 +58,15 @@ def test_verdicts_for_known_regimes(settings: dict[str, Any], answer: str, reaso
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"unit": "token"}, "on disjoint data at weight 0.1"),
-        ({"unit": "image"}, "on disjoint data at weight 1"),
+        ({"unit": "token", "passes": 0.05}, "on disjoint data at weight 0.1"),
+        ({"unit": "image", "passes": 0.05}, "on disjoint data at weight 1"),
         ({"unit": "image", "passes": 1.0}, "on the same data at weight 0.3"),  # ten times until the end
     ],
 )
-def test_another_group_learns_with_a_weight_of_its_kind(settings: dict[str, Any], advice: str, tmp_path: Path) -> None:
+def test_another_group_learns_with_a_weight_of_its_kind(
+    settings: dict[str, Any], advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(laws, "EARNED_IN_ONE_PASS", laws.EARNED)
     verdict = plan([write_pilot(tmp_path / "pilot", noise_scale=1.6, gap=0.2, slope=0.05, **settings)]).verdict
     assert verdict.advice.startswith(advice)
 
@@ -76,6 +85,16 @@ def test_rows_follow_the_laws(tmp_path: Path) -> None:
     two, four = ((row(found, groups, 1).steps.value - 400) / 3600 for groups in (2, 4))
     assert four == pytest.approx(two**1.5)  # the gap of four groups is 3/2 of that of two
     assert found.loss.value == pytest.approx(3.1 - 0.2 * 8.294, abs=0.01)  # ln 4000
+
+
+def test_less_of_the_gap_is_earned_in_one_pass(tmp_path: Path) -> None:
+    """The gap is worth exp(-η/2) of the steps after the burn-in; 95 % of η are in -0.32 to 0.23."""
+    found = plan([write_pilot(tmp_path / "pilot", passes=0.05, noise_scale=16, gap=0.1, slope=0.2)])  # 0.5 passes
+    steps = row(found, 2, 1).steps
+    assert steps.low == pytest.approx(400 + 3600 * 0.892, rel=0.02)
+    assert steps.high == pytest.approx(400 + 3600 * 1.171, rel=0.02)
+    origins = {each.name: each.origin for each in found.inputs}
+    assert origins["share of the gap that a group earns"] == "assumed, for at most one pass over the data"
 
 
 def test_the_loss_is_extrapolated_from_the_last_validation(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def write_pilot(
     gap: float = 0.05,
     slope: float = 0.2,
     training_slope: float | None = None,
-    passes: float = 0.1,
+    passes: float = 0.5,
     unit: str = "token",
     steps: int = 4000,
     until: int = BURN_IN,
