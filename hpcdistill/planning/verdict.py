@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hpcdistill.planning.draws import Draws, interval, probability, short
+from hpcdistill.planning.draws import Draws, constant, interval, probability, short
 from hpcdistill.planning.inputs import Inputs
-from hpcdistill.planning.laws import steps_of_batch
+from hpcdistill.planning.laws import steps_after_burn_in, steps_of_batch
 
 SURE = 0.8
 """Least share of the draws that have to agree with a verdict."""
@@ -97,7 +97,7 @@ def _answer(inputs: Inputs, workers: Draws, group: Draws | None) -> tuple[str, s
         return ANOTHER_GROUP, f"{gap} and {noise}: {both}"
     if probability((workers >= PAYS) & (group >= PAYS)) >= SURE:
         return NEITHER, f"{noise} and {gap}: {both}"
-    return UNKNOWN, f"{both}; {_decides(inputs, workers, group)}"
+    return UNKNOWN, f"{both}; {_decides(inputs, workers)}"
 
 
 def _overfitting(inputs: Inputs) -> str:
@@ -115,13 +115,18 @@ def _overfitting(inputs: Inputs) -> str:
     return ""
 
 
-def _decides(inputs: Inputs, workers: Draws, group: Draws) -> str:
-    """Return what would make the intervals narrower."""
+def _decides(inputs: Inputs, workers: Draws) -> str:
+    """Return what would make the widest interval narrower."""
+    assert inputs.gap is not None
+    gap, slope, earned = (constant(interval(each).value) for each in (inputs.gap, inputs.slope, inputs.earned))
+    measured = steps_after_burn_in(inputs.gap, inputs.slope, earned)
+    assumed = steps_after_burn_in(gap, slope, inputs.earned)
     widths = {
-        "more measurements of the noise scale, so more steps before teachers teach,": _width(workers),
-        "a longer pilot with more validations, for the ensemble gap and the slope of the loss,": _width(group),
+        "more measurements of the noise scale, so more steps before teachers teach, would decide": _width(workers),
+        "a longer pilot with more validations, for the ensemble gap and the slope, would decide": _width(measured),
+        "the share of the gap that groups earn is assumed: only a run with teachers would decide": _width(assumed),
     }
-    return f"{max(widths, key=lambda each: widths[each])} would decide"
+    return max(widths, key=lambda each: widths[each])
 
 
 def _width(draws: Draws) -> float:

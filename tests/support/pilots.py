@@ -24,6 +24,7 @@ def write_pilot(
     gap: float = 0.05,
     slope: float = 0.2,
     training_slope: float | None = None,
+    loss_noise: float = 0.001,
     passes: float = 0.5,
     unit: str = "token",
     steps: int = 4000,
@@ -64,14 +65,18 @@ def write_pilot(
             taught = step > BURN_IN and groups > 1
             now = parts | ({"teachers": teacher * (groups - 1)} if taught and teacher else {})
             loss = 3.0 - (slope if training_slope is None else training_slope) * math.log(step)
-            values: dict[str, Any] = {"loss": loss + 0.001 * rng.standard_normal(), "steps": 10, "part_seconds": now}
+            values: dict[str, Any] = {
+                "loss": loss + loss_noise * rng.standard_normal(),
+                "steps": 10,
+                "part_seconds": now,
+            }
             values["staleness"] = {str(each): 50 for each in range(groups) if each != group} if taught else {}
             if step % noise_every == 0 and not taught:
                 errors = noise * rng.standard_normal(2)
                 values |= {"gradient_square": square + errors[0], "gradient_variance": noise_scale * (1 + errors[1])}
             records.append({"step": step, "seconds": step / 20, **values})
             if step % validate_every == 0:
-                validation = 3.1 - slope * math.log(step) + 0.001 * rng.standard_normal()
+                validation = 3.1 - slope * math.log(step) + loss_noise * rng.standard_normal()
                 values = {"validation_loss": validation, "passes": passes * step / BURN_IN, "train_validation_gap": 0.1}
                 if groups > 1 and not taught:
                     values["ensemble_gap"] = gap * (1 + 0.02 * rng.standard_normal())
