@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import geometric_mean
 
 import equal_cost
 import study_link
@@ -17,6 +18,8 @@ LINKS = {"unlimited": "", "1 Gbit/s": "0.125,100", "100 Mbit/s": "0.0125,100", "
 """Network between two nodes for `--link`, by its name in the study of slow links."""
 LINK_TIMES = "link-cpu"
 """File with the results of that study, times of steps among them."""
+TWO = equal_cost.Arm("two", groups=2, teachers=1)
+"""Two codistilling groups in studies of equal cost."""
 SEEDS = range(5)
 """Seeds of this study's own full trainings."""
 LANGUAGE_BURN_IN = 150
@@ -94,7 +97,8 @@ class Regime:
 
 def regimes() -> list[Regime]:
     """Return all regimes."""
-    return [*language(), *own(), *links(), tuned_clicks(), saturated()]
+    clicks = tuned(study_little_data.clicks(), "clicks, 20,000 rows")
+    return [*language(), *own(), *links(), clicks, saturated()]
 
 
 def language() -> Iterator[Regime]:
@@ -190,21 +194,27 @@ def links() -> Iterator[Regime]:
             yield replace(regime, name=f"{regime.name}, link {rate}", link=LINKS[rate], rate=rate)
 
 
-def tuned_clicks() -> Regime:
-    """Return the regime of few rows, in which each use is tuned over the rate and the weight decay."""
-    little = study_little_data.clicks()
-    two = study_little_data.arms((0.3,))["two codistilled, weight 0.3"]
+def tuned(little: equal_cost.Regime, name: str) -> Regime:
+    """Return a regime of the study of little data, in which each use is tuned over the rate and the weight decay.
+
+    The pilot has the geometric means of the rates and of the weight decays that were tried.
+    """
+    rate, decay = geometric_mean(little.rates), geometric_mean(little.decays)
     return Regime(
-        name="clicks, 20,000 rows, tuned",
-        folder="clicks-tuned",
+        name=f"{name}, tuned",
+        folder=f"{little.name}-tuned",
         workload=little.workload,
         batch=little.batch,
         steps=little.cost // equal_cost.TRAINING,
-        burn_in=equal_cost.affordable(two, little.cost, little.burn_in)[1],
+        burn_in=equal_cost.affordable(TWO, little.cost, little.burn_in)[1],
         seeds=range(1, 6),
-        options=(*little.options, "--optimizer.lr=4e-3", "--optimizer.weight_decay=1"),
-        source="little_data-clicks-cpu",
-        names=("clicks/one-lr*-{seed}", "clicks/double-lr*-{seed}", "clicks/codistilled0.3-lr*-{seed}"),
+        options=(*little.options, f"--optimizer.lr={rate:.2g}", f"--optimizer.weight_decay={decay:.2g}"),
+        source=f"little_data-{little.name}-cpu",
+        names=(
+            f"{little.name}/one-lr*-{{seed}}",
+            f"{little.name}/double-lr*-{{seed}}",
+            f"{little.name}/codistilled0.3-lr*-{{seed}}",
+        ),
     )
 
 
@@ -214,14 +224,13 @@ def saturated() -> Regime:
     Its one group has half of the cost of the other two uses, which have twice the ranks, and so the same time.
     """
     rule = study_saturated.REGIME
-    two = study_saturated.ARMS["two of B that codistil, burn-in 25 %"]
     return Regime(
         name=f"a rule without noise, B = {rule.batch}, tuned",
         folder=f"rule-{rule.batch}",
         workload=rule.workload,
         batch=rule.batch,
         steps=study_saturated.STEPS,
-        burn_in=equal_cost.affordable(two, rule.cost, rule.burn_in)[1],
+        burn_in=equal_cost.affordable(TWO, rule.cost, rule.burn_in)[1],
         seeds=study_saturated.SEEDS,
         options=(f"--optimizer.lr={rule.rates[1]:g}",),
         source="saturated-cpu",
