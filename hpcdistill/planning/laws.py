@@ -22,7 +22,7 @@ from hpcdistill.planning.draws import DRAWS, Draws
 EARNED = (0.15, 0.3, 0.5)
 """Least, most probable and largest share η of the ensemble gap that a codistilled model earns: assumed."""
 
-EARNED_IN_ONE_PASS = (-0.4, 0.0, 0.3)
+EARNED_IN_ONE_PASS = (-0.4, 0.0, 0.5)
 """The same for a training of at most one pass over the data. There the gap is mostly noise of the optimization, which a
 falling learning rate removes without peers."""
 

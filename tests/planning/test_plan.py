@@ -35,10 +35,10 @@ def row(found: Plan, groups: int, ranks: int) -> Row:
         ),  # both alike
         ({"noise_scale": 1.6, "gap": 0.001}, NEITHER, "two groups 1.3"),
         (
-            {"noise_scale": 1.6, "gap": 0.1, "slope": 0.05, "passes": 0.05},
+            {"noise_scale": 1.6, "gap": 0.06, "slope": 0.05, "passes": 0.05},
             NEITHER,
             "two groups 1.3",
-        ),  # no gap is earned
+        ),  # little of the gap is earned
         ({"noise_scale": 16, "noise": 1.5}, UNKNOWN, "more measurements of the noise scale"),
         (
             {"noise_scale": 1.6, "gap": 0.08, "slope": 0.06},
@@ -101,11 +101,11 @@ def test_rows_follow_the_laws(tmp_path: Path) -> None:
 
 
 def test_less_of_the_gap_is_earned_in_one_pass(tmp_path: Path) -> None:
-    """The gap is worth exp(-η/2) of the steps after the burn-in; 95 % of η are in -0.32 to 0.23."""
+    """The gap is worth exp(-η/2) of the steps after the burn-in; 95 % of η are in -0.31 to 0.39."""
     found = plan([write_pilot(tmp_path / "pilot", passes=0.05, noise_scale=16, gap=0.1, slope=0.2)])  # 0.5 passes
     steps = row(found, 2, 1).steps
-    assert steps.low == pytest.approx(400 + 3600 * 0.892, rel=0.02)
-    assert steps.high == pytest.approx(400 + 3600 * 1.171, rel=0.02)
+    assert steps.low == pytest.approx(400 + 3600 * 0.821, rel=0.02)
+    assert steps.high == pytest.approx(400 + 3600 * 1.165, rel=0.02)
     origins = {each.name: each.origin for each in found.inputs}
     assert origins["share of the gap that a group earns"] == "assumed, for at most one pass over the data"
 
