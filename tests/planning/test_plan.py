@@ -37,7 +37,7 @@ def row(found: Plan, groups: int, ranks: int) -> Row:
         (
             {"noise_scale": 1.6, "gap": 0.06, "slope": 0.05, "passes": 0.05},
             NEITHER,
-            "two groups 1.3",
+            "two groups 1.2",
         ),  # little of the gap is earned
         ({"noise_scale": 16, "noise": 1.5}, UNKNOWN, "more measurements of the noise scale"),
         (
