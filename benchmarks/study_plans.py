@@ -99,18 +99,16 @@ class Judged:
         quotient = self.rows[use].relative.value / fmean(cost.time for cost in costs)
         return None if math.isnan(quotient) else quotient
 
-    def covers(self, use: str) -> bool | None:
-        """Return True if the predicted interval has the relative time found inside; None if either is not known.
+    def misses(self, use: str) -> bool | None:
+        """Return True if the relative time found lies outside the predicted interval; None without a prediction.
 
-        A lower bound of that time tells only if it lies above the interval.
+        A lower bound is known to lie outside only where it is above.
         """
         costs = self.costs(use)
         if not self.rows or math.isnan(self.rows[use].relative.value):
             return None
         predicted, found = self.rows[use].relative, fmean(cost.time for cost in costs)
-        if all(cost.is_reached for cost in costs):
-            return predicted.low <= found <= predicted.high
-        return False if found > predicted.high else None
+        return found > predicted.high or (found < predicted.low and all(cost.is_reached for cost in costs))
 
     def step_seconds(self) -> Iterator[tuple[str, float, float]]:
         """Yield each use of the ranks with its predicted and its measured seconds per step."""
@@ -240,8 +238,8 @@ def count_predictions(judged: Sequence[Judged]) -> str:
     close = f"within {100 * CLOSE:.0f} % in"
     steps = [predicted / measured for each in judged for _, predicted, measured in each.step_seconds()]
     lines = [
-        f"- time {name}: {close} {count_close([each.quotient(use) for each in judged])} regimes, found inside the "
-        f"predicted interval in {count_true([each.covers(use) for each in judged])}"
+        f"- time {name}: {close} {count_close([each.quotient(use) for each in judged])} regimes, found outside the "
+        f"predicted interval in {count_true([each.misses(use) for each in judged])}"
         for name, use in (("with 2B", DOUBLE), ("of two groups", TWO))
     ]
     return "\n".join([*lines, f"- time of a step: {close} {count_close(steps)} cases"])

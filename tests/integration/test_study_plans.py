@@ -115,13 +115,28 @@ def test_the_table_counts_right_verdicts(tmp_path: Path) -> None:
     assert lines[4].endswith("| more workers | neither | **no** |")
     assert lines[5].endswith("| more workers | another group | undecided |")
     assert lines[7] == "Right: 1 of 3 (more workers 1 of 2, neither 0 of 1). Undecided: 1."
-    # Predicted are 0.53 with 2B, where 0.55, 1 and 0.55 were found, and 1.19 to 1.27 of two groups: only 1.1 is known
-    # well enough to compare, and 1.35 is a lower bound.
+    # Predicted are 0.53 with 2B, where 0.55, 1 and 0.55 were found, and 1.19 to 1.27 of two groups, where 1.1 was
+    # found, and 1.35 or more.
     assert lines[9:] == [
-        "- time with 2B: within 25 % in 2 of 3 regimes, found inside the predicted interval in 0 of 3",
-        "- time of two groups: within 25 % in 1 of 1 regimes, found inside the predicted interval in 0 of 3",
+        "- time with 2B: within 25 % in 2 of 3 regimes, found outside the predicted interval in 3 of 3",
+        "- time of two groups: within 25 % in 1 of 1 regimes, found outside the predicted interval in 3 of 3",
         "- time of a step: within 25 % in 0 of 0 cases",
     ]
+
+
+def test_a_lower_bound_in_the_predicted_interval_is_no_miss(tmp_path: Path) -> None:
+    """Predicted are 1.19 to 1.27 for two groups."""
+    found = plan([write_pilot(tmp_path / "pilot", noise_scale=320)])
+
+    def misses(cost: Cost) -> bool | None:
+        return Judged("a", found, [Truth(Cost(0.5), cost, 0.0)], MORE_WORKERS, True, {}).misses(TWO)
+
+    assert not misses(Cost(1.23))
+    assert not misses(Cost(1.23, is_reached=False))
+    assert not misses(Cost(1.1, is_reached=False))
+    assert misses(Cost(1.1))
+    assert misses(Cost(1.4))
+    assert misses(Cost(1.4, is_reached=False))
 
 
 def test_the_table_takes_the_place_of_the_last_one() -> None:
