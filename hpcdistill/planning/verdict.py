@@ -152,8 +152,8 @@ def _advice(inputs: Inputs) -> str:
     """Return the data and the weight with which another group learns."""
     is_new = inputs.passes <= 1
     data = "on disjoint data" if is_new else "on the same data"
-    if inputs.pilot.unit == "token":
-        weight = "0.1 (language: 0.05 to 0.3)"
+    if not is_new:
+        weight = "0.3 to 1 (many passes)"
     else:
-        weight = "1" if is_new else "0.3 (many passes: 0.1 to 0.3)"
+        weight = "0.1 (language: 0.05 to 0.3)" if inputs.pilot.unit == "token" else "1"
     return f"{data} at weight {weight}"

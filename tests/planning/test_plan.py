@@ -73,7 +73,8 @@ def test_verdicts_for_known_regimes(settings: dict[str, Any], answer: str, reaso
     [
         ({"unit": "token", "passes": 0.05}, "on disjoint data at weight 0.1"),
         ({"unit": "image", "passes": 0.05}, "on disjoint data at weight 1"),
-        ({"unit": "image", "passes": 1.0}, "on the same data at weight 0.3"),  # ten times until the end
+        ({"unit": "image", "passes": 1.0}, "on the same data at weight 0.3 to 1"),  # ten times until the end
+        ({"unit": "token", "passes": 1.0}, "on the same data at weight 0.3 to 1"),
     ],
 )
 def test_another_group_learns_with_a_weight_of_its_kind(
