@@ -22,7 +22,7 @@ from hpcdistill.errors import UserError
 from hpcdistill.planning.draws import Interval, short
 from hpcdistill.planning.laws import Link
 from hpcdistill.planning.plan import Plan, Row, plan
-from hpcdistill.planning.verdict import REGULARIZE
+from hpcdistill.planning.verdict import ANOTHER_GROUP, MORE_WORKERS, NEITHER, REGULARIZE
 from plan_regimes import LINK_TIMES, Regime, regimes
 from plan_truth import Cost, Curve, StepTimes, Truth, find_answer, find_truth
 from study import RESULTS, ROOT, Study, curve, format_mean, markdown, prepare_clicks, prepare_text
@@ -123,7 +123,9 @@ def short_answer(answer: str) -> str:
 
 
 def format_interval(value: Interval) -> str:
-    """Format a predicted ratio."""
+    """Format a predicted ratio, NaN as a dash."""
+    if math.isnan(value.value):
+        return "-"
     return f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})"
 
 
@@ -229,7 +231,8 @@ def count_verdicts(judged: Sequence[Judged]) -> str:
     decided = [each for each in judged if each.is_decided]
     right = Counter(each.answer for each in decided if each.is_right)
     kinds = Counter(each.answer for each in decided)
-    by_kind = ", ".join(f"{short_answer(kind)} {right[kind]} of {count}" for kind, count in kinds.most_common())
+    answers = (MORE_WORKERS, ANOTHER_GROUP, REGULARIZE, NEITHER)
+    by_kind = ", ".join(f"{short_answer(kind)} {right[kind]} of {kinds[kind]}" for kind in answers)
     return f"Right: {right.total()} of {len(decided)} ({by_kind}). Undecided: {len(judged) - len(decided)}."
 
 

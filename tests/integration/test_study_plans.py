@@ -114,7 +114,8 @@ def test_the_table_counts_right_verdicts(tmp_path: Path) -> None:
     assert lines[3].endswith("| none | more workers | **no** |")
     assert lines[4].endswith("| more workers | neither | **no** |")
     assert lines[5].endswith("| more workers | another group | undecided |")
-    assert lines[7] == "Right: 1 of 3 (more workers 1 of 2, neither 0 of 1). Undecided: 1."
+    kinds = "more workers 1 of 2, another group 0 of 0, regularise first 0 of 0, neither 0 of 1"
+    assert lines[7] == f"Right: 1 of 3 ({kinds}). Undecided: 1."
     # Predicted are 0.53 with 2B, where 0.55, 1 and 0.55 were found, and 1.19 to 1.27 of two groups, where 1.1 was
     # found, and 1.35 or more.
     assert lines[9:] == [
