@@ -176,7 +176,7 @@ def links() -> Iterator[Regime]:
         steps=1200,
         burn_in=240,
         seeds=SEEDS,
-        options=(*study_link.MODEL, "--train.average=0", "--optimizer.lr=3e-2"),
+        options=(*study_link.MODEL, "--train.average=0", "--optimizer.lr=3e-2", "--codistill.weight=1"),
     )
     averaged = Regime(
         name="language, hidden 128, averaged",

@@ -14,7 +14,7 @@ from study import ALONE, TEXT, Run, Study, format_mean, markdown, prepare_text
 
 SEEDS = range(3)
 BATCH = 16
-STEPS = ("--train.steps=1500", "--codistill.burn_in=150", "--optimizer.decay=cosine")
+STEPS = ("--train.steps=1500", "--codistill.burn_in=150", "--codistill.weight=1", "--optimizer.decay=cosine")
 FIXED = ("--groups=1", "--codistill.burn_in=0")
 
 

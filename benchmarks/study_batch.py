@@ -24,7 +24,7 @@ def training(models: int, batch: int, decay: str, seed: int) -> Run:
     """Return the run of one model, or of two that codistil."""
     options = (
         *(f"--data.batch_size={batch}", f"--optimizer.decay={decay}", f"--seed={seed}"),
-        *(f"--train.steps={STEPS}", "--codistill.burn_in=150"),
+        *(f"--train.steps={STEPS}", "--codistill.burn_in=150", "--codistill.weight=1"),
     )
     name = f"{models}x{batch}-{decay}-{seed}"
     return Run(name, "language", (*options, *(ALONE if models == 1 else ())), ranks=models)

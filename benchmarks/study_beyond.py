@@ -12,7 +12,7 @@ from study import ALONE, Run, Study, format_mean, markdown, prepare_text, steps_
 
 SEEDS = range(5)
 BATCH = 16
-STEPS = ("--train.steps=1500", "--codistill.burn_in=150")
+STEPS = ("--train.steps=1500", "--codistill.burn_in=150", "--codistill.weight=1")
 AVERAGE = "--train.average=0.99"
 CASES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "one": (1, 1, ()),

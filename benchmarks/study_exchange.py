@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from study import ALONE, Run, Study, format_mean, markdown, prepare_text, steps_ratio
 
-STEPS = ("--train.steps=1500", "--codistill.burn_in=150")
+STEPS = ("--train.steps=1500", "--codistill.burn_in=150", "--codistill.weight=1")
 INTERVALS = (1, 10, 50, 100, 250, 1000)
 GROUPS = (3, 4)
 SEEDS = 1
