@@ -96,7 +96,7 @@ def images(folders: Sequence[Path] | None, count: int) -> Regime:
     """Return the regime of `count` images; see `prepare_subset`."""
     path = prepare_subset(folders, count)
     options = (f"--data.path={path}", *COMMON, "--model.layers=18", "--model.width=8", "--optimizer.warmup=20")
-    return Regime(f"images-{count}", "images", options, 64, 3000, rates=(0.1, 0.3), decays=(5e-4, 5e-3, 2e-2))
+    return Regime(f"images-{count}", "images", options, 64, 6000, rates=(0.03, 0.1), decays=(5e-4, 5e-3))
 
 
 def prepare_subset(folders: Sequence[Path] | None, count: int) -> Path:
