@@ -10,7 +10,7 @@ import equal_cost
 import study_link
 import study_little_data
 import study_saturated
-from study import ALONE, CLICKS, TEXT, Run
+from study import ALONE, CLICKS, LANGUAGE_BURN_IN, LANGUAGE_STEPS, TEXT, Run
 
 CLICK_OPTIONS = ("--optimizer.lr=2e-3", "--optimizer.weight_decay=0", "--train.average=0", "--codistill.weight=1")
 """Options of the click model, whatever its configuration says."""
@@ -22,8 +22,6 @@ TWO = equal_cost.Arm("two", groups=2, teachers=1)
 """Two codistilling groups in studies of equal cost."""
 SEEDS = range(5)
 """Seeds of this study's own full trainings."""
-LANGUAGE_BURN_IN = 150
-"""Burn-in of the studies of the language model on one node, in steps."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def language() -> Iterator[Regime]:
                 folder=f"language-{batch}",
                 workload="language",
                 batch=batch,
-                steps=1500,
+                steps=LANGUAGE_STEPS,
                 burn_in=LANGUAGE_BURN_IN,
                 seeds=range(seeds),
                 options=(text,),
@@ -125,7 +123,7 @@ def language() -> Iterator[Regime]:
         folder="language-16",
         workload="language",
         batch=16,
-        steps=1500,
+        steps=LANGUAGE_STEPS,
         burn_in=LANGUAGE_BURN_IN,
         seeds=range(3),
         options=(text,),
@@ -137,7 +135,7 @@ def language() -> Iterator[Regime]:
         folder="language-16-averaged",
         workload="language",
         batch=16,
-        steps=1500,
+        steps=LANGUAGE_STEPS,
         burn_in=LANGUAGE_BURN_IN,
         seeds=range(5),
         options=(text, "--train.average=0.99"),

@@ -51,6 +51,10 @@ T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 
 ALONE = ("--groups=1", "--codistill.weight=0")
 """Options of plain synchronous SGD."""
 
+LANGUAGE_STEPS, LANGUAGE_BURN_IN = 1500, 150
+LANGUAGE = (f"--train.steps={LANGUAGE_STEPS}", f"--codistill.burn_in={LANGUAGE_BURN_IN}", "--codistill.weight=1")
+"""Options that the studies of the paper's claims on the language model share."""
+
 Runs = dict[str, list[GroupMetrics]]
 """Metrics of the groups of each run, by its name."""
 

@@ -10,17 +10,17 @@ from statistics import fmean
 
 from hpcdistill.evaluation.evaluate import evaluate
 from hpcdistill.storage.run_dir import RunDir
-from study import ALONE, TEXT, Run, Study, format_mean, markdown, prepare_text
+from study import ALONE, LANGUAGE, TEXT, Run, Study, format_mean, markdown, prepare_text
 
 SEEDS = range(3)
 BATCH = 16
-STEPS = ("--train.steps=1500", "--codistill.burn_in=150", "--codistill.weight=1", "--optimizer.decay=cosine")
+SHARED = (*LANGUAGE, "--optimizer.decay=cosine")
 FIXED = ("--groups=1", "--codistill.burn_in=0")
 
 
 def training(name: str, seed: int, *options: str, ranks: int = 1, batch: int = BATCH) -> Run:
     """Return the run of one model on each rank."""
-    options = (*STEPS, f"--seed={seed}", f"--data.batch_size={batch}", *options)
+    options = (*SHARED, f"--seed={seed}", f"--data.batch_size={batch}", *options)
     return Run(f"{name}-{seed}", "language", options, ranks)
 
 

@@ -11,9 +11,8 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study import ALONE, Run, Runs, Study, format_mean, markdown, prepare_text, steps_ratio
+from study import ALONE, LANGUAGE, Run, Runs, Study, format_mean, markdown, prepare_text, steps_ratio
 
-STEPS = 1500
 BATCHES = (8, 32, 128)
 SEEDS = {8: 1, 32: 5, 128: 1}
 SCHEDULES = ("none", "cosine")
@@ -22,10 +21,7 @@ TITLES = ("decay", "B", "loss, one with B", "one with 2B", "two with B", "steps,
 
 def training(models: int, batch: int, decay: str, seed: int) -> Run:
     """Return the run of one model, or of two that codistil."""
-    options = (
-        *(f"--data.batch_size={batch}", f"--optimizer.decay={decay}", f"--seed={seed}"),
-        *(f"--train.steps={STEPS}", "--codistill.burn_in=150", "--codistill.weight=1"),
-    )
+    options = (f"--data.batch_size={batch}", f"--optimizer.decay={decay}", f"--seed={seed}", *LANGUAGE)
     name = f"{models}x{batch}-{decay}-{seed}"
     return Run(name, "language", (*options, *(ALONE if models == 1 else ())), ranks=models)
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from study import ALONE, Run, Study, format_mean, markdown, prepare_text, steps_ratio
+from study import ALONE, LANGUAGE, Run, Study, format_mean, markdown, prepare_text, steps_ratio
 
 SEEDS = range(5)
 BATCH = 16
-STEPS = ("--train.steps=1500", "--codistill.burn_in=150", "--codistill.weight=1")
 AVERAGE = "--train.average=0.99"
 CASES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "one": (1, 1, ()),
@@ -34,7 +33,7 @@ def training(case: str, seed: int) -> Run:
     return Run(
         f"{case.replace(', ', '-').replace(' ', '_')}-{seed}",
         "language",
-        (*STEPS, batch, f"--seed={seed}", *options, *alone),
+        (*LANGUAGE, batch, f"--seed={seed}", *options, *alone),
         models,
     )
 

@@ -7,9 +7,8 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from study import ALONE, Run, Study, format_mean, markdown, prepare_text, steps_ratio
+from study import ALONE, LANGUAGE, Run, Study, format_mean, markdown, prepare_text, steps_ratio
 
-STEPS = ("--train.steps=1500", "--codistill.burn_in=150", "--codistill.weight=1")
 INTERVALS = (1, 10, 50, 100, 250, 1000)
 GROUPS = (3, 4)
 SEEDS = 1
@@ -17,7 +16,8 @@ SEEDS = 1
 
 def training(name: str, groups: int, seed: int, *options: str) -> Run:
     """Return the run of codistilling groups of one rank each."""
-    return Run(f"{name}-{seed}", "language", (f"--groups={groups}", f"--seed={seed}", *STEPS, *options), ranks=groups)
+    options = (f"--groups={groups}", f"--seed={seed}", *LANGUAGE, *options)
+    return Run(f"{name}-{seed}", "language", options, ranks=groups)
 
 
 CASES: dict[str, Callable[[int], Run]] = {

@@ -123,7 +123,7 @@ def test_groups_of_unequal_ranks_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_teacher_s_time_is_that_of_records_without_steps_of_the_burn_in(tmp_path: Path) -> None:
-    """Of the records of steps 401 to 410 and 411 to 420, the first has five steps of a burn-in of 405."""
+    """Leave out the record of steps 401 to 410, as the burn-in ends at step 405; that of 411 to 420 counts."""
     run = write_pilot(tmp_path / "run", until=420, teacher=0.02)
     settings = {"burn_in": 405, "weight": 1.0, "teachers": "peers"}
     for group in range(2):
